@@ -1,0 +1,66 @@
+"""Reading a model's activations, computing nothing after the last one that is asked for."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitviz_hf.hooks import read_inputs_and_outputs
+from vitviz_hf.model import ModelView, find_tap, run, to_site
+from vitviz_hf.sites import Site
+
+
+class _Done(BaseException):
+    """Everything asked for has been read. Not an Exception, so that no model code swallows it."""
+
+
+def activations(view: ModelView, pixels: Tensor, sites: Iterable[Site | str]) -> dict[Site, Tensor]:
+    """Values at some sites, without gradients.
+
+    Args:
+        pixels: [B, 3, H, W] in [0, 1], as given by `to_pixels`.
+
+    Returns:
+        {site: [B, T, F]}, prefix tokens first.
+
+    Raises:
+        SiteError: the model has no such site.
+    """
+    with torch.no_grad():
+        return record(view, pixels, [to_site(s) for s in sites])
+
+
+def record(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> dict[Site, Tensor]:
+    """As `activations`, with gradients to `pixels`. The forward pass ends at the last of the sites."""
+    acts: dict[Site, Tensor] = {}
+    wanted = set(sites)
+    if wanted:
+        try:
+            _read(view, pixels, wanted, acts, stop=True)
+        except _Done:
+            pass
+    return acts
+
+
+def record_with_logits(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> tuple[dict[Site, Tensor], Tensor]:
+    """As `record`, but runs to the end and also returns the logits [B, N]."""
+    acts: dict[Site, Tensor] = {}
+    logits: Tensor = _read(view, pixels, set(sites), acts, stop=False).logits
+    return acts, logits
+
+
+def _read(view: ModelView, pixels: Tensor, sites: set[Site], acts: dict[Site, Tensor], stop: bool) -> Any:
+    inputs: dict[str, list[Callable[[Tensor], None]]] = {}
+    outputs: dict[str, list[Callable[[Tensor], None]]] = {}
+    for site in sites:
+        tap = find_tap(view, site)
+
+        def read(value: Tensor, site: Site = site, tap: Any = tap) -> None:
+            acts[site] = tap.slice(value)
+            if stop and len(acts) == len(sites):
+                raise _Done
+
+        (inputs if tap.side == "input" else outputs).setdefault(tap.module, []).append(read)
+    with read_inputs_and_outputs(view.module, inputs, outputs):
+        return run(view, pixels)

@@ -1,0 +1,73 @@
+"""Errors a user can cause, each with the fix in its text.
+
+VitvizError
+├── ModelError (ValueError)             the model cannot be used
+│   ├── ModelNotFoundError              no such repository, or it is private
+│   ├── GatedModelError                 its terms must be accepted first
+│   ├── RevisionError                   no such branch, tag or commit
+│   ├── HubUnreachableError             the Hub does not answer and nothing is cached
+│   ├── UnsafeModelError                pickled weights or custom code
+│   └── ModelTooLargeError              over the size limit
+├── SiteError (ValueError)              no such layer or kind in this model
+│   └── FeatureError                    no such feature at this site
+├── ConfigError (ValueError)            contradictory or unknown option
+├── ImageError (ValueError)             not a usable picture
+├── RecipeError (ValueError)            a picture without a usable recipe
+└── OutputExistsError (FileExistsError) nothing is overwritten
+"""
+
+
+class VitvizError(Exception):
+    """Base class: the message says what was given, what is possible and what to do."""
+
+
+class ModelError(VitvizError, ValueError):
+    """The model cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """The repository does not exist or is private."""
+
+
+class GatedModelError(ModelError):
+    """The repository's terms have not been accepted."""
+
+
+class RevisionError(ModelError):
+    """The revision does not exist."""
+
+
+class HubUnreachableError(ModelError):
+    """The Hub does not answer and the model is not in the cache."""
+
+
+class UnsafeModelError(ModelError):
+    """Loading would need pickled weights or the repository's own code."""
+
+
+class ModelTooLargeError(ModelError):
+    """The weights are over the size limit."""
+
+
+class SiteError(VitvizError, ValueError):
+    """The model has no such layer or kind."""
+
+
+class FeatureError(SiteError):
+    """The site has no such feature."""
+
+
+class ConfigError(VitvizError, ValueError):
+    """An option is unknown or contradicts another."""
+
+
+class ImageError(VitvizError, ValueError):
+    """The picture cannot be used."""
+
+
+class RecipeError(VitvizError, ValueError):
+    """The picture carries no recipe that can be replayed."""
+
+
+class OutputExistsError(VitvizError, FileExistsError):
+    """The output exists already."""

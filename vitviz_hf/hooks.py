@@ -1,0 +1,50 @@
+"""The only place that registers hooks; every hook is removed on every exit."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Reader = Callable[[Tensor], None]
+
+
+def first_tensor(value: Any) -> Tensor:
+    """First tensor of a module's positional arguments or of its output (a tensor or a tuple)."""
+    return value[0] if isinstance(value, tuple | list) else value
+
+
+@contextmanager
+def read_inputs_and_outputs(
+    module: nn.Module,
+    inputs: Mapping[str, Sequence[Reader]],
+    outputs: Mapping[str, Sequence[Reader]],
+) -> Iterator[None]:
+    """Call readers with the first input or the output of named submodules, inside the block.
+
+    Only forwards of the calling thread are read: a server runs several on one module.
+
+    Args:
+        inputs: submodule name -> readers of its first positional input.
+        outputs: submodule name -> readers of its (first) output.
+    """
+    owner = threading.get_ident()
+
+    def read(readers: Sequence[Reader], value: Any) -> None:
+        if threading.get_ident() == owner:
+            for reader in readers:
+                reader(first_tensor(value))
+
+    def pre(readers: Sequence[Reader]) -> Callable[..., None]:
+        return lambda _, args: read(readers, args)
+
+    def post(readers: Sequence[Reader]) -> Callable[..., None]:
+        return lambda _, __, output: read(readers, output)
+
+    with ExitStack() as stack:
+        for name, readers in inputs.items():
+            stack.callback(module.get_submodule(name).register_forward_pre_hook(pre(readers)).remove)
+        for name, readers in outputs.items():
+            stack.callback(module.get_submodule(name).register_forward_hook(post(readers)).remove)
+        yield

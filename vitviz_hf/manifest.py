@@ -1,0 +1,71 @@
+"""Provenance of results, and output folders that are complete or absent."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vitviz_hf.errors import OutputExistsError
+
+_PACKAGES = ("vitviz_hf", "torch", "transformers", "timm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(name: str) -> str:
+    if name == "vitviz_hf":
+        from vitviz_hf import __version__
+
+        return __version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@contextmanager
+def write_dir(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the name `folder` when the block succeeds and vanishes when it fails.
+
+    Raises:
+        OutputExistsError: `folder` exists already.
+    """
+    if folder.exists():
+        raise OutputExistsError(f"'{folder}' already exists; choose another --out.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        try:
+            part.rename(folder)
+        except OSError as error:
+            raise OutputExistsError(f"'{folder}' already exists; choose another --out.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole new file or none.
+
+    Raises:
+        OutputExistsError: `path` exists already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(part).chmod(0o644)
+        try:
+            os.link(part, path)
+        except FileExistsError as error:
+            raise OutputExistsError(f"'{path}' already exists; choose another --out.") from error
+    finally:
+        Path(part).unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Addresses: `6.mlp_act` is a site (layer and kind), `6.mlp_act:20` one feature of it.
+
+The kinds, and what the papers call them:
+
+| kind | tensor | width | in the papers |
+|---|---|---|---|
+| attn_q, attn_k, attn_v | outputs of the query, key and value projections, all heads side by side | D | queries, keys, values |
+| attn_out | output of the attention's output projection | D | - |
+| mlp_in | input of the feed-forward's first linear, after its norm | D | in_feat |
+| mlp_act | input of the feed-forward's last linear: GELU output, or the gated product | 4D | high, GELU features |
+| mlp_out | output of the feed-forward's last linear, before layer scale | D | low |
+| resid | output of the block | D | out_feat |
+"""
+
+import re
+from dataclasses import dataclass
+
+from vitviz_hf.errors import SiteError
+
+KINDS = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
+_PAPER_NAMES = {
+    "queries": "attn_q", "keys": "attn_k", "values": "attn_v", "in_feat": "mlp_in",
+    "high": "mlp_act", "low": "mlp_out", "out_feat": "resid",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A tensor read in one layer; `str(site)` is its address."""
+
+    layer: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True, order=True)
+class Feature:
+    """One coordinate of a site; `str(feature)` is its address."""
+
+    site: Site
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.site}:{self.index}"
+
+
+def parse_site(address: str) -> Site:
+    """Site from an address such as `6.mlp_act`.
+
+    Raises:
+        SiteError: malformed address, or unknown kind.
+    """
+    match = re.fullmatch(r"(\d{1,4})\.(\w+)", address.strip())
+    if match is None:
+        raise SiteError(f"{address!r} is not a site; write LAYER.KIND, for example '6.mlp_act'.")
+    layer, kind = match.groups()
+    if kind not in KINDS:
+        paper = _PAPER_NAMES.get(kind)
+        hint = f" (the paper's {kind!r} is {paper})" if paper else ""
+        raise SiteError(f"unknown kind {kind!r} in {address!r}; kinds are {', '.join(KINDS)}{hint}.")
+    return Site(int(layer), kind)
+
+
+def parse_feature(address: str) -> Feature:
+    """Feature from an address such as `6.mlp_act:20`.
+
+    Raises:
+        SiteError: malformed address, or unknown kind.
+    """
+    site, _, index = address.strip().partition(":")
+    if not re.fullmatch(r"\d{1,7}", index):
+        raise SiteError(f"{address!r} is not a feature; write LAYER.KIND:INDEX, for example '6.mlp_act:20'.")
+    return Feature(parse_site(site), int(index))
+
+
+def file_stem(address: object) -> str:
+    """Address as a file name: `6.mlp_act:20` becomes `6.mlp_act-20`."""
+    return re.sub(r"[^\w.+-]+", "-", str(address)).strip("-")
