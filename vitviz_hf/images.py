@@ -1,3 +1,209 @@
-"""Safe decoding of strangers' pictures, and drawing. Knows no model."""
-from PIL import Image
-def to_rgb(i): return i.convert("RGB")
+"""Safe decoding of strangers' pictures, and drawing of maps on them. Knows no model."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL.Image import DecompressionBombError, DecompressionBombWarning
+
+from vitviz_hf.errors import ImageError
+
+Floats = NDArray[np.floating]
+
+MAX_BYTES = 30_000_000
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 20
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+
+# Dark to light, for maps without meaningful negative values (the color map "inferno" at nine points).
+_SEQUENTIAL = ("000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98e09", "f9cb35", "fcffa4")
+# Blue is negative, red positive, white is exactly zero.
+_DIVERGING = ("053061", "2f79b5", "8fc4dd", "dbeaf2", "ffffff", "fbe0d0", "f4a582", "c13639", "67001f")
+
+
+def open_image(source: str | Path | bytes) -> Image.Image:
+    """A picture from a file or bytes, as RGB: upright, first frame, transparency on white.
+
+    Raises:
+        ImageError: missing, empty, damaged, of an unknown format, or too large to decode safely.
+    """
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if not data:
+        raise ImageError("the image file is empty (0 bytes).")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"the image file has {len(data) / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image)
+                return to_rgb(image)
+    except UnidentifiedImageError as error:
+        kind = "SVG drawings are" if b"<svg" in data[:1000].lower() else "this file is"
+        raise ImageError(f"{kind} not a supported image; use one of {', '.join(_FORMATS[:6])}.") from error
+    except DecompressionBombError as error:
+        raise ImageError(f"the image is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"the image file is damaged: {error}.") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB: EXIF rotation applied, 16-bit scaled, transparency put on white.
+
+    Raises:
+        ImageError: too many pixels, or more than 20 times as long as wide.
+    """
+    _check_size(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scaled_to_8_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def pixels_to_image(pixels: Floats) -> Image.Image:
+    """[3, H, W] in [0, 1] -> 8-bit picture."""
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def is_signed(values: Floats) -> bool:
+    """Whether negative values matter enough for a diverging color map: at least a fifth of the positive ones.
+
+    GELU never goes below -0.17, so a map of a firing GELU feature counts as unsigned.
+    """
+    return bool(values.min() < 0 and -values.min() >= 0.2 * values.max())
+
+
+def map_range(*maps: Floats) -> tuple[float, float]:
+    """One color scale for all maps of a feature: (0, max), or symmetric around 0 if they are signed."""
+    low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+    if is_signed(np.array([low, high])):
+        high = max(-low, high)
+        return -high, high
+    return 0.0, high
+
+
+def heatmap(values: Floats, size: tuple[int, int], scale: tuple[float, float]) -> Image.Image:
+    """A map [R, C] as colors, one block for each patch.
+
+    Args:
+        size: (width, height) of the picture.
+        scale: (low, high) values at the ends of the color map; diverging if low < 0.
+    """
+    palette = _palette(_DIVERGING if scale[0] < 0 else _SEQUENTIAL)
+    span = scale[1] - scale[0]
+    position = (values - scale[0]) / span if span > 0 else np.zeros_like(values)
+    colors = palette[(position.clip(0, 1) * 255).round().astype(int)]
+    return Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
+
+
+def overlay(image: Image.Image, values: Floats, scale: tuple[float, float], opacity: float = 0.75) -> Image.Image:
+    """The picture in gray with the heatmap over it, more opaque where the map is strong."""
+    colors = heatmap(values, image.size, scale)
+    limit = max(abs(scale[0]), abs(scale[1]))
+    strength = np.abs(values) / limit if limit > 0 else np.zeros_like(values)
+    alpha = Image.fromarray((255 * opacity * strength.clip(0, 1) ** 0.5).astype(np.uint8))
+    gray = ImageOps.grayscale(image).convert("RGB")
+    return Image.composite(colors, gray, alpha.resize(image.size, Image.Resampling.NEAREST))
+
+
+def color_bar(size: tuple[int, int], scale: tuple[float, float]) -> Image.Image:
+    """Horizontal legend of a color scale, with the values at its ends and at zero."""
+    width, height = size
+    ramp = np.linspace(scale[0], scale[1], width)[None].repeat(1, axis=0)
+    bar = Image.new("RGB", size, "white")
+    bar.paste(heatmap(ramp, (width, height // 2), scale), (0, 0))
+    draw, font = ImageDraw.Draw(bar), _font(height // 2 - 2)
+    draw.text((0, height // 2), f"{scale[0]:.3g}", "black", font)
+    draw.text((width, height // 2), f"{scale[1]:.3g}", "black", font, anchor="ra")
+    if scale[0] < 0:
+        draw.text((width // 2, height // 2), "0", "black", font, anchor="ma")
+    return bar
+
+
+def map_panel(image: Image.Image, values: Floats, scale: tuple[float, float], title: str) -> Image.Image:
+    """Picture | heatmap | overlay, with the title above and the value range below."""
+    width, height = image.size
+    tiles = [image, heatmap(values, image.size, scale), overlay(image, values, scale)]
+    gap, head, foot = 8, 26, 30
+    panel = Image.new("RGB", (3 * width + 4 * gap, height + head + foot + gap), "white")
+    for i, tile in enumerate(tiles):
+        panel.paste(tile, (gap + i * (width + gap), head))
+    text = f"{title}   values {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}"
+    ImageDraw.Draw(panel).text((gap, 5), text, "black", _font(14))
+    panel.paste(color_bar((width, foot), scale), (width + 2 * gap, head + height + 4))
+    return panel
+
+
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
+    """Pictures of one size in rows of `columns`, each with its caption below."""
+    width, height = images[0].size
+    gap, foot = 8, 20
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + foot + gap) + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), _font(13)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + foot + gap)
+        sheet.paste(image, (x, y))
+        draw.text((x, y + height + 2), caption, "black", font)
+    return sheet
+
+
+def outline_patch(image: Image.Image, patch: tuple[int, int], grid: tuple[int, int]) -> Image.Image:
+    """A copy of the picture with one patch (row, column) of the grid framed."""
+    width, height = image.size[0] / grid[1], image.size[1] / grid[0]
+    row, col = patch
+    box = (col * width, row * height, (col + 1) * width - 1, (row + 1) * height - 1)
+    framed = image.copy()
+    draw = ImageDraw.Draw(framed)
+    draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline="black", width=1)
+    draw.rectangle(box, outline="white", width=2)
+    return framed
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError(
+                f"'{path}' has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"the image has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} million are decoded.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the image has {width}x{height} pixels; at most {MAX_ASPECT} times as long as wide.")
+
+
+def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        top = 65535.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 255.0
+    return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+
+
+def _palette(anchors: Sequence[str]) -> NDArray[np.uint8]:
+    """256 colors interpolated between hexadecimal anchors."""
+    points = np.array([[int(a[i : i + 2], 16) for i in (0, 2, 4)] for a in anchors])
+    x = np.linspace(0, len(anchors) - 1, 256)
+    return np.stack([np.interp(x, range(len(anchors)), points[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitviz_hf.activations import activations
+from vitviz_hf.recording import activations
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.model import ModelView, check_feature, to_site
 from vitviz_hf.sites import Feature, Site

@@ -1,7 +1,8 @@
 """From files to a ModelView: the module as it is, and what was measured on it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,13 +92,22 @@ def load_model(
     Raises:
         ModelError: one subclass for each reason, see errors.py.
     """
-    snapshot = fetch_model(model_id, revision, token)
+    return load_snapshot(fetch_model(model_id, revision, token), device, dtype)
+
+
+def load_snapshot(
+    snapshot: Snapshot, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> ModelView:
+    """As `load_model`, from files that `fetch_model` checked."""
     module, labels = _load_module(snapshot, dtype)
-    module.requires_grad_(False).to(device or _best_device())
+    try:
+        module.requires_grad_(False).to(device or _best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
     preprocess, mean, std = _preprocessing(snapshot)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
-        model_id=model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
+        model_id=snapshot.model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
         mean=mean, std=std, labels=labels, preprocess=preprocess, forward_options={},
     )  # fmt: skip
     return _measured(view, view.input_size)
@@ -228,10 +238,11 @@ def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[nn.Module, tup
     try:
         config = _read_config(snapshot)
         options = {} if config is None else {"config": config}
-        module, report = getattr(transformers, name).from_pretrained(
-            snapshot.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            local_files_only=True, output_loading_info=True, **options,
-        )  # fmt: skip
+        with _no_progress_bars():
+            module, report = getattr(transformers, name).from_pretrained(
+                snapshot.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                local_files_only=True, output_loading_info=True, **options,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{snapshot.model_id!r} could not be loaded: {_first_line(error)}") from error
     missing = {k for k in report["missing_keys"] if not re.search(r"(^|\.)(pooler|mask_token)\b", k)}
@@ -243,6 +254,17 @@ def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[nn.Module, tup
         id2label = module.config.id2label
         labels = tuple(str(id2label[i]) for i in sorted(id2label))
     return module.eval(), labels
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    enabled = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _has_classifier(snapshot: Snapshot) -> bool:

@@ -1,0 +1,364 @@
+"""Command line: `vitviz VERB MODEL ...`. Results go to --out or stdout, progress to stderr."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from vitviz_hf import __version__
+from vitviz_hf.config import PRESETS, VisualizeConfig
+from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
+from vitviz_hf.sites import KINDS, file_stem, parse_feature, parse_site
+
+if TYPE_CHECKING:
+    from vitviz_hf.model import ModelView
+    from vitviz_hf.optimization import Visualization
+    from vitviz_hf.reference import Reference
+
+_EPILOG = """\
+A feature is LAYER.KIND:INDEX, for example 5.mlp_act:10; layers and indices start at 0.
+Kinds: attn_q attn_k attn_v attn_out mlp_in mlp_act mlp_out resid ('vitviz sites MODEL' lists what a model has).
+MODEL is a Hub id, a local folder, or 'builtin' (a DINOv2-architecture ViT-S/14). Left out, it is VITVIZ_MODEL,
+else google/vit-base-patch16-224 if the Hub can be reached, else 'builtin'.
+
+examples:
+  vitviz sites builtin
+  vitviz top builtin --image cat.jpg --site 5.mlp_act
+  vitviz map builtin 5.mlp_act:1123 11.mlp_act:441 --image cat.jpg --out maps
+  vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
+  vitviz replay pictures/8.mlp_act-908.png
+  vitviz app
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, or 2 after a user's error, told in one line."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except VitvizError as error:
+        print(f"vitviz: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vitviz: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitviz", description="See what a vision transformer learned.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"vitviz_hf {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    sites = _verb(verbs, "sites", _sites, "list the layers and sites of a model, with their number of features")
+    sites.add_argument("model", nargs="?", metavar="MODEL")
+    sites.add_argument("--json", action="store_true", help="machine-readable output")
+
+    maps = _verb(verbs, "map", _map, "draw activation maps of features on a picture")
+    maps.add_argument("words", nargs="+", metavar="[MODEL] FEATURE", help="for example builtin 5.mlp_act:10")
+    maps.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    maps.add_argument("--out", required=True, metavar="DIR", help="folder for a PNG and a JSON for each feature")
+
+    top = _verb(verbs, "top", _top, "rank the features that fire on a picture, or on one patch of it")
+    top.add_argument("model", nargs="?", metavar="MODEL")
+    top.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    top.add_argument("--site", action="append", metavar="SITE", help="for example 5.mlp_act (default: every mlp_act)")
+    top.add_argument("--patch", metavar="R,C", help="row and column of one patch, from 0 (default: the whole picture)")
+    top.add_argument("-k", type=int, default=8, metavar="N", help="features for each site (default: 8)")
+    top.add_argument(
+        "--by", choices=("score", "unusual"), default="score",
+        help="plain score, or standard deviations above its scores on the built-in photographs (default: score)",
+    )  # fmt: skip
+    top.add_argument("--json", action="store_true", help="machine-readable output")
+
+    visualize = _verb(verbs, "visualize", _visualize, "optimize pictures that maximize features")
+    visualize.add_argument(
+        "words", nargs="+", metavar="[MODEL] FEATURE",
+        help="features, 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; "
+        "minimize with --minimize",
+    )  # fmt: skip
+    visualize.add_argument("--minimize", action="store_true", help="minimize instead")
+    visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
+    visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    _add_knobs(visualize)
+
+    for verb in (sites, maps, top, visualize):
+        verb.add_argument("--revision", help="branch, tag or commit on the Hub")
+        verb.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+        verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
+
+    replay = _verb(verbs, "replay", _replay, "make a picture again from the recipe in its PNG, and compare")
+    replay.add_argument("png", metavar="PNG")
+    replay.add_argument("--out", metavar="FILE.png", help="also save the new picture")
+
+    app = _verb(verbs, "app", _app, "start the app in the browser")
+    app.add_argument("--port", type=int, default=7860, help="default: 7860")
+    app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("knobs (defaults are the preset's)")
+    types = get_type_hints(VisualizeConfig)
+    for knob in fields(VisualizeConfig):
+        kind = types[knob.name]
+        option = "--" + knob.name.replace("_", "-")
+        if kind is bool:
+            group.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=knob.metadata["help"]
+            )
+        else:
+            group.add_argument(
+                option, default=argparse.SUPPRESS, type=_reader(kind), metavar=_metavar(kind),
+                help=knob.metadata["help"],
+            )  # fmt: skip
+
+
+def _metavar(kind: Any) -> str:
+    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
+    return "|".join(choices) if choices else "N" if kind is int else "X"
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return int(text) if kind is int else float(text)
+        except ValueError:
+            return text  # VisualizeConfig says what is possible
+
+    return read
+
+
+def _sites(args: Any) -> None:
+    from vitviz_hf.model import list_sites
+
+    view = _load(args, args.model)
+    if args.json:
+        print(json.dumps([{"site": str(s), "features": n} for s, n in list_sites(view)]))
+        return
+    print(f"{view.model_id}  revision {view.revision or '-'}  input {view.input_size[0]}x{view.input_size[1]}")
+    print("layer  grid     prefix tokens  features by kind")
+    for i, layer in enumerate(view.layers):
+        sizes = "  ".join(f"{k} {layer.taps[k].size}" for k in KINDS if k in layer.taps)
+        grid = f"{layer.patch_grid[0]}x{layer.patch_grid[1]}"
+        print(f"{i:>5}  {grid:<7}  {layer.n_prefix:<13}  {sizes}")
+
+
+def _map(args: Any) -> None:
+    from vitviz_hf.images import map_panel, map_range, pixels_to_image
+    from vitviz_hf.manifest import versions, write_file
+    from vitviz_hf.maps import activation_map
+    from vitviz_hf.model import check_feature, to_pixels
+    from vitviz_hf.recording import activations
+
+    model, addresses = _split_words(args.words)
+    features = [parse_feature(a) for a in addresses]
+    paths = _new_files(args.out, features, (".png", ".json"))
+    image = _open(args.image)
+    view = _load(args, model)
+    for feature in features:
+        check_feature(view, feature)
+    pixels = to_pixels(view, image)
+    acts = activations(view, pixels, {f.site for f in features})
+    crop = pixels_to_image(pixels[0].cpu().numpy())
+    for feature, path in zip(features, paths, strict=True):
+        values = activation_map(view, acts[feature.site], feature)[0].float().cpu().numpy()
+        panel = map_panel(crop, values, map_range(values), f"{view.model_id} {feature}")
+        facts = {
+            "model_id": view.model_id, "revision": view.revision, "input_size": view.input_size,
+            "feature": str(feature), "image": Path(args.image).name, "map": values.tolist(), "versions": versions(),
+        }  # fmt: skip
+        write_file(Path(f"{path}.png"), _png(panel))
+        write_file(Path(f"{path}.json"), json.dumps(facts).encode())
+        print(f"{path}.png  values {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}")
+
+
+def _top(args: Any) -> None:
+    from vitviz_hf.maps import top_features
+    from vitviz_hf.model import find_tap, to_pixels
+
+    patch = _numbers(args.patch, ",", "--patch must be ROW,COLUMN such as 3,4") if args.patch else None
+    image = _open(args.image)
+    if args.k < 1:
+        raise ConfigError(f"-k must be at least 1; got {args.k}.")
+    view = _load(args, args.model)
+    sites = [parse_site(s) for s in args.site or [f"{i}.mlp_act" for i in range(len(view.layers))]]
+    for site in sites:
+        find_tap(view, site)
+    reference = _reference(view) if args.by == "unusual" else None
+    pixels = to_pixels(view, image)
+    ranked = {s: top_features(view, pixels, s, args.k, patch, reference) for s in sites}
+    if args.json:
+        print(json.dumps([{"feature": str(f), args.by: v} for r in ranked.values() for f, v in r]))
+        return
+    by = "standard deviations above the built-in photographs" if reference else "plain score, no other images compared"
+    print(f"{view.model_id}, {'patch ' + args.patch if args.patch else 'mean over patches'}, ranked by {by}")
+    for site in sites:
+        print("  ".join(f"{f} {v:.3g}" for f, v in ranked[site]))
+
+
+def _visualize(args: Any) -> None:
+    from vitviz_hf.objectives import check_objective, parse_objective
+    from vitviz_hf.optimization import default_config, finish, visualize_steps
+
+    model, addresses = _split_words(args.words)
+    objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
+    paths = _new_files(args.out, objectives, (".png",))
+    knobs = {f.name: getattr(args, f.name) for f in fields(VisualizeConfig) if hasattr(args, f.name)}
+    VisualizeConfig.preset(args.preset or "fourier", **knobs)
+    view = _load(args, model)
+    for objective in objectives:
+        check_objective(view, objective)
+    config = VisualizeConfig.from_dict(
+        {**(PRESETS[args.preset] if args.preset else default_config(view).to_dict()), **knobs}
+    )
+    bar = _progress(visualize_steps(view, objectives, config), config.steps, "optimizing")
+    dead_steps = 0
+    for step in bar:
+        dead_steps = dead_steps + step.dead.int()
+    results = finish(view, objectives, config, step.pixels, dead_steps)
+    for result, path in zip(results, paths, strict=True):
+        result.save(f"{path}.png")
+        print(f"{path}.png  {_describe(result)}")
+    if any(_single_feature(r) for r in results):
+        reference = _reference(view)
+        for result in results:
+            if line := _compared(result, reference):
+                print(line)
+
+
+def _replay(args: Any) -> None:
+    import numpy as np
+
+    from vitviz_hf.optimization import read_recipe, replay
+
+    recipe = read_recipe(args.png)
+    if args.out and Path(args.out).exists():
+        raise OutputExistsError(f"'{args.out}' already exists; choose another --out.")
+    print(f"{recipe.get('address')} of {recipe.get('model_id')}, made on {recipe.get('device')}", file=sys.stderr)
+    result = replay(args.png)
+    before = np.asarray(_open(args.png), dtype=int)
+    after = np.asarray(result.image, dtype=int)
+    difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
+    if args.out:
+        result.save(args.out)
+    same = "identical" if difference == 0 else f"largest difference {difference} of 255"
+    print(f"{same}; score {result.score:.4g}, was {recipe.get('score', float('nan')):.4g}")
+
+
+def _app(args: Any) -> None:
+    from vitviz_hf.ui import launch
+
+    launch(host=args.host, port=args.port)
+
+
+def _describe(result: "Visualization") -> str:
+    text = f"score {result.score:.3g}, {result.transfer_score:.3g} turned, zoomed and blurred"
+    return text if result.alive else f"{text}; it never came alive: the feature did not fire in any step"
+
+
+def _single_feature(result: "Visualization") -> str | None:
+    terms = result.recipe["objective"]
+    address = str(terms[0].get("target", ""))
+    return address if len(terms) == 1 and terms[0]["weight"] == 1 and "." in address else None
+
+
+def _compared(result: "Visualization", reference: "Reference") -> str | None:
+    from vitviz_hf.reference import best_photograph
+
+    address = _single_feature(result)
+    if address is None:
+        return None
+    feature = parse_feature(address)
+    name, best = best_photograph(reference, feature)
+    scores = reference[feature.site][:, feature.index]
+    return (
+        f"{address}: picture {result.score:.3g}; {len(scores)} built-in photographs: "
+        f"mean {float(scores.mean()):.3g}, highest {best:.3g} ({name})"
+    )
+
+
+def _load(args: Any, model_id: str | None) -> "ModelView":
+    from vitviz_hf.hub import default_model
+    from vitviz_hf.model import at_size, load_model
+
+    size = _numbers(args.size, "x", "--size must be HEIGHTxWIDTH such as 224x336") if args.size else None
+    if model_id is None:
+        model_id = default_model()
+        print(f"vitviz: model {model_id}", file=sys.stderr)
+    view = load_model(model_id, args.revision, args.device)
+    return at_size(view, size) if size else view
+
+
+def _reference(view: "ModelView") -> "Reference":
+    from tqdm import tqdm
+
+    from vitviz_hf.reference import reference_scores
+
+    with tqdm(desc="scoring the built-in photographs, once", unit=" photographs", leave=False) as bar:
+
+        def show(done: int, n: int) -> None:
+            bar.total = n
+            bar.update(done - bar.n)
+
+        return reference_scores(view, show)
+
+
+def _progress(steps: Iterable[Any], n: int, text: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    yield from tqdm(steps, desc=text, total=n, unit=" steps")
+
+
+def _split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    """Model, if the first word is no address, and addresses."""
+    if ":" in words[0].rsplit("/", 1)[-1]:
+        return None, words
+    if len(words) == 1:
+        raise ConfigError(f"no feature given after the model {words[0]!r}; write for example 5.mlp_act:10.")
+    return words[0], words[1:]
+
+
+def _new_files(folder: str, addresses: Sequence[object], endings: Sequence[str]) -> list[Path]:
+    paths = [Path(folder) / file_stem(a) for a in addresses]
+    for path in paths:
+        for ending in endings:
+            if Path(f"{path}{ending}").exists():
+                raise OutputExistsError(f"'{path}{ending}' already exists; choose another --out.")
+    return paths
+
+
+def _numbers(text: str, separator: str, message: str) -> tuple[int, int]:
+    parts = text.lower().split(separator)
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise ConfigError(f"{message}; got {text!r}.")
+    return int(parts[0]), int(parts[1])
+
+
+def _open(path: str) -> Any:
+    from vitviz_hf.images import open_image
+
+    return open_image(path)
+
+
+def _png(image: Any) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,148 @@
+"""The page: model box, tabs, and the link in the address bar."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from vitviz_hf.config import PRESETS
+from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
+from vitviz_hf.sites import KINDS, parse_feature
+from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.common import LINK_JS, Gpu, shown
+from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.maps_tab import build_maps_tab
+from vitviz_hf.ui.optimize_tab import build_optimize_tab
+
+_CSS = """
+#crop img { cursor: crosshair; }
+#live img { width: 100%; height: 100%; object-fit: contain; }
+#examples .grid-container, #gallery .grid-container { min-width: 0; }
+#gallery .caption-label, #examples .caption-label { font-size: 0.75rem; }
+"""
+_INTRO = """# vitviz: see what a vision transformer learned
+Any ViT, DeiT, BEiT, CLIP, SigLIP or DINO model of the Hub, or the built-in one. Find the features that fire on your
+picture and see where; then optimize the picture that excites a feature most.
+"""
+_FIRST_FEATURE = "5.mlp_act:1123"
+_FIRST_PHOTO = "chelsea"
+
+
+def _no_gpu(_: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return lambda function: function
+
+
+def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) -> gr.Blocks:
+    """The app.
+
+    Args:
+        own_model: model to start with; default as `hub.default_model`.
+        gpu: takes a duration, returns a decorator for the jobs that need the GPU.
+        eager: rank the features of a first photograph when the page opens.
+    """
+    own_model = own_model or default_model()
+    jobs = Jobs(own_model)
+    with gr.Blocks(title="vitviz", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+        gr.Markdown(_INTRO)
+        with gr.Row():
+            model = gr.Dropdown(
+                list(dict.fromkeys([own_model, BUILTIN, *SUGGESTED_MODELS])), value=own_model, allow_custom_value=True,
+                label="Model: any Hub id, or builtin", elem_id="model", scale=2, min_width=280,
+            )  # fmt: skip
+            facts = gr.Markdown(elem_id="model-facts")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Activation maps", id="maps") as maps_page:
+                maps = build_maps_tab(jobs, model, gpu, _FIRST_FEATURE)
+            with gr.Tab("Feature optimization", id="optimize") as optimize_page:
+                optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
+        tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
+
+        def restore(request: gr.Request) -> list[Any]:
+            return _from_link(dict(request.query_params), own_model)
+
+        @shown
+        def model_facts(model_id: str) -> Any:
+            """Load a model and tell its layers, patch grid and kinds.
+
+            Args:
+                model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
+
+            Returns:
+                A sentence; the kinds and layers that can be chosen.
+            """
+            known = jobs.facts(jobs.prepare(model_id))
+            text = (
+                f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "
+                f"{known.grid[0]} x {known.grid[1]} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
+                f"{known.n_features:,} features."
+            )
+            return text, gr.update(choices=list(known.kinds)), gr.update(maximum=known.n_layers - 1)
+
+        link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.row, maps.column, maps.feature,
+                optimization.objective, optimization.preset, optimization.seed]  # fmt: skip
+
+        def after(event: Any) -> Any:
+            return event.then(None, link, None, js=LINK_JS, api_visibility="private")
+
+        maps.connect(after)
+        optimization.connect(after)
+        facts_event: dict[str, Any] = {
+            "fn": model_facts, "inputs": model, "outputs": [facts, maps.kind, maps.layer],
+            "concurrency_id": "gpu", "concurrency_limit": 1,
+        }  # fmt: skip
+        after(model.input(**facts_event, api_name="model_facts"))
+        for page, key in ((maps_page, "maps"), (optimize_page, "optimize")):
+            chosen = page.select(
+                lambda key=key: key, None, tab_key, queue=False, api_visibility="private", show_progress="hidden"
+            )
+            after(chosen)
+        after(
+            maps.optimize.click(
+                lambda feature: (feature, gr.update(selected="optimize"), "optimize"), maps.feature,
+                [optimization.objective, tabs, tab_key], queue=False, api_visibility="private",
+            )
+        )  # fmt: skip
+        restored = demo.load(
+            restore, None, [tabs, *link, maps.photo], api_visibility="private", show_progress="hidden"
+        )
+        ready = restored.then(**facts_event, api_visibility="private")
+        after(maps.refresh(ready) if eager else ready)
+    demo.queue(max_size=30, default_concurrency_limit=2)
+    return demo
+
+
+def launch(
+    host: str | None = None, port: int | None = None, gpu: Gpu = _no_gpu, eager: bool = True, **options: Any
+) -> None:
+    """Build the app and serve it until it is stopped.
+
+    Args:
+        options: passed on to `gr.Blocks.launch`.
+    """
+    build(None, gpu, eager).launch(
+        server_name=host, server_port=port, css=_CSS, ssr_mode=False, mcp_server=True, run_history=False,
+        max_file_size="30mb", footer_links=["api", "settings"], **options,
+    )  # fmt: skip
+
+
+def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
+    """Values of the tabs, the link's components and the photograph, from the address bar; odd ones are ignored."""
+    photos = builtin_paths()
+    photo = query.get("photo", "")
+    if photo not in photos:
+        photo = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
+    tab = "optimize" if query.get("tab") == "optimize" else "maps"
+    kind, preset = query.get("kind"), query.get("preset")
+    site = parse_feature(_FIRST_FEATURE).site
+    layer, row, column, seed = (_whole(query.get(key)) for key in ("layer", "row", "column", "seed"))
+    return [
+        gr.update(selected=tab), tab, query.get("model", own_model), photo, kind if kind in KINDS else site.kind,
+        site.layer if layer is None else layer, row, column, query.get("feature", _FIRST_FEATURE),
+        query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
+        str(photos[photo]) if photo else None,
+    ]  # fmt: skip
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 10 else None

@@ -1,0 +1,189 @@
+"""What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitviz_hf.config import VisualizeConfig
+from vitviz_hf.errors import ModelNotFoundError
+from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
+from vitviz_hf.images import pixels_to_image
+from vitviz_hf.maps import activation_map, top_features
+from vitviz_hf.model import ModelView, check_feature, find_tap, load_snapshot, to_pixels
+from vitviz_hf.objectives import to_objective
+from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
+from vitviz_hf.recording import activations
+from vitviz_hf.reference import best_photograph, reference_scores
+from vitviz_hf.sites import KINDS, Feature, Site
+
+_KEEP = 2
+_FRAME_SECONDS = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class MapResult:
+    """Activation map of one feature on the model's crop of a picture."""
+
+    crop: Image.Image
+    feature: Feature
+    values: NDArray[np.floating]
+    """[R, C], raw."""
+    unusual: float | None
+    """Standard deviations of the score above the built-in photographs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """Strongest features of a site, each with its map."""
+
+    crop: Image.Image
+    grid: tuple[int, int]
+    ranked: list[tuple[Feature, float, NDArray[np.floating]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the app shows of a model."""
+
+    model_id: str
+    revision: str | None
+    input_size: tuple[int, int]
+    grid: tuple[int, int]
+    n_layers: int
+    kinds: tuple[str, ...]
+    n_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A moment of an optimization; `result` comes with the last one."""
+
+    index: int
+    steps: int
+    picture: Image.Image
+    score: float
+    dead: bool
+    result: Visualization | None = None
+    photograph: tuple[str, float] | None = None
+    """Built-in photograph with the highest score, and that score."""
+
+
+class Jobs:
+    """Jobs on models that strangers name. Keeps the last few models loaded."""
+
+    def __init__(self, own_model: str, fetch: Callable[..., Snapshot] = fetch_model) -> None:
+        """`own_model` is the server's default; it may be a local folder, a visitor's may not."""
+        self._own_model = own_model
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
+        self._views: OrderedDict[str, ModelView] = OrderedDict()
+
+    def prepare(self, model_id: str) -> Snapshot:
+        """Checked local files; downloads, but needs no GPU. Asks the Hub without the server's token.
+
+        Raises:
+            ModelError: one subclass for each reason.
+        """
+        model_id = (model_id or "").strip()
+        if model_id not in (BUILTIN, self._own_model) and not is_hub_id(model_id):
+            raise ModelNotFoundError(
+                f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
+            )
+        with self._lock:
+            if model_id not in self._snapshots:
+                self._snapshots[model_id] = self._fetch(model_id, token=False)
+            return self._snapshots[model_id]
+
+    def view(self, snapshot: Snapshot) -> ModelView:
+        """The loaded model."""
+        with self._lock:
+            if snapshot.model_id not in self._views:
+                self._views[snapshot.model_id] = load_snapshot(snapshot)
+                while len(self._views) > _KEEP:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(snapshot.model_id)
+            return self._views[snapshot.model_id]
+
+    def facts(self, snapshot: Snapshot) -> ModelFacts:
+        """Layers, kinds and sizes of a model. Needs no GPU."""
+        view = self._views.get(snapshot.model_id) or (
+            load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
+        )
+        find_tap(view, Site(0, "resid"))
+        first = view.layers[0]
+        kinds = tuple(k for k in KINDS if k in first.taps)
+        return ModelFacts(
+            view.model_id, view.revision, view.input_size, first.patch_grid, len(view.layers), kinds,
+            sum(layer.taps[k].size for layer in view.layers for k in kinds if k in layer.taps),
+        )  # fmt: skip
+
+    def rank(
+        self, snapshot: Snapshot, image: Image.Image, site: Site, patch: tuple[int, int] | None, unusual: bool, k: int
+    ) -> RankResult:
+        """The k features of a site that fire most on a picture or one of its patches."""
+        view = self.view(snapshot)
+        pixels = to_pixels(view, image)
+        find_tap(view, site)
+        reference = reference_scores(view) if unusual else None
+        ranked = top_features(view, pixels, site, k, patch, reference)
+        acts = activations(view, pixels, [site])[site]
+        maps = [activation_map(view, acts, f)[0].float().cpu().numpy() for f, _ in ranked]
+        return RankResult(
+            _picture(pixels[0]), view.layers[site.layer].patch_grid,
+            [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)],
+        )  # fmt: skip
+
+    def map(self, snapshot: Snapshot, image: Image.Image, feature: Feature) -> MapResult:
+        """The activation map of one feature."""
+        view = self.view(snapshot)
+        check_feature(view, feature)
+        pixels = to_pixels(view, image)
+        acts = activations(view, pixels, [feature.site])[feature.site]
+        values = activation_map(view, acts, feature)[0].float().cpu().numpy()
+        reference = reference_scores(view)[feature.site][:, feature.index]
+        unusual = (float(values.mean()) - float(reference.mean())) / max(float(reference.std()), 1e-6)
+        return MapResult(_picture(pixels[0]), feature, values, unusual)
+
+    def optimize(
+        self, snapshot: Snapshot, objective: str, preset: str, steps: int | None, seed: int
+    ) -> Iterator[Frame]:
+        """Frames of an optimization, at most every 0.4 s, the last one with the result."""
+        view = self.view(snapshot)
+        changes = {"seed": seed} | ({"steps": steps} if steps else {})
+        base = default_config(view) if preset == "auto" else VisualizeConfig.preset(preset)
+        config = VisualizeConfig.from_dict({**base.to_dict(), **changes})
+        wanted = [to_objective(objective)]
+        dead_steps, shown = 0, 0.0
+        for step in visualize_steps(view, wanted, config):
+            dead_steps = dead_steps + step.dead.int()
+            if time.monotonic() - shown > _FRAME_SECONDS and step.index < config.steps - 1:
+                yield Frame(
+                    step.index, config.steps, _picture(step.pixels[0]), float(step.scores[0]), bool(step.dead[0])
+                )
+                shown = time.monotonic()
+        result = finish(view, wanted, config, step.pixels, dead_steps)[0]
+        photograph = None
+        terms = wanted[0].terms
+        if len(terms) == 1 and terms[0][0] == 1 and isinstance(terms[0][1], Feature):
+            photograph = best_photograph(reference_scores(view), terms[0][1])
+        yield Frame(step.index, config.steps, result.image, result.score, False, result, photograph)
+
+
+def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
+    """GPU time to ask for: loading, and 20 ms for a step of 8 copies of a model with 0.35 GB of weights."""
+    gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
+    return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return pixels_to_image(pixels.float().cpu().numpy())
+
