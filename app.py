@@ -12,7 +12,7 @@ try:
 except ImportError:
     spaces = None
 
-from vitviz_hf.ui import launch  # noqa: E402
+from vitviz_hf.ui import launch
 
 
 def gpu(duration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,7 +8,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitviz_hf.recording import activations as activations
     from vitviz_hf.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.images import open_image as open_image
@@ -23,16 +22,17 @@ if TYPE_CHECKING:
     from vitviz_hf.objectives import Logit as Logit
     from vitviz_hf.objectives import Objective as Objective
     from vitviz_hf.objectives import parse_objective as parse_objective
-    from vitviz_hf.reference import reference_scores as reference_scores
-    from vitviz_hf.sites import Feature as Feature
-    from vitviz_hf.sites import Site as Site
-    from vitviz_hf.sites import parse_feature as parse_feature
-    from vitviz_hf.sites import parse_site as parse_site
     from vitviz_hf.optimization import Step as Step
     from vitviz_hf.optimization import Visualization as Visualization
     from vitviz_hf.optimization import replay as replay
     from vitviz_hf.optimization import visualize as visualize
     from vitviz_hf.optimization import visualize_steps as visualize_steps
+    from vitviz_hf.recording import activations as activations
+    from vitviz_hf.reference import reference_scores as reference_scores
+    from vitviz_hf.sites import Feature as Feature
+    from vitviz_hf.sites import Site as Site
+    from vitviz_hf.sites import parse_feature as parse_feature
+    from vitviz_hf.sites import parse_site as parse_site
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ import torch
 _library: torch.library.Library | None = None
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except RuntimeError as error:
     if "torchvision::nms" not in str(error):
         raise

@@ -18,7 +18,7 @@ class Canvas:
     """First axis N; the optimizer changes it in place."""
     to_pixels: Callable[[Tensor], Tensor]
     """Parameters of some of the images -> [n, 3, H, W] in [0, 1]."""
-    constrain: Callable[[Tensor], None]
+    constrain: Callable[[Tensor], object]
     """Called on the parameters after every step."""
 
 

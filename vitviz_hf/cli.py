@@ -228,10 +228,9 @@ def _visualize(args: Any) -> None:
         {**(PRESETS[args.preset] if args.preset else default_config(view).to_dict()), **knobs}
     )
     bar = _progress(visualize_steps(view, objectives, config), config.steps, "optimizing")
-    dead_steps = 0
-    for step in bar:
-        dead_steps = dead_steps + step.dead.int()
-    results = finish(view, objectives, config, step.pixels, dead_steps)
+    for step in bar:  # noqa: B007
+        pass
+    results = finish(view, objectives, config, step)
     for result, path in zip(results, paths, strict=True):
         result.save(f"{path}.png")
         print(f"{path}.png  {_describe(result)}")

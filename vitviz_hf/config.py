@@ -36,7 +36,7 @@ class VisualizeConfig:
     noise_per: Literal["pixel", "color"] = _knob("pixel", "one noise draw for each pixel, or for each copy and color")
     jitter: int = _knob(0, "largest shift in pixels, wrapping around", 0, 512)
     smoothness: float | Literal["auto"] = _knob("auto", "weight of total variation, or 'auto': measured", 0, 1e6)
-    auto_strength: float = _knob(0.3, "with smoothness auto: its gradient relative to a typical feature's", 0, 1e6)
+    auto_strength: float = _knob(1.0, "with smoothness auto: its gradient relative to a typical feature's", 0, 1e6)
     revive: bool = _knob(True, "while a feature does not fire, maximize the input of its activation function")
     autocast: bool = _knob(False, "run the model in bfloat16 (for GPUs)")
     batch: int = _knob(64, "images in one forward pass; a limit for memory, not for the result", 1, 4096)
@@ -91,7 +91,7 @@ def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:
     name, low, high = knob.name, knob.metadata["low"], knob.metadata["high"]
     choices = [c for part in (kind, *get_args(kind)) for c in get_args(part) if isinstance(c, str)]
     if low is None:
-        allowed = choices or [True, False]
+        allowed: list[Any] = list(choices) or [True, False]
         if value not in allowed or (not choices and not isinstance(value, bool)):
             raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}.")
         return

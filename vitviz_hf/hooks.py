@@ -12,7 +12,8 @@ Reader = Callable[[Tensor], None]
 
 def first_tensor(value: Any) -> Tensor:
     """First tensor of a module's positional arguments or of its output (a tensor or a tuple)."""
-    return value[0] if isinstance(value, tuple | list) else value
+    tensor: Tensor = value[0] if isinstance(value, tuple | list) else value
+    return tensor
 
 
 @contextmanager

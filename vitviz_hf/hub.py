@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from vitviz_hf.errors import (
     GatedModelError,
@@ -321,4 +321,3 @@ def _convert_builtin(data: bytes, folder: Path) -> None:
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / _WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_BUILTIN_CONFIG, indent=1), "utf-8")
     (folder / "preprocessor_config.json").write_text(json.dumps(_BUILTIN_PREPROCESSING, indent=1), "utf-8")
-

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitviz_hf.recording import activations
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.model import ModelView, check_feature, to_site
+from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature, Site
 
 
@@ -36,7 +36,7 @@ def activation_map(view: ModelView, acts: Tensor, feature: Feature) -> Tensor:
     """
     check_feature(view, feature)
     _, patches = split_tokens(view, acts, feature.site)
-    return patches[..., feature.index].unflatten(1, view.layers[feature.site.layer].patch_grid)
+    return patches[..., feature.index].reshape(-1, *view.layers[feature.site.layer].patch_grid)
 
 
 def site_scores(view: ModelView, acts: Tensor, site: Site) -> Tensor:

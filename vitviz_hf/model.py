@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitviz_hf import _torchvision  # noqa: F401, I001  must precede transformers and timm
-
 import timm
 import torch
 import transformers
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from vitviz_hf import _torchvision  # noqa: F401  must precede transformers and timm
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb
@@ -186,9 +185,7 @@ def find_tap(view: ModelView, site: Site) -> Tap:
             "it can be used in the classification experiments."
         )
     if site.layer >= len(view.layers):
-        raise SiteError(
-            f"{view.model_id!r} has layers 0-{len(view.layers) - 1}; got layer {site.layer} in '{site}'."
-        )
+        raise SiteError(f"{view.model_id!r} has layers 0-{len(view.layers) - 1}; got layer {site.layer} in '{site}'.")
     taps = view.layers[site.layer].taps
     if site.kind not in taps:
         kinds = ", ".join(k for k in KINDS if k in taps)
@@ -220,9 +217,9 @@ def _best_device() -> torch.device:
 
 
 def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
-    model_type = view.module.config.model_type
+    config: Any = view.module.config
     own_size = size == tuple(view.preprocess(Image.new("RGB", (64, 48))).shape[1:])
-    options = {"interpolate_pos_encoding": True} if model_type in _ASK_TO_INTERPOLATE and not own_size else {}
+    options = {"interpolate_pos_encoding": True} if config.model_type in _ASK_TO_INTERPOLATE and not own_size else {}
     view = replace(view, input_size=size, forward_options=options)
     blank = torch.zeros(1, 3, *size, device=view.device)
     try:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from vitviz_hf import transforms
-from vitviz_hf.recording import record, record_with_logits
 from vitviz_hf.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import ConfigError, RecipeError, VitvizError
@@ -34,6 +33,7 @@ from vitviz_hf.objectives import (
     readout,
     to_objective,
 )
+from vitviz_hf.recording import record, record_with_logits
 from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 
 _CHUNK = "vitviz"
@@ -50,8 +50,8 @@ class Step:
     """[N, 3, H, W] in [0, 1] at the model's input size."""
     scores: Tensor
     """[N], mean over the augmented copies of this step."""
-    dead: Tensor
-    """[N], whether the feature did not fire in this step (see `VisualizeConfig.revive`)."""
+    dead_steps: Tensor
+    """[N], steps so far in which the feature did not fire (see `VisualizeConfig.revive`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +118,9 @@ def visualize(
     """
     config = config or default_config(view)
     step = None
-    dead_steps = 0
-    for step in visualize_steps(view, objectives, config):
-        dead_steps = dead_steps + step.dead.int()
-    return [] if step is None else finish(view, objectives, config, step.pixels, dead_steps)
+    for step in visualize_steps(view, objectives, config):  # noqa: B007
+        pass
+    return [] if step is None else finish(view, objectives, config, step)
 
 
 def default_config(view: ModelView) -> VisualizeConfig:
@@ -144,13 +143,12 @@ def finish(
     view: ModelView,
     objectives: Sequence[Objective | Target | str],
     config: VisualizeConfig,
-    pixels: Tensor,
-    dead_steps: Tensor,
+    step: Step,
 ) -> list[Visualization]:
-    """Results from the last step's pixels [N, 3, H, W] and the number of dead steps [N] of each picture."""
+    """Results from the last step of `visualize_steps`."""
     wanted = [to_objective(o) for o in objectives]
-    scores = score_pixels(view, wanted, pixels.unsqueeze(1)).squeeze(1).tolist()
-    transfer = transfer_scores(view, wanted, pixels).tolist()
+    scores = score_pixels(view, wanted, step.pixels.unsqueeze(1)).squeeze(1).tolist()
+    transfer = transfer_scores(view, wanted, step.pixels).tolist()
     return [
         Visualization(
             pixels=picture.detach().float().cpu(),
@@ -160,7 +158,7 @@ def finish(
             recipe=_recipe(view, objective, config, score, transferred, int(dead)),
         )
         for picture, objective, score, transferred, dead in zip(
-            pixels, wanted, scores, transfer, dead_steps.tolist(), strict=True
+            step.pixels, wanted, scores, transfer, step.dead_steps.tolist(), strict=True
         )
     ]
 
@@ -262,12 +260,12 @@ def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeCon
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
     smoothness = _smoothness(view, objectives, config)
     chunks = [(rows, _Readout(view, [objectives[r] for r in rows])) for rows in _chunks(objectives, config)]
+    dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
     for index in range(config.steps):
         progress = index / config.steps
         if config.decay == "cosine":
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
         scores = torch.zeros(len(objectives), device=view.device)
-        dead = torch.zeros(len(objectives), dtype=torch.bool, device=view.device)
         with torch.enable_grad():
             for rows, read in chunks:
                 pixels = canvas.to_pixels(params[rows])
@@ -275,10 +273,11 @@ def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeCon
                 with torch.autocast(view.device.type, torch.bfloat16, enabled=config.autocast):
                     values, pre_values = read(images)
                 scores[rows] = values.detach().mean(1)
-                dead[rows] = read.revivable & (scores[rows] <= 0)
+                dead = read.revivable & (scores[rows] <= 0)
+                dead_steps[rows] += dead
                 target = values.mean(1)
                 if config.revive and pre_values is not None:
-                    target = torch.where(dead[rows], pre_values.mean(1), target)
+                    target = torch.where(dead, pre_values.mean(1), target)
                 roughness = transforms.total_variation(images) if config.smoothness else 0.0 * target
                 (smoothness[rows] * roughness - target).sum().backward()
         optimizer.step()
@@ -286,7 +285,7 @@ def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeCon
         with torch.no_grad():
             canvas.constrain(params)
             pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size)).detach()
-        yield Step(index, pixels.clone(), scores, dead)
+        yield Step(index, pixels.clone(), scores, dead_steps.clone())
 
 
 class _Readout:

@@ -1,6 +1,7 @@
 """Reading a model's activations, computing nothing after the last one that is asked for."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -36,10 +37,8 @@ def record(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> dict[Site,
     acts: dict[Site, Tensor] = {}
     wanted = set(sites)
     if wanted:
-        try:
+        with suppress(_Done):
             _read(view, pixels, wanted, acts, stop=True)
-        except _Done:
-            pass
     return acts
 
 

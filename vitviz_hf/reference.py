@@ -1,18 +1,18 @@
 """Scores of real photographs, so that a score can be called high: measured once for a model, then stored."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-import torch
-
-from vitviz_hf.recording import activations
 from vitviz_hf.errors import OutputExistsError
 from vitviz_hf.hub import BUILTIN, cache_folder
 from vitviz_hf.manifest import write_file
 from vitviz_hf.maps import site_scores
 from vitviz_hf.model import ModelView, list_sites, to_pixels
+from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
@@ -35,10 +35,8 @@ def reference_scores(view: ModelView, progress: Callable[[int, int], None] | Non
         return {parse_site(k): v for k, v in load(path.read_bytes()).items()}
     scores = score_examples(view, builtin_photographs(), [s for s, _ in list_sites(view)], progress, n)
     if pinned:
-        try:
+        with suppress(OutputExistsError):  # another process was faster
             write_file(path, save({str(k): v for k, v in scores.items()}))
-        except OutputExistsError:  # another process was faster
-            pass
     return scores
 
 

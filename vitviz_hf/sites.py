@@ -4,7 +4,7 @@ The kinds, and what the papers call them:
 
 | kind | tensor | width | in the papers |
 |---|---|---|---|
-| attn_q, attn_k, attn_v | outputs of the query, key and value projections, all heads side by side | D | queries, keys, values |
+| attn_q, attn_k, attn_v | outputs of the q, k and v projections, heads side by side | D | queries, keys, values |
 | attn_out | output of the attention's output projection | D | - |
 | mlp_in | input of the feed-forward's first linear, after its norm | D | in_feat |
 | mlp_act | input of the feed-forward's last linear: GELU output, or the gated product | 4D | high, GELU features |

@@ -33,7 +33,7 @@ class Example:
 
 def builtin_paths() -> dict[str, Path]:
     """Photographs of the installed packages by key; those of a package that is absent are left out."""
-    paths = {}
+    paths: dict[str, Path] = {}
     for package, (folder, names) in _BUILTIN.items():
         spec = importlib.util.find_spec(package)
         for root in spec.submodule_search_locations or () if spec else ():

@@ -103,9 +103,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 [optimization.objective, tabs, tab_key], queue=False, api_visibility="private",
             )
         )  # fmt: skip
-        restored = demo.load(
-            restore, None, [tabs, *link, maps.photo], api_visibility="private", show_progress="hidden"
-        )
+        restored = demo.load(restore, None, [tabs, *link, maps.photo], api_visibility="private", show_progress="hidden")
         ready = restored.then(**facts_event, api_visibility="private")
         after(maps.refresh(ready) if eager else ready)
     demo.queue(max_size=30, default_concurrency_limit=2)

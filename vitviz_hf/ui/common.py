@@ -32,16 +32,18 @@ LINK_JS = f"""(...values) => {{
 _log = logging.getLogger(__name__)
 
 
-class PhotoInput(gr.Image):
+def photo_input(**options: Any) -> gr.Image:
     """An image input that hands over the file as it came: `open_image` is the gate that decodes it."""
+    component = gr.Image(type="filepath", image_mode=None, **options)
+    decode = component.preprocess
 
-    is_template = True
-
-    def preprocess(self, payload: ImageData | None) -> Any:
-        """Path of the uploaded file."""
-        if payload is None or payload.path is None or payload.url and payload.url.startswith("data:"):
-            return super().preprocess(payload)
+    def preprocess(payload: ImageData | None) -> Any:
+        if payload is None or payload.path is None or (payload.url and payload.url.startswith("data:")):
+            return decode(payload)
         return payload.path
+
+    component.preprocess = preprocess
+    return component
 
 
 def open_photo(path: str | None) -> Image.Image:

@@ -162,15 +162,18 @@ class Jobs:
         base = default_config(view) if preset == "auto" else VisualizeConfig.preset(preset)
         config = VisualizeConfig.from_dict({**base.to_dict(), **changes})
         wanted = [to_objective(objective)]
-        dead_steps, shown = 0, 0.0
+        shown = 0.0
         for step in visualize_steps(view, wanted, config):
-            dead_steps = dead_steps + step.dead.int()
             if time.monotonic() - shown > _FRAME_SECONDS and step.index < config.steps - 1:
                 yield Frame(
-                    step.index, config.steps, _picture(step.pixels[0]), float(step.scores[0]), bool(step.dead[0])
+                    step.index,
+                    config.steps,
+                    _picture(step.pixels[0]),
+                    float(step.scores[0]),
+                    int(step.dead_steps[0]) > step.index,
                 )
                 shown = time.monotonic()
-        result = finish(view, wanted, config, step.pixels, dead_steps)[0]
+        result = finish(view, wanted, config, step)[0]
         photograph = None
         terms = wanted[0].terms
         if len(terms) == 1 and terms[0][0] == 1 and isinstance(terms[0][1], Feature):
@@ -186,4 +189,3 @@ def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
 
 def _picture(pixels: Tensor) -> Image.Image:
     return pixels_to_image(pixels.float().cpu().numpy())
-

@@ -11,7 +11,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import color_bar, heatmap, map_range, outline_patch, overlay
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.common import Gpu, PhotoInput, open_photo, shown
+from vitviz_hf.ui.common import Gpu, open_photo, photo_input, shown
 from vitviz_hf.ui.jobs import Jobs
 
 _LARGE = 560
@@ -40,9 +40,9 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
     site = parse_feature(first_feature).site
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            photo = PhotoInput(
-                label="Picture", sources=["upload", "webcam", "clipboard"], type="filepath", image_mode=None,
-                format="png", height=260, elem_id="photo", alt_text="The picture you chose",
+            photo = photo_input(
+                label="Picture", sources=["upload", "webcam", "clipboard"], format="png", height=260,
+                elem_id="photo", alt_text="The picture you chose",
             )  # fmt: skip
             examples = gr.Gallery(
                 [(str(p), k.replace("_", " ")) for k, p in builtin_paths().items()], label="Example photographs",
@@ -148,7 +148,7 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         rows, cols = result.values.shape
         text = (
             f"**{result.feature}**: values {result.values.min():.3g} to {result.values.max():.3g} on {rows} x {cols} "
-            f"patches, mean {result.values.mean():.3g}, which is {result.unusual:+.1f} sd from the built-in photographs."
+            f"patches, mean {result.values.mean():.3g}, {result.unusual:+.1f} sd from the built-in photographs."
         )
         return drawn, color_bar((_LARGE, 48), scale), text
 

@@ -84,7 +84,11 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
         for frame in optimize(snapshot, feature or "", preset, steps, int(seed or 0)):
             if frame.result is None:
                 dead = "; the feature does not fire yet" if frame.dead else ""
-                yield frame.picture, f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}", gr.skip()
+                yield (
+                    frame.picture,
+                    f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}",
+                    gr.skip(),
+                )
             else:
                 path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
                 frame.result.save(path)
