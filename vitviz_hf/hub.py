@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -87,7 +86,7 @@ def fetch_model(model_id: str, revision: str | None = None, token: str | bool | 
     if model_id == BUILTIN:
         return _local(BUILTIN, builtin_folder())
     folder = Path(model_id).expanduser()
-    if folder.is_dir():
+    if model_id.strip() and folder.is_dir():
         return _local(model_id, folder)
     if model_id.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"there is no folder {model_id!r}.")
@@ -176,14 +175,18 @@ def _download(model_id: str, sha: str, files: list[str], token: str | bool | Non
 
 
 def _from_cache(model_id: str, revision: str | None) -> Snapshot:
-    try:
-        folder = Path(snapshot_download(model_id, revision=revision, local_files_only=True))
-        return _local(model_id, folder, folder.name)
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ModelError) as error:
+    repo = Path(constants.HF_HUB_CACHE, "models--" + model_id.replace("/", "--"))
+    reference = repo / "refs" / (revision or "main")
+    pinned = reference.read_text("utf-8").strip() if reference.is_file() else revision
+    # Models are downloaded by commit here, which leaves no reference: without one, the newest snapshot is meant.
+    complete = sorted((p.parent for p in repo.glob("snapshots/*/config.json")), key=lambda p: p.stat().st_mtime)
+    found = [p for p in complete if pinned in (None, p.name)]
+    if not found:
         raise HubUnreachableError(
             f"the Hub cannot be reached and {model_id!r} is not in the cache. Check the connection, "
             "or use 'builtin' or a model folder."
-        ) from error
+        )
+    return _local(model_id, found[-1], found[-1].name)
 
 
 def _local(model_id: str, folder: Path, revision: str | None = None) -> Snapshot:

@@ -17,7 +17,7 @@ Floats = NDArray[np.floating]
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Dark to light, for maps without meaningful negative values (the color map "inferno" at nine points).
 _SEQUENTIAL = ("000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98e09", "f9cb35", "fcffa4")
@@ -44,7 +44,7 @@ def open_image(source: str | Path | bytes) -> Image.Image:
                 return to_rgb(image)
     except UnidentifiedImageError as error:
         kind = "SVG drawings are" if b"<svg" in data[:1000].lower() else "this file is"
-        raise ImageError(f"{kind} not a supported image; use one of {', '.join(_FORMATS[:6])}.") from error
+        raise ImageError(f"{kind} not a supported image; use one of {', '.join(_FORMATS)}.") from error
     except DecompressionBombError as error:
         raise ImageError(f"the image is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:

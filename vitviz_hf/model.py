@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
 import timm
 import torch
 import transformers
@@ -14,7 +17,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitviz_hf import _torchvision  # noqa: F401  must precede transformers and timm
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb

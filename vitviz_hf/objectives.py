@@ -89,12 +89,13 @@ def parse_objective(text: str) -> Objective:
         ConfigError: not of this form.
         SiteError: an address is malformed.
     """
-    parts = re.findall(r"([+-]?)\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+)\s*", text)
-    if not parts or re.sub(r"([+-]?)\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+)\s*", "", text.strip()):
+    term = r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+)"
+    if not re.fullmatch(rf"\s*[+-]?\s*{term}(\s*[+-]\s*{term})*\s*", text):
         raise ConfigError(
             f"{text!r} is not an objective; write '5.mlp_act:10', '-5.mlp_act:10' to minimize, 'logit:207', "
             "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
         )
+    parts = re.findall(rf"([+-]?)\s*{term}", text)
     return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), _target(a)) for sign, n, a in parts))
 
 

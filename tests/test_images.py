@@ -1,0 +1,243 @@
+"""Pictures from strangers: the right result, or an error that says what is wrong."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitviz_hf import open_image
+from vitviz_hf.errors import ImageError
+from vitviz_hf.images import (
+    color_bar,
+    contact_sheet,
+    heatmap,
+    is_signed,
+    map_panel,
+    map_range,
+    outline_patch,
+    overlay,
+    pixels_to_image,
+    to_rgb,
+)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def gradient():
+    values = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+    return Image.fromarray(np.stack([values, values[::-1], values[:, ::-1]], -1))
+
+
+def test_an_ordinary_picture_is_read_exactly(gradient, tmp_path):
+    gradient.save(tmp_path / "a.png")
+
+    assert np.array_equal(open_image(tmp_path / "a.png"), gradient)
+
+
+def test_a_truncated_file_is_damaged(gradient):
+    data = encoded(gradient, "JPEG")
+
+    with pytest.raises(ImageError, match="damaged"):
+        open_image(data[: len(data) // 2])
+
+
+def test_a_truncated_png_is_damaged(gradient):
+    data = encoded(gradient)
+
+    with pytest.raises(ImageError, match="damaged"):
+        open_image(data[: len(data) // 2])
+
+
+def test_an_empty_file_is_named_empty():
+    with pytest.raises(ImageError, match="empty"):
+        open_image(b"")
+
+
+def test_text_is_not_an_image():
+    with pytest.raises(ImageError, match="not a supported image; use one of JPEG, PNG"):
+        open_image(b"hello, I am not a picture")
+
+
+def test_svg_is_named():
+    with pytest.raises(ImageError, match="SVG drawings are not"):
+        open_image(b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>')
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.png' cannot be read"):
+        open_image(tmp_path / "nowhere.png")
+
+
+def test_16_bit_gray_keeps_its_range():
+    values = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+
+    image = open_image(encoded(Image.fromarray(values)))
+
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image)[..., 0] - values / 257.0).max() <= 1
+
+
+def test_cmyk_keeps_its_colors():
+    red = Image.new("RGB", (16, 16), (250, 10, 10))
+
+    image = open_image(encoded(red.convert("CMYK"), "JPEG", quality=100))
+
+    assert np.abs(np.asarray(image, int) - [250, 10, 10]).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_put_on_white(mode):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (0, 0, 4, 8))
+
+    image = open_image(encoded(clear.convert(mode)))
+
+    assert image.getpixel((1, 1)) == (0, 0, 0)
+    assert image.getpixel((6, 6)) == (255, 255, 255)
+
+
+def test_a_palette_with_a_transparent_index_is_put_on_white():
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([0, 0, 0, 200, 0, 0] + [0] * 762)
+    picture.paste(0, (0, 0, 4, 8))
+
+    image = open_image(encoded(picture, transparency=1))
+
+    assert image.getpixel((1, 1)) == (0, 0, 0)
+    assert image.getpixel((6, 6)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind):
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+
+    image = open_image(
+        encoded(
+            frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+        )
+    )
+
+    assert image.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_exif_rotation_is_applied():
+    picture = Image.new("RGB", (20, 10), "white")
+    picture.paste("red", (0, 0, 10, 10))  # left half
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+
+    image = open_image(encoded(picture, "JPEG", exif=exif, quality=100, subsampling=0))
+
+    assert image.size == (10, 20)
+    assert image.getpixel((5, 3))[1] < 60 and image.getpixel((5, 16))[1] > 200
+
+
+def test_one_pixel_is_a_picture():
+    assert open_image(encoded(Image.new("RGB", (1, 1), "red"))).getpixel((0, 0)) == (255, 0, 0)
+
+
+def _png_header(width, height):
+    """A PNG that claims a size and has no pixels: it must be refused before it is decoded."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (30_000, 3_000)])
+def test_a_bomb_is_refused_before_it_is_decoded(size):
+    with pytest.raises(ImageError, match=r"million are decoded|too large"):
+        open_image(_png_header(*size))
+
+
+def test_a_strip_is_refused_because_resizing_would_explode_it():
+    with pytest.raises(ImageError, match="at most 20 times as long as wide"):
+        to_rgb(Image.new("RGB", (30_000, 2)))
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    path = tmp_path / "big.png"
+    with path.open("wb") as file:
+        file.truncate(31_000_000)
+
+    with pytest.raises(ImageError, match="31 MB; at most 30 MB"):
+        open_image(path)
+
+
+def test_pixels_round_trip_through_a_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7)) / 255
+
+    assert np.array_equal(np.asarray(pixels_to_image(pixels)).transpose(2, 0, 1), np.round(pixels * 255))
+
+
+def test_the_scale_is_one_for_all_maps_of_a_feature():
+    assert map_range(np.array([[0.1, 2.0]]), np.array([[-0.1, 1.0]])) == (0.0, 2.0)
+    assert map_range(np.array([[-3.0, 2.0]])) == (-3.0, 3.0)
+
+
+def test_gelu_dips_do_not_make_a_map_signed():
+    assert not is_signed(np.array([-0.17, 1.0]))
+    assert is_signed(np.array([-0.17, 0.1]))
+
+
+def test_heatmap_puts_the_bright_top_right_patch_there():
+    values = np.zeros((4, 6))
+    values[0, 5] = 1
+
+    colors = np.asarray(heatmap(values, (60, 40), (0, 1))).astype(int).sum(-1)
+
+    assert colors[:10, 50:].min() > 600
+    colors[:10, 50:] = 0
+    assert colors.max() < 20
+
+
+def test_a_diverging_map_is_white_at_zero_blue_below_and_red_above():
+    low, zero, high = np.asarray(heatmap(np.array([[-1.0, 0.0, 1.0]]), (3, 1), (-1, 1)))[0].astype(int)
+
+    assert zero.min() > 250
+    assert low[2] > low[0] + 40
+    assert high[0] > high[2] + 40
+
+
+def test_overlay_leaves_silent_patches_gray():
+    picture = Image.new("RGB", (40, 40), (200, 40, 40))
+    values = np.zeros((4, 4))
+    values[3, 3] = 1
+
+    drawn = np.asarray(overlay(picture, values, (0, 1))).astype(int)
+
+    assert np.ptp(drawn[5, 5]) == 0
+    assert np.ptp(drawn[35, 35]) > 40
+
+
+def test_a_map_of_zeros_is_drawn():
+    assert overlay(Image.new("RGB", (8, 8)), np.zeros((2, 2)), (0, 0)).size == (8, 8)
+
+
+def test_panels_hold_picture_heatmap_and_overlay():
+    picture = Image.new("RGB", (64, 48), "green")
+
+    panel = map_panel(picture, np.eye(4), (0, 1), "a title")
+
+    assert panel.width > 3 * 64 and panel.height > 48
+    assert panel.getpixel((30, 50)) == (0, 128, 0)
+    assert contact_sheet([picture] * 5, list("abcde"), 3).width > 3 * 64
+    assert color_bar((64, 32), (-1, 1)).size == (64, 32)
+
+
+def test_the_outlined_patch_is_framed():
+    framed = np.asarray(outline_patch(Image.new("RGB", (80, 80), "black"), (1, 2), (4, 4)))
+
+    assert framed[20, 50].min() == 255
+    assert framed[30, 50].max() == 0
+    assert framed[5, 5].max() == 0
