@@ -100,7 +100,7 @@ def test_a_wrong_revision(hub):
 def test_a_gated_model_needs_a_token_with_access(hub, tiny_folder):
     hub.publish("odd/gated", tiny_folder("vit"), gated=True)
 
-    with pytest.raises(GatedModelError, match="is gated. Accept its terms .* 'hf auth login'"):
+    with pytest.raises(GatedModelError, match=r"is gated\. Accept its terms .* 'hf auth login'"):
         load_model("odd/gated")
     assert load_model("odd/gated", token="hf_friend", device="cpu").revision
 

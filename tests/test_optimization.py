@@ -19,10 +19,10 @@ from vitviz_hf import (
     parse_feature,
     parse_objective,
     replay,
+    transforms,
     visualize,
     visualize_steps,
 )
-from vitviz_hf import transforms
 from vitviz_hf.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError, FeatureError, OutputExistsError, RecipeError, SiteError

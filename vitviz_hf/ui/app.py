@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.config import PRESETS
+from vitviz_hf.errors import VitvizError
 from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.sites import KINDS, parse_feature
 from vitviz_hf.stream import builtin_paths
@@ -58,26 +59,32 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
         tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
 
-        def restore(request: gr.Request) -> list[Any]:
-            return _from_link(dict(request.query_params), own_model)
-
-        @shown
-        def model_facts(model_id: str) -> Any:
-            """Load a model and tell its layers, patch grid and kinds.
-
-            Args:
-                model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-
-            Returns:
-                A sentence; the kinds and layers that can be chosen.
-            """
+        def describe(model_id: str, layer: int) -> list[Any]:
             known = jobs.facts(jobs.prepare(model_id))
             text = (
                 f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "
                 f"{known.grid[0]} x {known.grid[1]} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
                 f"{known.n_features:,} features."
             )
-            return text, gr.update(choices=list(known.kinds)), gr.update(maximum=known.n_layers - 1)
+            last = known.n_layers - 1
+            return [
+                text,
+                gr.update(choices=list(known.kinds)),
+                gr.update(value=min(int(layer or 0), last), label=f"Layer (0 to {last})"),
+            ]
+
+        @shown
+        def model_facts(model_id: str, layer: int) -> list[Any]:
+            """Load a model and tell its layers, patch grid and kinds.
+
+            Args:
+                model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
+                layer: the layer that is chosen; the last one is given back if the model has fewer.
+
+            Returns:
+                A sentence, the kinds to choose from, and the layer.
+            """
+            return describe(model_id, layer)
 
         link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.row, maps.column, maps.feature,
                 optimization.objective, optimization.preset, optimization.seed]  # fmt: skip
@@ -87,25 +94,44 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
 
         maps.connect(after)
         optimization.connect(after)
-        facts_event: dict[str, Any] = {
-            "fn": model_facts, "inputs": model, "outputs": [facts, maps.kind, maps.layer],
-            "concurrency_id": "gpu", "concurrency_limit": 1,
-        }  # fmt: skip
-        after(model.input(**facts_event, api_name="model_facts"))
+        after(
+            model.input(
+                model_facts, [model, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
+                concurrency_id="gpu", concurrency_limit=1, trigger_mode="always_last", show_progress_on=[facts],
+            ).success(shown(maps.show), maps.show_inputs, maps.shown, api_visibility="private", concurrency_id="gpu")
+        )  # fmt: skip
         for page, key in ((maps_page, "maps"), (optimize_page, "optimize")):
-            chosen = page.select(
-                lambda key=key: key, None, tab_key, queue=False, api_visibility="private", show_progress="hidden"
-            )
+            chosen = page.select(lambda key=key: key, None, tab_key, api_visibility="private", show_progress="hidden")
             after(chosen)
         after(
             maps.optimize.click(
                 lambda feature: (feature, gr.update(selected="optimize"), "optimize"), maps.feature,
-                [optimization.objective, tabs, tab_key], queue=False, api_visibility="private",
+                [optimization.objective, tabs, tab_key], api_visibility="private",
             )
         )  # fmt: skip
-        restored = demo.load(restore, None, [tabs, *link, maps.photo], api_visibility="private", show_progress="hidden")
-        ready = restored.then(**facts_event, api_visibility="private")
-        after(maps.refresh(ready) if eager else ready)
+        drawn_only = [i for i, component in enumerate(maps.shown) if component is not maps.feature]
+        opened = [tabs, *link, maps.photo, facts, *(maps.shown[i] for i in drawn_only)]
+
+        @shown
+        def open_page(request: gr.Request) -> list[Any]:
+            """Restore what the link says; then, with a GPU at hand, rank and draw."""
+            values = _from_link(dict(request.query_params), own_model)
+            nothing = [gr.skip()] * (len(opened) - len(values))
+            if not eager:
+                return [*values, *nothing]
+            _, _, model_id, _, kind, layer, row, column, feature, *_, photo = values
+            try:
+                text, _, layer_update = describe(model_id, layer)
+                values[5] = layer_update
+                layer = layer_update["value"]
+                drawn = maps.show(model_id, photo, kind, layer, row, column, "unusual", "overlay", feature)
+            except VitvizError as error:
+                gr.Warning(html.escape(str(error)))
+                return [*values, *nothing]
+            values[8] = drawn[maps.shown.index(maps.feature)]
+            return [*values, text, *(drawn[i] for i in drawn_only)]
+
+        after(demo.load(open_page, None, opened, api_visibility="private", concurrency_id="gpu", concurrency_limit=1))
     demo.queue(max_size=30, default_concurrency_limit=2)
     return demo
 
@@ -136,7 +162,7 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
     layer, row, column, seed = (_whole(query.get(key)) for key in ("layer", "row", "column", "seed"))
     return [
         gr.update(selected=tab), tab, query.get("model", own_model), photo, kind if kind in KINDS else site.kind,
-        site.layer if layer is None else layer, row, column, query.get("feature", _FIRST_FEATURE),
+        site.layer if layer is None else layer, row, column, query.get("feature", ""),
         query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
         str(photos[photo]) if photo else None,
     ]  # fmt: skip

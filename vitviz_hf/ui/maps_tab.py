@@ -12,7 +12,7 @@ from vitviz_hf.images import color_bar, heatmap, map_range, outline_patch, overl
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.common import Gpu, open_photo, photo_input, shown
-from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.jobs import Jobs, RankResult
 
 _LARGE = 560
 _SHOWN = 12
@@ -25,14 +25,16 @@ class MapsTab:
     photo: gr.Image
     photo_key: gr.Textbox
     kind: gr.Dropdown
-    layer: gr.Slider
+    layer: gr.Number
     row: gr.Number
     column: gr.Number
     feature: gr.Textbox
     optimize: gr.Button
     connect: Callable[[Callable[[Any], Any]], None]
-    refresh: Callable[[Any], Any]
-    """After an event (a Dependency), rank and draw."""
+    show: Callable[..., list[Any]]
+    """(model_id, image, kind, layer, row, column, rank_by, style, feature) -> values of `shown`."""
+    show_inputs: list[Any]
+    shown: list[Any]
 
 
 def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str) -> MapsTab:
@@ -51,7 +53,7 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
             )  # fmt: skip
             photo_key = gr.Textbox(visible="hidden", label="Example photograph", elem_id="photo-key")
             kind = gr.Dropdown(KINDS, value=site.kind, label="Kind", elem_id="kind", info="mlp_act are the neurons")
-            layer = gr.Slider(0, 11, value=site.layer, step=1, label="Layer", elem_id="layer")
+            layer = gr.Number(site.layer, label="Layer", precision=0, minimum=0, elem_id="layer")
             rank_by = gr.Radio(
                 [("unusual for photographs", "unusual"), ("plain score", "score")], value="unusual",
                 label="Rank features by", elem_id="rank-by",
@@ -90,13 +92,52 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
                 label="Strongest features: choose one to see it large", columns=6, allow_preview=False,
                 interactive=False, format="png", elem_id="gallery", height="auto", buttons=[],
             )  # fmt: skip
-    addresses, layout = gr.State([]), gr.State((1, 1, 1, 1))
+    ranked, layout = gr.JSON(visible="hidden", label="Ranked features"), gr.State((1, 1, 1, 1))
     rank_job, map_job = gpu(60)(jobs.rank), gpu(60)(jobs.map)
+
+    def rank(
+        model_id: str, image: str | None, kind: str, layer: int, row: int | None, column: int | None, rank_by: str
+    ) -> tuple[RankResult, list[Any]]:
+        if (row is None) != (column is None):
+            raise ConfigError("give both a patch row and a patch column, or neither.")
+        patch = None if row is None or column is None else (int(row), int(column))
+        unusual, site = rank_by == "unusual", Site(int(layer), kind)
+        result: RankResult = rank_job(jobs.prepare(model_id), open_photo(image), site, patch, unusual, _SHOWN)
+        tiles = [
+            (overlay(result.crop, values, map_range(values)), f"{f}  {value:.3g}{' sd' if unusual else ''}")
+            for f, value, values in result.ranked
+        ]
+        sees = _large(result.crop)
+        where = f"patch {patch[0]},{patch[1]}" if patch else "the whole picture"
+        by = "standard deviations (sd) above the built-in photographs" if unusual else "plain score"
+        text = f"**Layer {int(layer)}, {kind}**, {where}. Ranked by {by}."
+        data = [{"feature": str(f), rank_by: value} for f, value, _ in result.ranked]
+        framed = outline_patch(sees, patch, result.grid) if patch else sees
+        return result, [framed, tiles, text, data, (*result.grid, *sees.size)]
+
+    def draw(model_id: str, image: str | None, feature: str, style: str) -> list[Any]:
+        result = map_job(jobs.prepare(model_id), open_photo(image), parse_feature(feature or ""))
+        scale, crop = map_range(result.values), _large(result.crop)
+        drawn = heatmap(result.values, crop.size, scale) if style == "heatmap" else overlay(crop, result.values, scale)
+        rows, cols = result.values.shape
+        text = (
+            f"**{result.feature}**: values {result.values.min():.3g} to {result.values.max():.3g} on {rows} x {cols} "
+            f"patches, mean {result.values.mean():.3g}, {result.unusual:+.1f} sd from the built-in photographs."
+        )
+        return [drawn, color_bar((_LARGE, 48), scale), text]
+
+    def show(
+        model_id: str, image: str | None, kind: str, layer: int, row: int | None, column: int | None, rank_by: str,
+        style: str, feature: str = "",
+    ) -> list[Any]:  # fmt: skip
+        result, values = rank(model_id, image, kind, layer, row, column, rank_by)
+        feature = feature or str(result.ranked[0][0])
+        return [*values, feature, *draw(model_id, image, feature, style)]
 
     @shown
     def rank_features(
         model_id: str, image: str, kind: str, layer: int, row: int | None, column: int | None, rank_by: str
-    ) -> Any:
+    ) -> list[Any]:
         """Rank the features of one layer by how strongly they fire on a picture, or on one patch of it.
 
         Args:
@@ -109,28 +150,12 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
             rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
 
         Returns:
-            The model's crop, maps with address and value, a sentence, and the address of the first.
+            The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
         """
-        if (row is None) != (column is None):
-            raise ConfigError("give both a patch row and a patch column, or neither.")
-        patch = None if row is None or column is None else (int(row), int(column))
-        unusual = rank_by == "unusual"
-        picture, site = open_photo(image), Site(int(layer), kind)
-        result = rank_job(jobs.prepare(model_id), picture, site, patch, unusual, _SHOWN)
-        tiles = [
-            (overlay(result.crop, values, map_range(values)), f"{f}  {value:.3g}{' sd' if unusual else ''}")
-            for f, value, values in result.ranked
-        ]
-        sees = _large(result.crop)
-        where = f"patch {patch[0]},{patch[1]}" if patch else "the whole picture"
-        by = "standard deviations (sd) above the built-in photographs" if unusual else "plain score"
-        text = f"**Layer {int(layer)}, {kind}**, {where}. Ranked by {by}."
-        names = [str(f) for f, _, _ in result.ranked]
-        framed = outline_patch(sees, patch, result.grid) if patch else sees
-        return framed, tiles, text, names[0], names, (*result.grid, *sees.size)
+        return rank(model_id, image, kind, layer, row, column, rank_by)[1]
 
     @shown
-    def map_feature(model_id: str, image: str, feature: str, style: str) -> Any:
+    def map_feature(model_id: str, image: str, feature: str, style: str) -> list[Any]:
         """Draw the activation map of one feature on a picture.
 
         Args:
@@ -142,59 +167,70 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         Returns:
             The map, its color scale, and a sentence with the value range.
         """
-        result = map_job(jobs.prepare(model_id), open_photo(image), parse_feature(feature or ""))
-        scale, crop = map_range(result.values), _large(result.crop)
-        drawn = heatmap(result.values, crop.size, scale) if style == "heatmap" else overlay(crop, result.values, scale)
-        rows, cols = result.values.shape
-        text = (
-            f"**{result.feature}**: values {result.values.min():.3g} to {result.values.max():.3g} on {rows} x {cols} "
-            f"patches, mean {result.values.mean():.3g}, {result.unusual:+.1f} sd from the built-in photographs."
-        )
-        return drawn, color_bar((_LARGE, 48), scale), text
+        return draw(model_id, image, feature, style)
 
-    def pick_patch(layout: tuple[int, int, int, int], event: gr.SelectData) -> tuple[int, int]:
+    @shown
+    def pick_patch(
+        model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str,
+        layout: tuple[int, int, int, int], event: gr.SelectData,
+    ) -> list[Any]:  # fmt: skip
         (rows, cols, width, height), (x, y) = layout, event.index
-        return min(int(y) * rows // height, rows - 1), min(int(x) * cols // width, cols - 1)
+        row, column = min(int(y) * rows // height, rows - 1), min(int(x) * cols // width, cols - 1)
+        return [row, column, *show(model_id, image, kind, layer, row, column, rank_by, style)]
 
-    def pick_example(event: gr.SelectData) -> tuple[str, str]:
+    @shown
+    def pick_whole(model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> list[Any]:
+        return [None, None, *show(model_id, image, kind, layer, None, None, rank_by, style)]
+
+    @shown
+    def pick_upload(model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> list[Any]:
+        if image is None:  # the picture was removed
+            return ["", None, None, *[gr.skip()] * len(show_outputs)]
+        return ["", None, None, *show(model_id, image, kind, layer, None, None, rank_by, style)]
+
+    @shown
+    def pick_example(
+        model_id: str, kind: str, layer: int, rank_by: str, style: str, event: gr.SelectData
+    ) -> list[Any]:  # fmt: skip
         key, path = list(builtin_paths().items())[event.index]
-        return str(path), key
+        return [str(path), key, None, None, *show(model_id, str(path), kind, layer, None, None, rank_by, style)]
 
-    def pick_feature(addresses: list[str], event: gr.SelectData) -> str:
-        return addresses[event.index]
+    @shown
+    def pick_feature(
+        model_id: str, image: str, style: str, ranked: list[dict[str, Any]], event: gr.SelectData
+    ) -> list[Any]:  # fmt: skip
+        feature = str(ranked[event.index]["feature"])
+        return [feature, *draw(model_id, image, feature, style)]
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    lane: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
-    rank: dict[str, Any] = {
-        "fn": rank_features, "inputs": [model, photo, kind, layer, row, column, rank_by],
-        "outputs": [crop, gallery, status, feature, addresses, layout], "show_progress_on": [status],
-        "trigger_mode": "always_last", **lane,
-    }  # fmt: skip
-    draw: dict[str, Any] = {
-        "fn": map_feature, "inputs": [model, photo, feature, style], "outputs": [large, bar, facts],
-        "show_progress_on": [facts], "trigger_mode": "always_last", **lane,
-    }  # fmt: skip
-    hidden = {"api_visibility": "private"}
-
-    def refresh(event: Any) -> Any:
-        return event.success(**rank, **hidden).success(**draw, **hidden)
+    map_outputs = [large, bar, facts]
+    rank_outputs = [crop, gallery, status, ranked, layout]
+    show_outputs = [*rank_outputs, feature, *map_outputs]
+    show_inputs = [model, photo, kind, layer, row, column, rank_by, style]
+    place = [model, photo, kind, layer, rank_by, style]
 
     def connect(after: Callable[[Any], Any]) -> None:
-        example = examples.select(pick_example, None, [photo, photo_key], **private)
-        upload = photo.input(lambda: "", None, photo_key, **private)
-        patch = crop.select(pick_patch, layout, [row, column], **private)
-        whole = whole_button.click(lambda: (None, None), None, [row, column], **private)
-        for event in (example, upload, patch, whole):
-            after(refresh(event))
-        after(rank_button.click(**rank, api_name="rank_features").success(**draw, **hidden))
-        typed = gr.on([row.submit, column.submit, kind.input, layer.release, rank_by.input], **rank, **hidden)
-        after(typed.success(**draw, **hidden))
-        after(feature.submit(**draw, api_name="map_feature"))
-        style.input(**draw, **hidden)
-        chosen = gallery.select(pick_feature, addresses, feature, **private)
-        after(chosen.success(**draw, **hidden))
+        # One handler for each gesture: a chain would ask for the GPU at every link.
+        lane: dict[str, Any] = {
+            "concurrency_id": "gpu", "concurrency_limit": 1, "trigger_mode": "always_last",
+            "show_progress_on": [status],
+        }  # fmt: skip
+        private: dict[str, Any] = {**lane, "api_visibility": "private"}
+        # The public events come first: gradio numbers the names of later ones.
+        gr.Button(visible=False).click(rank_features, show_inputs[:-1], rank_outputs, api_name="rank_features", **lane)
+        after(feature.submit(map_feature, [model, photo, feature, style], map_outputs, api_name="map_feature", **lane))
+        style.input(map_feature, [model, photo, feature, style], map_outputs, **private)
+        ranking = [rank_button.click, row.submit, column.submit, kind.input, layer.submit, rank_by.input]
+        after(gr.on(ranking, shown(show), show_inputs, show_outputs, **private))
+        after(crop.select(pick_patch, [*place, layout], [row, column, *show_outputs], **private))
+        after(whole_button.click(pick_whole, place, [row, column, *show_outputs], **private))
+        after(photo.input(pick_upload, place, [photo_key, row, column, *show_outputs], **private))
+        chosen = [model, kind, layer, rank_by, style]
+        after(examples.select(pick_example, chosen, [photo, photo_key, row, column, *show_outputs], **private))
+        after(gallery.select(pick_feature, [model, photo, style, ranked], [feature, *map_outputs], **private))
 
-    return MapsTab(photo, photo_key, kind, layer, row, column, feature, optimize, connect, refresh)
+    return MapsTab(
+        photo, photo_key, kind, layer, row, column, feature, optimize, connect, show, show_inputs, show_outputs
+    )
 
 
 def _large(crop: Image.Image) -> Image.Image:

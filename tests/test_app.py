@@ -1,0 +1,288 @@
+"""The app as app.py starts it, in a real browser and through gradio_client."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from vitviz_hf.optimization import read_recipe
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 15_000
+
+
+@pytest.fixture(scope="module")
+def url(hub, tmp_path_factory):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit"}
+    log = (tmp_path_factory.mktemp("app") / "log").open("w+")
+    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    for _ in range(120):
+        try:
+            urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        server.kill()
+        log.seek(0)
+        pytest.fail(f"app.py did not start: {log.read()}")
+    yield f"http://127.0.0.1:{port}/"
+    server.terminate()
+    server.wait(10)
+    log.seek(0)
+    assert "Traceback" not in log.read()
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.fail("install chromium, or run 'make fast', which leaves the browser out")
+    with playwright.sync_playwright() as p:
+        arguments = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-background-networking",
+            "--disable-sync",
+        ]
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that must log no error and ask no other host for anything."""
+    context = browser.new_context(viewport={"width": 1300, "height": 1000})
+    page = context.new_page()
+    errors, elsewhere = [], []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on(
+        "request", lambda r: elsewhere.append(r.url) if re.match(r"(https?|wss?)://(?!127\.0\.0\.1)", r.url) else None
+    )
+    page.set_default_timeout(SECONDS)
+    yield page
+    context.close()
+    assert not errors
+    assert not elsewhere
+
+
+def opened(page, url, query=""):
+    page.goto(url + query)
+    page.wait_for_selector("#map img", state="attached")
+    page.wait_for_function("document.querySelector('#map-facts').textContent.includes('values')")
+    return page
+
+
+def text(page, selector):
+    return page.locator(selector).inner_text()
+
+
+def value(page, selector):
+    return page.locator(f"{selector} textarea, {selector} input").first.input_value()
+
+
+def wait_for_text(page, selector, part):
+    page.wait_for_function(
+        "([s, t]) => document.querySelector(s)?.innerText.includes(t)", arg=[selector, part], timeout=SECONDS
+    )
+
+
+def test_the_first_page_shows_a_map_of_a_photograph(page, url):
+    opened(page, url)
+
+    assert "tiny/vit" in text(page, "#model-facts") and "3 layers, 4 x 4 patches" in text(page, "#model-facts")
+    assert page.locator("#gallery img").count() == 12
+    assert "Activation map" in page.locator("#map img").get_attribute("alt")
+
+
+def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, photo, tmp_path):
+    photo.save(tmp_path / "mine.png")
+    opened(page, url)
+    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
+    page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
+    page.wait_for_timeout(2500)
+    wait_for_text(page, "#rank-status", "the whole picture")
+
+    box = page.locator("#crop img").bounding_box()
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
+    wait_for_text(page, "#rank-status", "patch 0,3")
+
+    assert (value(page, "#row"), value(page, "#column")) == ("0", "3")
+    page.wait_for_function("location.search.includes('column=3')")
+    assert "photo=" not in page.url
+    page.locator("#whole").click()
+    wait_for_text(page, "#rank-status", "the whole picture")
+
+
+def test_a_link_reopens_the_same_view(page, url):
+    opened(page, url)
+    page.locator("#row input").fill("1")
+    page.locator("#column input").fill("2")
+    page.locator("#column input").press("Enter")
+    wait_for_text(page, "#rank-status", "patch 1,2")
+    page.wait_for_function("location.search.includes('column=2')")
+    page.locator("#gallery button").nth(3).click()
+    page.wait_for_timeout(1500)
+    feature, facts, link = value(page, "#feature"), text(page, "#map-facts"), page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#rank-status", "patch 1,2")
+    wait_for_text(page, "#map-facts", feature)
+
+    assert value(page, "#feature") == feature
+    assert text(page, "#map-facts") == facts
+
+
+def test_a_typed_feature_is_drawn(page, url):
+    opened(page, url)
+    page.locator("#feature textarea, #feature input").first.fill("2.attn_q:7")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#map-facts", "2.attn_q:7")
+
+
+def test_an_example_photograph_can_be_chosen(page, url):
+    opened(page, url)
+    page.locator("#examples button").nth(4).click()
+
+    page.wait_for_function("location.search.includes('photo=coffee')")
+
+
+def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path):
+    opened(page, url)
+    page.locator("#feature textarea, #feature input").first.fill("1.mlp_act:7")
+    page.locator("#to-optimize").click()
+    page.wait_for_selector("#optimize:visible")
+    page.locator("#steps input").fill("40")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 40 steps")
+
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "a.png")
+    assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
+    assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
+    opened(page, url, "?tab=optimize&objective=2.mlp_act:7&preset=paper")
+    page.locator("#steps input").fill("1000")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "Step ")
+    page.wait_for_selector("#live img")
+    first = text(page, "#optimize-status")
+    page.wait_for_function("t => document.querySelector('#optimize-status').innerText !== t", arg=first)
+
+    start = time.monotonic()
+    page.locator("#cancel").click()
+    wait_for_text(page, "#optimize-status", "Cancelled.")
+    assert time.monotonic() - start < 1
+
+    page.locator("#steps input").fill("3")  # the lane is free again
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 3 steps")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "message"),
+    [("tiny/nothing", "is not on the Hub, or it is private"), ("<b>x</b>", "is not a Hub id"),
+     ("/etc", "is not a Hub id")],
+)  # fmt: skip
+def test_a_bad_id_is_explained(model_id, message, page, url):
+    opened(page, url)
+    page.locator("#model input").fill(model_id)
+    page.locator("#model input").press("Enter")
+
+    page.wait_for_selector("[data-testid=toast-body]")
+    assert message in text(page, "[data-testid=toast-body]")
+
+
+def test_a_bad_file_is_explained(page, url, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"this is not a picture")
+    opened(page, url)
+    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
+    page.locator("#photo input[type=file]").set_input_files(tmp_path / "bad.png")
+
+    page.wait_for_selector("[data-testid=toast-body]")
+    assert "not a supported image" in text(page, "[data-testid=toast-body]")
+
+
+def test_another_model_brings_its_own_layers(page, url):
+    opened(page, url)
+    page.locator("#model input").fill("tiny/dinov2-registers")
+    page.locator("#model input").press("Enter")
+
+    wait_for_text(page, "#model-facts", "tiny/dinov2-registers")
+    page.locator("#rank").click()
+    page.wait_for_function("location.search.includes('dinov2-registers')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_without_scrolling_sideways(browser, url, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url)
+
+    width = page.evaluate("document.documentElement.scrollWidth")
+    context.close()
+
+    assert width <= 392
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
+
+
+def test_the_api_is_named_typed_and_described(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+
+    assert set(endpoints) == {"/rank_features", "/map_feature", "/visualize", "/model_facts"}
+    for endpoint in endpoints.values():
+        assert all(p["parameter_name"].isidentifier() for p in endpoint["parameters"])
+
+
+def test_the_api_ranks_maps_and_optimizes(client, photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    picture = handle_file(str(tmp_path / "a.png"))
+
+    _, maps, sentence, ranked = client.predict(
+        "tiny/vit", picture, "mlp_act", 1, 2, 3, "score", api_name="/rank_features"
+    )
+    first = ranked[0]["feature"]
+    drawn, _, facts = client.predict("tiny/vit", picture, first, "overlay", api_name="/map_feature")
+    image, summary, _ = client.predict("tiny/vit", "1.mlp_act:5", "fast", 3, 0, api_name="/visualize")
+
+    assert len(maps) == 12 and "patch 2,3" in sentence and first.startswith("1.mlp_act:")
+    assert Image.open(drawn).size[0] >= 500 and first in facts
+    assert read_recipe(image)["config"]["steps"] == 3 and "after 3 steps" in summary
+
+
+def test_the_api_explains_mistakes(client):
+    with pytest.raises(AppError, match="has layers 0-2; got layer 9"):
+        client.predict("tiny/vit", "9.mlp_act:1", "fast", 3, 0, api_name="/visualize")
+
+
+def test_the_server_gives_no_other_file(url):
+    with pytest.raises(OSError, match=r"40[34]"):
+        urlopen(f"{url}gradio_api/file=/etc/passwd", timeout=5)
