@@ -27,12 +27,15 @@ else google/vit-base-patch16-224 if the Hub can be reached, else 'builtin'.
 
 examples:
   vitviz sites builtin
-  vitviz top builtin --image cat.jpg --site 5.mlp_act
-  vitviz map builtin 5.mlp_act:1123 11.mlp_act:441 --image cat.jpg --out maps
+  vitviz top builtin --image chelsea --site 5.mlp_act
+  vitviz map builtin 5.mlp_act:1059 11.mlp_act:441 --image chelsea --out maps
   vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
   vitviz replay pictures/8.mlp_act-908.png
   vitviz app
 """
+
+
+_IMAGE_HELP = "a picture, or the name of a photograph that scikit-image or gradio brings: chelsea, coins, lion ..."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
     maps = _verb(verbs, "map", _map, "draw activation maps of features on a picture")
     maps.add_argument("words", nargs="+", metavar="[MODEL] FEATURE", help="for example builtin 5.mlp_act:10")
-    maps.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    maps.add_argument("--image", required=True, metavar="FILE", help=_IMAGE_HELP)
     maps.add_argument("--out", required=True, metavar="DIR", help="folder for a PNG and a JSON for each feature")
 
     top = _verb(verbs, "top", _top, "rank the features that fire on a picture, or on one patch of it")
     top.add_argument("model", nargs="?", metavar="MODEL")
-    top.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    top.add_argument("--image", required=True, metavar="FILE", help=_IMAGE_HELP)
     top.add_argument("--site", action="append", metavar="SITE", help="for example 5.mlp_act (default: every mlp_act)")
     top.add_argument("--patch", metavar="R,C", help="row and column of one patch, from 0 (default: the whole picture)")
     top.add_argument("-k", type=int, default=8, metavar="N", help="features for each site (default: 8)")
@@ -351,8 +354,9 @@ def _numbers(text: str, separator: str, message: str) -> tuple[int, int]:
 
 def _open(path: str) -> Any:
     from vitviz_hf.images import open_image
+    from vitviz_hf.stream import builtin_paths
 
-    return open_image(path)
+    return open_image(path if Path(path).exists() else builtin_paths().get(path, path))
 
 
 def _png(image: Any) -> bytes:

@@ -17,7 +17,7 @@ _BUILTIN = {
                  "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png",
                  "retina.jpg", "rocket.jpg"),
     ),
-    "gradio": ("media_assets/images", ("bus.png", "cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
+    "gradio": ("media_assets/images", ("cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
 }  # fmt: skip
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 

@@ -26,7 +26,7 @@ _INTRO = """# vitviz: see what a vision transformer learned
 Any ViT, DeiT, BEiT, CLIP, SigLIP or DINO model of the Hub, or the built-in one. Find the features that fire on your
 picture and see where; then optimize the picture that excites a feature most.
 """
-_FIRST_FEATURE = "5.mlp_act:1123"
+_FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
 
 
