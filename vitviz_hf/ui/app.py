@@ -11,7 +11,7 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.sites import KINDS, parse_feature
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.common import LINK_JS, Gpu, shown
+from vitviz_hf.ui.common import LINK_JS, OPENED_JS, Gpu, shown
 from vitviz_hf.ui.jobs import Jobs
 from vitviz_hf.ui.maps_tab import build_maps_tab
 from vitviz_hf.ui.optimize_tab import build_optimize_tab
@@ -86,7 +86,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             """
             return describe(model_id, layer)
 
-        link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.row, maps.column, maps.feature,
+        link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.patch, maps.feature,
                 optimization.objective, optimization.preset, optimization.seed]  # fmt: skip
 
         def after(event: Any) -> Any:
@@ -101,8 +101,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             ).success(shown(maps.show), maps.show_inputs, maps.shown, api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
         for page, key in ((maps_page, "maps"), (optimize_page, "optimize")):
-            chosen = page.select(lambda key=key: key, None, tab_key, api_visibility="private", show_progress="hidden")
-            after(chosen)
+            after(page.select(None, None, tab_key, js=f"() => {key!r}", api_visibility="private"))
         after(
             maps.optimize.click(
                 lambda feature: (feature, gr.update(selected="optimize"), "optimize"), maps.feature,
@@ -119,19 +118,20 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             nothing = [gr.skip()] * (len(opened) - len(values))
             if not eager:
                 return [*values, *nothing]
-            _, _, model_id, _, kind, layer, row, column, feature, *_, photo = values
+            _, _, model_id, _, kind, layer, patch, feature, *_, photo = values
             try:
                 text, _, layer_update = describe(model_id, layer)
                 values[5] = layer_update
                 layer = layer_update["value"]
-                drawn = maps.show(model_id, photo, kind, layer, row, column, "unusual", "overlay", feature)
+                drawn = maps.show(model_id, photo, kind, layer, patch, "unusual", "overlay", feature)
             except VitvizError as error:
                 gr.Warning(html.escape(str(error)))
                 return [*values, *nothing]
-            values[8] = drawn[maps.shown.index(maps.feature)]
+            values[7] = drawn[maps.shown.index(maps.feature)]
             return [*values, text, *(drawn[i] for i in drawn_only)]
 
-        after(demo.load(open_page, None, opened, api_visibility="private", concurrency_id="gpu", concurrency_limit=1))
+        loaded = demo.load(open_page, None, opened, api_visibility="private", concurrency_id="gpu", concurrency_limit=1)
+        after(loaded.then(None, js=OPENED_JS, api_visibility="private"))
     demo.queue(max_size=30, default_concurrency_limit=2)
     return demo
 
@@ -159,10 +159,10 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
     tab = "optimize" if query.get("tab") == "optimize" else "maps"
     kind, preset = query.get("kind"), query.get("preset")
     site = parse_feature(_FIRST_FEATURE).site
-    layer, row, column, seed = (_whole(query.get(key)) for key in ("layer", "row", "column", "seed"))
+    layer, seed = _whole(query.get("layer")), _whole(query.get("seed"))
     return [
         gr.update(selected=tab), tab, query.get("model", own_model), photo, kind if kind in KINDS else site.kind,
-        site.layer if layer is None else layer, row, column, query.get("feature", ""),
+        site.layer if layer is None else layer, query.get("patch", ""), query.get("feature", ""),
         query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
         str(photos[photo]) if photo else None,
     ]  # fmt: skip

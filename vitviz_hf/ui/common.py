@@ -17,9 +17,11 @@ from vitviz_hf.images import open_image
 Gpu = Callable[[Any], Callable[[Callable[..., Any]], Callable[..., Any]]]
 """Duration in seconds, or a function of the job's arguments -> decorator, as spaces.GPU."""
 
-LINK_KEYS = ("tab", "model", "photo", "kind", "layer", "row", "column", "feature", "objective", "preset", "seed")
-# Keeps the address bar in step; a Space's page is told as well, since the app lives in a frame there.
+LINK_KEYS = ("tab", "model", "photo", "kind", "layer", "patch", "feature", "objective", "preset", "seed")
+# Keeps the address bar in step; a Space's page is told as well, since the app lives in a frame there. Until the page
+# has read its own link, nothing may write it: the request that opens the page sends the address bar as it is then.
 LINK_JS = f"""(...values) => {{
+  if (!window.vitvizOpened) return;
   const keys = {list(LINK_KEYS)}, query = new URLSearchParams();
   keys.forEach((key, i) => {{
     const value = values[i];
@@ -28,6 +30,7 @@ LINK_JS = f"""(...values) => {{
   history.replaceState(null, "", "?" + query.toString());
   if (window.parent !== window) window.parent.postMessage({{queryString: query.toString()}}, "*");
 }}"""
+OPENED_JS = "() => { window.vitvizOpened = true; }"
 
 _log = logging.getLogger(__name__)
 

@@ -153,9 +153,7 @@ class Jobs:
         unusual = (float(values.mean()) - float(reference.mean())) / max(float(reference.std()), 1e-6)
         return MapResult(_picture(pixels[0]), feature, values, unusual)
 
-    def optimize(
-        self, snapshot: Snapshot, objective: str, preset: str, steps: int | None, seed: int
-    ) -> Iterator[Frame]:
+    def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Iterator[Frame]:
         """Frames of an optimization, at most every 0.4 s, the last one with the result."""
         view = self.view(snapshot)
         changes = {"seed": seed} | ({"steps": steps} if steps else {})

@@ -1,5 +1,6 @@
 """Tab Activation maps: which features of a model fire where on a picture."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,12 @@ class MapsTab:
     photo_key: gr.Textbox
     kind: gr.Dropdown
     layer: gr.Number
-    row: gr.Number
-    column: gr.Number
+    patch: gr.Textbox
     feature: gr.Textbox
     optimize: gr.Button
     connect: Callable[[Callable[[Any], Any]], None]
     show: Callable[..., list[Any]]
-    """(model_id, image, kind, layer, row, column, rank_by, style, feature) -> values of `shown`."""
+    """(model_id, image, kind, layer, patch, rank_by, style, feature) -> values of `shown`."""
     show_inputs: list[Any]
     shown: list[Any]
 
@@ -58,9 +58,10 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
                 [("unusual for photographs", "unusual"), ("plain score", "score")], value="unusual",
                 label="Rank features by", elem_id="rank-by",
             )  # fmt: skip
-            with gr.Row():
-                row = gr.Number(None, label="Patch row", precision=0, minimum=0, elem_id="row", min_width=80)
-                column = gr.Number(None, label="Patch column", precision=0, minimum=0, elem_id="column", min_width=80)
+            patch = gr.Textbox(
+                "", label="Patch as row,column from 0 (empty: the whole picture)", elem_id="patch", max_lines=1,
+                placeholder="3,4",
+            )  # fmt: skip
             with gr.Row():
                 rank_button = gr.Button("Rank features", variant="primary", elem_id="rank", min_width=120)
                 whole_button = gr.Button("Whole picture", elem_id="whole", min_width=120)
@@ -96,23 +97,21 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
     rank_job, map_job = gpu(60)(jobs.rank), gpu(60)(jobs.map)
 
     def rank(
-        model_id: str, image: str | None, kind: str, layer: int, row: int | None, column: int | None, rank_by: str
+        model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str
     ) -> tuple[RankResult, list[Any]]:
-        if (row is None) != (column is None):
-            raise ConfigError("give both a patch row and a patch column, or neither.")
-        patch = None if row is None or column is None else (int(row), int(column))
+        at = _parse_patch(patch)
         unusual, site = rank_by == "unusual", Site(int(layer), kind)
-        result: RankResult = rank_job(jobs.prepare(model_id), open_photo(image), site, patch, unusual, _SHOWN)
+        result: RankResult = rank_job(jobs.prepare(model_id), open_photo(image), site, at, unusual, _SHOWN)
         tiles = [
             (overlay(result.crop, values, map_range(values)), f"{f}  {value:.3g}{' sd' if unusual else ''}")
             for f, value, values in result.ranked
         ]
         sees = _large(result.crop)
-        where = f"patch {patch[0]},{patch[1]}" if patch else "the whole picture"
+        where = f"patch {at[0]},{at[1]}" if at else "the whole picture"
         by = "standard deviations (sd) above the built-in photographs" if unusual else "plain score"
         text = f"**Layer {int(layer)}, {kind}**, {where}. Ranked by {by}."
         data = [{"feature": str(f), rank_by: value} for f, value, _ in result.ranked]
-        framed = outline_patch(sees, patch, result.grid) if patch else sees
+        framed = outline_patch(sees, at, result.grid) if at else sees
         return result, [framed, tiles, text, data, (*result.grid, *sees.size)]
 
     def draw(model_id: str, image: str | None, feature: str, style: str) -> list[Any]:
@@ -127,17 +126,15 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         return [drawn, color_bar((_LARGE, 48), scale), text]
 
     def show(
-        model_id: str, image: str | None, kind: str, layer: int, row: int | None, column: int | None, rank_by: str,
+        model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str,
         style: str, feature: str = "",
     ) -> list[Any]:  # fmt: skip
-        result, values = rank(model_id, image, kind, layer, row, column, rank_by)
+        result, values = rank(model_id, image, kind, layer, patch, rank_by)
         feature = feature or str(result.ranked[0][0])
         return [*values, feature, *draw(model_id, image, feature, style)]
 
     @shown
-    def rank_features(
-        model_id: str, image: str, kind: str, layer: int, row: int | None, column: int | None, rank_by: str
-    ) -> list[Any]:
+    def rank_features(model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> list[Any]:
         """Rank the features of one layer by how strongly they fire on a picture, or on one patch of it.
 
         Args:
@@ -145,14 +142,13 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
             image: the picture.
             kind: mlp_act (neurons), mlp_in, mlp_out, attn_q, attn_k, attn_v, attn_out or resid.
             layer: layer number from 0.
-            row: row of a patch from 0, or nothing for the whole picture.
-            column: column of a patch from 0, or nothing for the whole picture.
+            patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
             rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
 
         Returns:
             The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
         """
-        return rank(model_id, image, kind, layer, row, column, rank_by)[1]
+        return rank(model_id, image, kind, layer, patch, rank_by)[1]
 
     @shown
     def map_feature(model_id: str, image: str, feature: str, style: str) -> list[Any]:
@@ -176,24 +172,25 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
     ) -> list[Any]:  # fmt: skip
         (rows, cols, width, height), (x, y) = layout, event.index
         row, column = min(int(y) * rows // height, rows - 1), min(int(x) * cols // width, cols - 1)
-        return [row, column, *show(model_id, image, kind, layer, row, column, rank_by, style)]
+        patch = f"{row},{column}"
+        return [patch, *show(model_id, image, kind, layer, patch, rank_by, style)]
 
     @shown
     def pick_whole(model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> list[Any]:
-        return [None, None, *show(model_id, image, kind, layer, None, None, rank_by, style)]
+        return ["", *show(model_id, image, kind, layer, "", rank_by, style)]
 
     @shown
     def pick_upload(model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> list[Any]:
         if image is None:  # the picture was removed
-            return ["", None, None, *[gr.skip()] * len(show_outputs)]
-        return ["", None, None, *show(model_id, image, kind, layer, None, None, rank_by, style)]
+            return ["", "", *[gr.skip()] * len(show_outputs)]
+        return ["", "", *show(model_id, image, kind, layer, "", rank_by, style)]
 
     @shown
     def pick_example(
         model_id: str, kind: str, layer: int, rank_by: str, style: str, event: gr.SelectData
     ) -> list[Any]:  # fmt: skip
         key, path = list(builtin_paths().items())[event.index]
-        return [str(path), key, None, None, *show(model_id, str(path), kind, layer, None, None, rank_by, style)]
+        return [str(path), key, "", *show(model_id, str(path), kind, layer, "", rank_by, style)]
 
     @shown
     def pick_feature(
@@ -205,7 +202,7 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
     map_outputs = [large, bar, facts]
     rank_outputs = [crop, gallery, status, ranked, layout]
     show_outputs = [*rank_outputs, feature, *map_outputs]
-    show_inputs = [model, photo, kind, layer, row, column, rank_by, style]
+    show_inputs = [model, photo, kind, layer, patch, rank_by, style]
     place = [model, photo, kind, layer, rank_by, style]
 
     def connect(after: Callable[[Any], Any]) -> None:
@@ -219,21 +216,28 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         gr.Button(visible=False).click(rank_features, show_inputs[:-1], rank_outputs, api_name="rank_features", **lane)
         after(feature.submit(map_feature, [model, photo, feature, style], map_outputs, api_name="map_feature", **lane))
         style.input(map_feature, [model, photo, feature, style], map_outputs, **private)
-        ranking = [rank_button.click, row.submit, column.submit, kind.input, layer.submit, rank_by.input]
+        ranking = [rank_button.click, patch.submit, kind.input, layer.submit, rank_by.input]
         after(gr.on(ranking, shown(show), show_inputs, show_outputs, **private))
-        after(crop.select(pick_patch, [*place, layout], [row, column, *show_outputs], **private))
-        after(whole_button.click(pick_whole, place, [row, column, *show_outputs], **private))
-        after(photo.input(pick_upload, place, [photo_key, row, column, *show_outputs], **private))
+        after(crop.select(pick_patch, [*place, layout], [patch, *show_outputs], **private))
+        after(whole_button.click(pick_whole, place, [patch, *show_outputs], **private))
+        after(photo.input(pick_upload, place, [photo_key, patch, *show_outputs], **private))
         chosen = [model, kind, layer, rank_by, style]
-        after(examples.select(pick_example, chosen, [photo, photo_key, row, column, *show_outputs], **private))
+        after(examples.select(pick_example, chosen, [photo, photo_key, patch, *show_outputs], **private))
         after(gallery.select(pick_feature, [model, photo, style, ranked], [feature, *map_outputs], **private))
 
-    return MapsTab(
-        photo, photo_key, kind, layer, row, column, feature, optimize, connect, show, show_inputs, show_outputs
-    )
+    return MapsTab(photo, photo_key, kind, layer, patch, feature, optimize, connect, show, show_inputs, show_outputs)
 
 
 def _large(crop: Image.Image) -> Image.Image:
     """The crop about 560 pixels wide, enlarged by a whole factor so that patches stay sharp."""
     factor = max(1, round(_LARGE / crop.width))
     return crop.resize((crop.width * factor, crop.height * factor), Image.Resampling.BICUBIC)
+
+
+def _parse_patch(text: str) -> tuple[int, int] | None:
+    if not (text or "").strip():
+        return None
+    match = re.fullmatch(r"\s*(\d{1,4})\s*[, ]\s*(\d{1,4})\s*", text)
+    if match is None:
+        raise ConfigError(f"{text!r} is not a patch; write row,column such as 3,4, or nothing for the whole picture.")
+    return int(match[1]), int(match[2])

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.optimization import Visualization
 from vitviz_hf.sites import file_stem
 from vitviz_hf.ui.common import Gpu, shown
 from vitviz_hf.ui.jobs import Frame, Jobs, gpu_seconds
@@ -41,7 +43,7 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
                 info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
             )  # fmt: skip
             steps = gr.Number(
-                None, label="Steps (empty: the preset's)", precision=0, minimum=1, maximum=_MAX_STEPS, elem_id="steps"
+                0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=_MAX_STEPS, elem_id="steps"
             )
             seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0, elem_id="seed")
             with gr.Row():
@@ -55,21 +57,26 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
             status = gr.Markdown("The picture starts as noise and appears within seconds.", elem_id="optimize-status")
             download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
 
-    def duration(snapshot: Any, _: str, preset: str, steps: int | None, __: int) -> int:
+    def duration(snapshot: Any, _: str, preset: str, steps: int, __: int) -> int:
         plan = PRESETS.get(preset, {})
         return gpu_seconds(snapshot, steps or int(plan.get("steps", 300)), int(plan.get("copies", 8)))
 
     optimize = gpu(duration)(jobs.optimize)
 
+    # Gradio's own `cancels` ends a run with an error badge; a flag read between frames ends it in order.
+    running: dict[str, Event] = {}
+
     @shown
-    def visualize(model_id: str, feature: str, preset: str, steps: int | None, seed: int) -> Iterator[Any]:
+    def visualize(
+        model_id: str, feature: str, preset: str, steps: int, seed: int, request: gr.Request
+    ) -> Iterator[Any]:  # fmt: skip
         """Optimize a picture that maximizes a feature; streams the picture as it grows.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, logit:207, or a sum of them; a minus in front minimizes.
             preset: auto, paper, fourier or fast.
-            steps: optimizer steps; nothing for the preset's.
+            steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
 
         Returns:
@@ -77,44 +84,51 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
         """
         if preset not in ("auto", *PRESETS):
             raise ConfigError(f"unknown preset {preset!r}; presets are auto, {', '.join(PRESETS)}.")
-        if steps is not None and not 1 <= steps <= _MAX_STEPS:
-            raise ConfigError(f"steps must be 1 to {_MAX_STEPS} here; got {steps}.")
+        if not 0 <= int(steps or 0) <= _MAX_STEPS:
+            raise ConfigError(f"steps must be 0 to {_MAX_STEPS} here; got {steps}.")
         yield gr.skip(), "Loading the model ...", gr.update(interactive=False)
-        snapshot = jobs.prepare(model_id)
-        for frame in optimize(snapshot, feature or "", preset, steps, int(seed or 0)):
-            if frame.result is None:
-                dead = "; the feature does not fire yet" if frame.dead else ""
-                yield (
-                    frame.picture,
-                    f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}",
-                    gr.skip(),
-                )
-            else:
-                path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
-                frame.result.save(path)
-                yield path, _summary(frame), gr.update(value=str(path), interactive=True)
+        session, stop = str(request.session_hash), Event()
+        running[session] = stop
+        try:
+            for frame in optimize(jobs.prepare(model_id), feature or "", preset, int(steps or 0), int(seed or 0)):
+                if stop.is_set():
+                    yield gr.skip(), "Cancelled.", gr.skip()
+                    return
+                yield _outputs(frame, feature)
+        finally:
+            if running.get(session) is stop:
+                del running[session]
+
+    def stop_run(request: gr.Request) -> str:
+        if stop := running.get(str(request.session_hash)):
+            stop.set()
+        return "Cancelled."
 
     def connect(after: Callable[[Any], Any]) -> None:
         inputs, outputs = [model, objective, preset, steps, seed], [live, status, download]
         options: dict[str, Any] = {
             "fn": visualize, "inputs": inputs, "outputs": outputs, "show_progress": "hidden",
-            "concurrency_id": "gpu", "concurrency_limit": 1,
+            "concurrency_id": "gpu", "concurrency_limit": 1, "trigger_mode": "always_last",
         }  # fmt: skip
-        clicked = start.click(**options, api_name="visualize")
-        typed = objective.submit(**options, api_visibility="private")
+        start.click(**options, api_name="visualize")
+        objective.submit(**options, api_visibility="private")
         after(start.click(None, api_visibility="private"))
         after(objective.submit(None, api_visibility="private"))
-        cancel.click(
-            lambda: "Cancelled.", None, status, cancels=[clicked, typed], queue=False, api_visibility="private"
-        )
+        cancel.click(stop_run, None, status, queue=False, api_visibility="private")
 
     return OptimizeTab(objective, preset, seed, connect)
 
 
-def _summary(frame: Frame) -> str:
-    result = frame.result
-    if result is None:
-        return ""
+def _outputs(frame: Frame, feature: str) -> tuple[Any, ...]:
+    if frame.result is None:
+        dead = "; the feature does not fire yet" if frame.dead else ""
+        return frame.picture, f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}", gr.skip()
+    path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
+    frame.result.save(path)
+    return path, _summary(frame, frame.result), gr.update(value=str(path), interactive=True)
+
+
+def _summary(frame: Frame, result: Visualization) -> str:
     text = (
         f"**{result.recipe['address']}** after {frame.steps} steps: score {result.score:.3g}; "
         f"{result.transfer_score:.3g} when the picture is turned, zoomed and blurred."
