@@ -20,7 +20,7 @@ _CSS = """
 #crop img { cursor: crosshair; }
 #live img { width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-container, #gallery .grid-container { min-width: 0; }
-#gallery .caption-label, #examples .caption-label { font-size: 0.75rem; }
+#gallery .caption-label, #examples .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 """
 _INTRO = """# vitviz: see what a vision transformer learned
 Any ViT, DeiT, BEiT, CLIP, SigLIP or DINO model of the Hub, or the built-in one. Find the features that fire on your
@@ -46,12 +46,11 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
     jobs = Jobs(own_model)
     with gr.Blocks(title="vitviz", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         gr.Markdown(_INTRO)
-        with gr.Row():
-            model = gr.Dropdown(
-                list(dict.fromkeys([own_model, BUILTIN, *SUGGESTED_MODELS])), value=own_model, allow_custom_value=True,
-                label="Model: any Hub id, or builtin", elem_id="model", scale=2, min_width=280,
-            )  # fmt: skip
-            facts = gr.Markdown(elem_id="model-facts")
+        model = gr.Dropdown(
+            list(dict.fromkeys([own_model, BUILTIN, *SUGGESTED_MODELS])), value=own_model, allow_custom_value=True,
+            label="Model: any Hub id, or builtin", elem_id="model",
+        )  # fmt: skip
+        facts = gr.Markdown(elem_id="model-facts")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Activation maps", id="maps") as maps_page:
                 maps = build_maps_tab(jobs, model, gpu, _FIRST_FEATURE)

@@ -48,7 +48,7 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
             )  # fmt: skip
             examples = gr.Gallery(
                 [(str(p), k.replace("_", " ")) for k, p in builtin_paths().items()], label="Example photographs",
-                columns=5, height=210, allow_preview=False, interactive=False, format="png", elem_id="examples",
+                columns=3, height=210, allow_preview=False, interactive=False, format="png", elem_id="examples",
                 object_fit="cover", buttons=[],
             )  # fmt: skip
             photo_key = gr.Textbox(visible="hidden", label="Example photograph", elem_id="photo-key")
@@ -90,7 +90,7 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
                 style = gr.Radio(["overlay", "heatmap"], value="overlay", label="Draw", elem_id="style", min_width=160)
             optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize")
             gallery = gr.Gallery(
-                label="Strongest features: choose one to see it large", columns=6, allow_preview=False,
+                label="Strongest features: choose one to see it large", columns=4, allow_preview=False,
                 interactive=False, format="png", elem_id="gallery", height="auto", buttons=[],
             )  # fmt: skip
     ranked, layout = gr.JSON(visible="hidden", label="Ranked features"), gr.State((1, 1, 1, 1))
