@@ -236,11 +236,10 @@ def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[nn.Module, tup
     name = classifier if classifier and _has_classifier(snapshot) else base
     try:
         config = _read_config(snapshot)
-        options = {} if config is None else {"config": config}
         with _no_progress_bars():
             module, report = getattr(transformers, name).from_pretrained(
                 snapshot.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-                local_files_only=True, output_loading_info=True, **options,
+                local_files_only=True, output_loading_info=True, config=config,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{snapshot.model_id!r} could not be loaded: {_first_line(error)}") from error

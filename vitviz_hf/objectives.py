@@ -1,7 +1,7 @@
 """What to maximize: weighted sums of features, directions and class logits. Bigger is better."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,8 +156,3 @@ def _target(address: str) -> Target:
     if match := re.fullmatch(r"logit:(\d+)", address):
         return Logit(int(match[1]))
     return parse_feature(address)
-
-
-def sites_of(objectives: Iterable[Objective]) -> frozenset[Site]:
-    """All sites that some objectives read."""
-    return frozenset(s for o in objectives for s in o.sites)

@@ -1,4 +1,4 @@
-"""Pictures to look at: the photographs that installed packages bring, and local folders."""
+"""Pictures to look at: the photographs that installed packages bring."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitviz_hf.errors import ImageError
 from vitviz_hf.images import open_image
 
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
@@ -19,7 +18,6 @@ _BUILTIN = {
     ),
     "gradio": ("media_assets/images", ("cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
 }  # fmt: skip
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +43,3 @@ def builtin_photographs() -> Iterator[Example]:
     """The photographs themselves."""
     for key, path in builtin_paths().items():
         yield Example(key, open_image(path))
-
-
-def folder_images(folder: str | Path) -> Iterator[Example]:
-    """Pictures of a local folder and its subfolders, in the order of their paths.
-
-    Raises:
-        ImageError: no folder, or no pictures in it.
-    """
-    folder = Path(folder)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
-    if not paths:
-        raise ImageError(f"'{folder}' is no folder with pictures ({', '.join(_ENDINGS)}).")
-    for path in paths:
-        yield Example(str(path.relative_to(folder)), open_image(path))

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import ModelNotFoundError
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
 from vitviz_hf.images import pixels_to_image
-from vitviz_hf.maps import activation_map, top_features
+from vitviz_hf.maps import activation_map, site_scores, top_features, unusualness
 from vitviz_hf.model import ModelView, check_feature, find_tap, load_snapshot, to_pixels
 from vitviz_hf.objectives import to_objective
 from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
@@ -36,7 +36,7 @@ class MapResult:
     feature: Feature
     values: NDArray[np.floating]
     """[R, C], raw."""
-    unusual: float | None
+    unusual: float
     """Standard deviations of the score above the built-in photographs."""
 
 
@@ -79,10 +79,9 @@ class Frame:
 class Jobs:
     """Jobs on models that strangers name. Keeps the last few models loaded."""
 
-    def __init__(self, own_model: str, fetch: Callable[..., Snapshot] = fetch_model) -> None:
+    def __init__(self, own_model: str) -> None:
         """`own_model` is the server's default; it may be a local folder, a visitor's may not."""
         self._own_model = own_model
-        self._fetch = fetch
         self._lock = threading.Lock()
         self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
         self._views: OrderedDict[str, ModelView] = OrderedDict()
@@ -100,7 +99,7 @@ class Jobs:
             )
         with self._lock:
             if model_id not in self._snapshots:
-                self._snapshots[model_id] = self._fetch(model_id, token=False)
+                self._snapshots[model_id] = fetch_model(model_id, token=False)
             return self._snapshots[model_id]
 
     def view(self, snapshot: Snapshot) -> ModelView:
@@ -149,9 +148,9 @@ class Jobs:
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
         values = activation_map(view, acts, feature)[0].float().cpu().numpy()
-        reference = reference_scores(view)[feature.site][:, feature.index]
-        unusual = (float(values.mean()) - float(reference.mean())) / max(float(reference.std()), 1e-6)
-        return MapResult(_picture(pixels[0]), feature, values, unusual)
+        scores = site_scores(view, acts.float(), feature.site)[0].cpu()
+        unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
+        return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 
     def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Iterator[Frame]:
         """Frames of an optimization, at most every 0.4 s, the last one with the result."""
