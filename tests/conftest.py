@@ -27,7 +27,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.tiny_models import FAMILIES, save_tiny  # noqa: E402
+from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
 SHARED_CACHE = Path(_HOME)
@@ -49,7 +49,7 @@ def _only_loopback(monkeypatch):
 @pytest.fixture(scope="session")
 def hub():
     """The loopback Hub, with every tiny family published as `tiny/FAMILY`."""
-    for family in FAMILIES:
+    for family in TINY:
         HUB.publish(f"tiny/{family}", _tiny_folder(family))
     return HUB
 
@@ -82,7 +82,7 @@ def tiny_view():
 
 @pytest.fixture(params=FAMILIES)
 def view(request, tiny_view):
-    """Every family in turn."""
+    """Every family with features in turn."""
     return tiny_view(request.param)
 
 

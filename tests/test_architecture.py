@@ -15,8 +15,8 @@ import vitviz_hf
 
 ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
-    "errors", "config", "sites", "_torchvision", "manifest hooks images canvas transforms", "hub stream measure",
-    "model", "recording", "maps objectives", "reference optimization", "ui", "cli", "__main__",
+    "errors", "config families", "sites", "_torchvision", "manifest hooks images canvas transforms",
+    "hub stream measure", "model", "recording", "maps objectives", "reference optimization", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
 FENCES = {

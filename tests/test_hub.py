@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from tests.tiny_models import FAMILIES
-from vitviz_hf import activations, load_model
+from tests.tiny_models import TINY, Tiny, _save_timm
+from vitviz_hf import activations, list_sites, load_model
 from vitviz_hf.errors import (
     GatedModelError,
     HubUnreachableError,
@@ -21,6 +21,7 @@ from vitviz_hf.errors import (
     UnsafeModelError,
 )
 from vitviz_hf.hub import default_model, fetch_model
+from vitviz_hf.model import run
 
 
 def variant(hub, tiny_folder, tmp_path, name, change=None, **options):
@@ -33,6 +34,11 @@ def variant(hub, tiny_folder, tmp_path, name, change=None, **options):
     return f"odd/{name}"
 
 
+def make_folder(path):
+    path.mkdir()
+    return path
+
+
 def edit_config(**values):
     def change(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -41,15 +47,19 @@ def edit_config(**values):
     return change
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY)
 def test_every_family_loads_by_id_pinned_to_its_commit(family, hub, tiny_view):
     view = load_model(f"tiny/{family}", device="cpu")
 
     assert view.revision == hub.repos[f"tiny/{family}"]["sha"]
     pixels = torch.rand(1, 3, *view.input_size)
-    ours, folder = (activations(v, pixels, ["2.resid"]) for v in (view, tiny_view(family)))
-    for a, b in zip(ours.values(), folder.values(), strict=True):
-        assert torch.equal(a, b)
+    sites = [s for s, _ in list_sites(view)]
+    ours, folder = (activations(v, pixels, sites) for v in (view, tiny_view(family)))
+    for site in sites:
+        assert torch.equal(ours[site], folder[site])
+    if view.labels:
+        with torch.no_grad():
+            assert torch.equal(run(view, pixels).logits, run(tiny_view(family), pixels).logits)
 
 
 def test_sharded_weights_load(hub, tmp_path, tiny_view):
@@ -144,7 +154,7 @@ def test_a_known_architecture_with_extra_code_runs_only_the_known_one(hub, tiny_
 
 def test_another_kind_of_model_is_named(hub, tiny_folder, tmp_path):
     with pytest.raises(
-        ModelError, match="model_type 'bert', which is not a vision transformer known here; known are beit"
+        ModelError, match="model_type 'bert', which is not a vision model known here; 'vitviz models' lists"
     ):
         load_model(variant(hub, tiny_folder, tmp_path, "text", edit_config(model_type="bert")))
 
@@ -192,13 +202,28 @@ def test_a_model_without_preprocessing(hub, tiny_folder, tmp_path):
         load_model(variant(hub, tiny_folder, tmp_path, "no-processor", change))
 
 
-def test_timms_other_architectures_are_named(hub, tiny_folder, tmp_path):
-    shutil.copytree(tiny_folder("timm-vit"), tmp_path / "resnet")
-    edit_config(architecture="resnet18")(tmp_path / "resnet")
-    hub.publish("odd/resnet", tmp_path / "resnet")
+def test_an_architecture_that_timm_does_not_know_is_named(hub, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder("timm-vit"), tmp_path / "new")
+    edit_config(architecture="vit_from_next_year")(tmp_path / "new")
+    hub.publish("odd/new", tmp_path / "new")
 
-    with pytest.raises(ModelError, match="is timm's 'resnet18'; of timm the plain"):
-        load_model("odd/resnet")
+    with pytest.raises(ModelError, match="is of architecture 'vit_from_next_year', unknown to timm"):
+        load_model("odd/new")
+
+
+@pytest.mark.parametrize(("architecture", "works"), [("cait_xxs24_224", True), ("hiera_tiny_224", False)])
+def test_a_timm_model_outside_the_tested_families_is_tried_on_load(architecture, works, hub, tmp_path):
+    """What was measured holds for CaiT; timm's Hiera keeps its patches in an order of its own."""
+    sizes = {"img_size": 64}
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2} if works else {"embed_dim": 16, "num_heads": 1}
+    _save_timm(architecture, sizes | small, Tiny(None, input_size=(64, 64)), make_folder(tmp_path / "other"))
+    hub.publish(f"odd/{architecture}", tmp_path / "other")
+
+    if works:
+        assert len(load_model(f"odd/{architecture}", device="cpu").layers) == 2
+    else:
+        with pytest.raises(ModelError, match="which token is which patch could not be established"):
+            load_model(f"odd/{architecture}", device="cpu")
 
 
 UNREACHABLE = """

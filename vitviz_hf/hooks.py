@@ -5,15 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-Reader = Callable[[Tensor], None]
-
-
-def first_tensor(value: Any) -> Tensor:
-    """First tensor of a module's positional arguments or of its output (a tensor or a tuple)."""
-    tensor: Tensor = value[0] if isinstance(value, tuple | list) else value
-    return tensor
+Reader = Callable[[Any], None]
 
 
 @contextmanager
@@ -22,20 +16,20 @@ def read_inputs_and_outputs(
     inputs: Mapping[str, Sequence[Reader]],
     outputs: Mapping[str, Sequence[Reader]],
 ) -> Iterator[None]:
-    """Call readers with the first input or the output of named submodules, inside the block.
+    """Call readers with the inputs or the outputs of named submodules, inside the block.
 
     Only forwards of the calling thread are read: a server runs several on one module.
 
     Args:
-        inputs: submodule name -> readers of its first positional input.
-        outputs: submodule name -> readers of its (first) output.
+        inputs: submodule name -> readers of the tuple of its positional inputs.
+        outputs: submodule name -> readers of its output, a tensor or a tuple.
     """
     owner = threading.get_ident()
 
     def read(readers: Sequence[Reader], value: Any) -> None:
         if threading.get_ident() == owner:
             for reader in readers:
-                reader(first_tensor(value))
+                reader(value)
 
     def pre(readers: Sequence[Reader]) -> Callable[..., None]:
         return lambda _, args: read(readers, args)

@@ -37,6 +37,7 @@ from vitviz_hf.errors import (
     RevisionError,
     UnsafeModelError,
 )
+from vitviz_hf.families import MODEL_TYPES, TIMM
 from vitviz_hf.manifest import write_dir
 
 BUILTIN = "builtin"
@@ -53,10 +54,6 @@ SUGGESTED_MODELS = (
     "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "timm/deit_small_patch16_224.fb_in1k",
 )
-MODEL_TYPES = (
-    "beit", "clip", "clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit",
-    "siglip", "siglip_vision_model", "timm_wrapper", "vit",
-)  # fmt: skip
 _PROBE_SECONDS = 3.0
 _PROBE_AGAIN_SECONDS = 30.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -211,7 +208,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"config.json of {name} holds no object.")
     if "model_type" not in config and isinstance(config.get("pretrained_cfg"), dict):
-        config["model_type"] = "timm_wrapper"
+        config["model_type"] = TIMM
     return config
 
 
@@ -222,8 +219,8 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
     if "auto_map" in config:
         raise UnsafeModelError(f"{name} needs the repository's own code, which is never run here.")
     raise ModelError(
-        f"{name} has model_type {model_type!r}, which is not a vision transformer known here; "
-        f"known are {', '.join(MODEL_TYPES)}."
+        f"{name} has model_type {model_type!r}, which is not a vision model known here; "
+        "'vitviz models' lists those that are."
     )
 
 

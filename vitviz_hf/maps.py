@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.model import ModelView, check_feature, to_site
+from vitviz_hf.model import ModelView, check_feature, find_tap, to_site
 from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature, Site
 
 
 def split_tokens(view: ModelView, acts: Tensor, site: Site) -> tuple[Tensor, Tensor]:
     """Prefix tokens [B, n_prefix, F] and patch tokens [B, P, F] of a site's values [B, T, F]."""
-    n_prefix = view.layers[site.layer].n_prefix
+    n_prefix = find_tap(view, site).n_prefix
     return acts[:, :n_prefix], acts[:, n_prefix:]
 
 
@@ -36,7 +36,7 @@ def activation_map(view: ModelView, acts: Tensor, feature: Feature) -> Tensor:
     """
     check_feature(view, feature)
     _, patches = split_tokens(view, acts, feature.site)
-    return patches[..., feature.index].reshape(-1, *view.layers[feature.site.layer].patch_grid)
+    return patches[..., feature.index].reshape(-1, *find_tap(view, feature.site).patch_grid)
 
 
 def site_scores(view: ModelView, acts: Tensor, site: Site) -> Tensor:
@@ -88,7 +88,7 @@ def patch_index(view: ModelView, site: Site, patch: tuple[int, int]) -> int:
     Raises:
         ConfigError: outside the grid.
     """
-    rows, cols = view.layers[site.layer].patch_grid
+    rows, cols = find_tap(view, site).patch_grid
     row, col = patch
     if not (0 <= row < rows and 0 <= col < cols):
         raise ConfigError(f"patch {row},{col} is outside the grid of {rows} rows (0-{rows - 1}) and {cols} columns.")

@@ -1,9 +1,12 @@
 """From files to a ModelView: the module as it is, and what was measured on it."""
 
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -18,27 +21,14 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError
+from vitviz_hf.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb
-from vitviz_hf.measure import Layer, Tap, measure_layers
+from vitviz_hf.measure import Layer, Tap, keeps_places, measure_layers
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
 
-# model_type -> vision class, classifier class. Full CLIP and SigLIP repositories give their vision tower.
-_CLASSES: dict[str, tuple[str, str | None]] = {
-    "beit": ("BeitModel", "BeitForImageClassification"),
-    "clip": ("CLIPVisionModel", None),
-    "clip_vision_model": ("CLIPVisionModel", None),
-    "deit": ("DeiTModel", "DeiTForImageClassificationWithTeacher"),
-    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
-    "dinov2_with_registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
-    "dinov3_vit": ("DINOv3ViTModel", None),
-    "siglip": ("SiglipVisionModel", None),
-    "siglip_vision_model": ("SiglipVisionModel", None),
-    "timm_wrapper": ("TimmWrapperModel", "TimmWrapperForImageClassification"),
-    "vit": ("ViTModel", "ViTForImageClassification"),
-}
-# These interpolate their position embeddings only when asked to.
-_ASK_TO_INTERPOLATE = frozenset({"clip", "clip_vision_model", "deit", "siglip", "siglip_vision_model", "vit"})
+# transformers finds the vision tower in a repository with two towers by itself, except in AIMv2's.
+_AIMV2_KEYS = {r"^vision_model\.": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +51,8 @@ class ModelView:
     """Names of the logits; None without a trained classifier."""
     preprocess: Callable[[Image.Image], Tensor]
     """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
-    forward_options: Mapping[str, Any]
+    inputs: Callable[[Tensor], dict[str, Any]]
+    """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
 
     @property
     def device(self) -> torch.device:
@@ -105,13 +96,20 @@ def load_snapshot(
         module.requires_grad_(False).to(device or _best_device())
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
-    preprocess, mean, std = _preprocessing(snapshot)
+    preprocess, mean, std = _preprocessing(snapshot, module)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
         model_id=snapshot.model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
-        mean=mean, std=std, labels=labels, preprocess=preprocess, forward_options={},
+        mean=mean, std=std, labels=labels, preprocess=preprocess, inputs=_inputs(module),
     )  # fmt: skip
-    return _measured(view, view.input_size)
+    view = _measured(view, view.input_size)
+    forward = partial(run, view)
+    if view.layers and not _is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
+        raise ModelError(
+            f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
+            "established, so its maps would be wrong."
+        )
+    return view
 
 
 def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
@@ -125,8 +123,9 @@ def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
     """
     if size == view.input_size:
         return view
-    rows, cols = view.layers[0].patch_grid if view.layers else (1, 1)
-    patch = (view.input_size[0] // rows, view.input_size[1] // cols)
+    grid = view.layers[0].patch_grid if view.layers else (1, 1)
+    # Patches that overlap do not divide the image; the model says then what it takes.
+    patch = [s // g if s % g == 0 else 1 for s, g in zip(view.input_size, grid, strict=True)]
     if any(s < p or s % p for s, p in zip(size, patch, strict=True)) or max(size) > 4096:
         raise ConfigError(
             f"input size {size[0]}x{size[1]} does not fit {view.model_id!r}: height must be a multiple of {patch[0]} "
@@ -162,7 +161,7 @@ def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
 
 def run(view: ModelView, pixels: Tensor) -> Any:
     """The model's output for pixels [B, 3, H, W] in [0, 1], in float32 or its own dtype."""
-    return view.module(normalize(view, pixels).to(view.dtype), **view.forward_options)
+    return view.module(**view.inputs(normalize(view, pixels).to(view.dtype)))
 
 
 def list_sites(view: ModelView) -> list[tuple[Site, int]]:
@@ -219,27 +218,81 @@ def _best_device() -> torch.device:
 
 
 def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
-    config: Any = view.module.config
-    own_size = size == tuple(view.preprocess(Image.new("RGB", (64, 48))).shape[1:])
-    options = {"interpolate_pos_encoding": True} if config.model_type in _ASK_TO_INTERPOLATE and not own_size else {}
-    view = replace(view, input_size=size, forward_options=options)
-    blank = torch.zeros(1, 3, *size, device=view.device)
+    view = replace(view, input_size=size)
+    # Noise, so that no two rows of tokens are alike.
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
+    first_grid = _naflex_grid(view.module, size) if _is_naflex(view.module) else None
+    orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None
     try:
-        layers = measure_layers(view.module, lambda: run(view, blank))
+        layers = measure_layers(view.module, lambda: run(view, noise), first_grid, orders)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
+    if orders and not layers:
+        raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
     return replace(view, layers=layers)
 
 
-def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[nn.Module, tuple[str, ...] | None]:
-    base, classifier = _CLASSES[snapshot.config["model_type"]]
-    name = classifier if classifier and _has_classifier(snapshot) else base
+def _encoder(module: nn.Module) -> Any:
+    base = getattr(module, getattr(module, "base_model_prefix", ""), module)
+    return getattr(base, "encoder", None)
+
+
+def _hiera_orders(module: nn.Module) -> dict[int, Tensor]:
+    """Hiera keeps its patches grouped by mask unit; its own code puts them back, here a list of positions."""
+    encoder = _encoder(module)
+    orders = {}
+    for stage, (_, (rows, cols)) in encoder.schedule.items():
+        positions = torch.arange(rows * cols).view(1, -1, 1)
+        orders[rows * cols] = encoder.reroll(positions, stage).flatten()
+    return orders
+
+
+def _inputs(module: Any) -> Callable[[Tensor], dict[str, Any]]:
+    if _is_naflex(module):
+        return partial(_naflex_inputs, module.config.patch_size)
+    interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    options = {"interpolate_pos_encoding": True} if interpolate else {}
+    if module.config.model_type == "vit_mae":
+        return partial(_mae_inputs, module.config.patch_size)
+    return lambda pixel_values: {"pixel_values": pixel_values, **options}
+
+
+def _mae_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
+    """MAE drops and shuffles patches by the rank of a noise value: rising values (and mask_ratio 0) keep them all."""
+    n_patches = (pixel_values.shape[2] // patch) * (pixel_values.shape[3] // patch)
+    noise = torch.arange(n_patches, device=pixel_values.device).expand(len(pixel_values), -1)
+    return {"pixel_values": pixel_values, "noise": noise, "interpolate_pos_encoding": True}
+
+
+def _is_naflex(module: Any) -> bool:
+    return str(module.config.model_type).startswith("siglip2")
+
+
+def _naflex_grid(module: Any, size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // module.config.patch_size, size[1] // module.config.patch_size
+
+
+def _naflex_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
+    """SigLIP 2 takes patches [B, P, p*p*3] and their grid instead of an image."""
+    batch, channels, height, width = pixel_values.shape
+    rows, cols = height // patch, width // patch
+    grid = pixel_values.reshape(batch, channels, rows, patch, cols, patch).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": grid.reshape(batch, rows * cols, -1),
+        "pixel_attention_mask": torch.ones(batch, rows * cols, dtype=torch.long, device=pixel_values.device),
+        "spatial_shapes": torch.tensor([[rows, cols]] * batch),
+    }
+
+
+def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str, ...] | None]:
+    name, has_labels = _class_name(snapshot)
     try:
-        config = _read_config(snapshot)
+        config = _read_config(snapshot, vision_only=not has_labels)
         with _no_progress_bars():
             module, report = getattr(transformers, name).from_pretrained(
                 snapshot.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
                 local_files_only=True, output_loading_info=True, config=config,
+                key_mapping=_AIMV2_KEYS if snapshot.config["model_type"] == "aimv2" else None,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{snapshot.model_id!r} could not be loaded: {_first_line(error)}") from error
@@ -248,10 +301,21 @@ def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[nn.Module, tup
         names = ", ".join(sorted(missing)[:3]) or str(next(iter(report["mismatched_keys"])))
         raise ModelError(f"the weights of {snapshot.model_id!r} do not fit its config.json (first: {names}).")
     labels = None
-    if name == classifier:
+    if has_labels:
         id2label = module.config.id2label
         labels = tuple(str(id2label[i]) for i in sorted(id2label))
     return module.eval(), labels
+
+
+def _class_name(snapshot: Snapshot) -> tuple[str, bool]:
+    """Class of transformers, and whether it has a trained classifier."""
+    config = snapshot.config
+    if config["model_type"] == TIMM:
+        has_classifier = bool(config.get("num_classes"))
+        return ("TimmWrapperForImageClassification" if has_classifier else "TimmWrapperModel"), has_classifier
+    family = BY_MODEL_TYPE[config["model_type"]]
+    named = (config.get("architectures") or [""])[0]
+    return (named, True) if named in family.classifiers else (family.vision_class, False)
 
 
 @contextmanager
@@ -265,40 +329,44 @@ def _no_progress_bars() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _has_classifier(snapshot: Snapshot) -> bool:
-    if snapshot.config["model_type"] == "timm_wrapper":
-        return bool(snapshot.config.get("num_classes"))
-    architectures = snapshot.config.get("architectures") or [""]
-    return "ForImageClassification" in architectures[0]
-
-
-def _read_config(snapshot: Snapshot) -> Any:
+def _read_config(snapshot: Snapshot, vision_only: bool) -> Any:
     config = transformers.AutoConfig.from_pretrained(snapshot.folder, trust_remote_code=False, local_files_only=True)
-    model_type = snapshot.config["model_type"]
-    if model_type == "timm_wrapper":
-        _check_timm(snapshot, config.architecture)
+    if snapshot.config["model_type"] == TIMM:
+        if not timm.is_model(config.architecture):
+            raise ModelError(f"{snapshot.model_id!r} is of architecture {config.architecture!r}, unknown to timm.")
         # timm 1.0.31 writes num_classes a second time here, which transformers 5.23 refuses.
         arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
-        config.model_args = arguments | {"dynamic_img_size": True}
-    if model_type in ("clip", "siglip"):
-        config = config.vision_config
-    return config
+        config.model_args = arguments | _timm_size_options(config.architecture)
+    elif snapshot.config["model_type"] == "vit_mae":
+        config.mask_ratio = 0.0
+    return getattr(config, "vision_config", config) if vision_only else config
 
 
-def _check_timm(snapshot: Snapshot, architecture: str) -> None:
-    known = timm.is_model(architecture)
-    if not known or not re.match(r"(vit|deit)(3)?_(?!.*(rope|swiftformer|relpos))", architecture):
-        raise ModelError(
-            f"{snapshot.model_id!r} is timm's {architecture!r}; of timm the plain vit_* and deit* can be used."
-        )
+def _timm_module(architecture: str) -> str:
+    return str(timm.models.model_entrypoint(architecture).__module__)
+
+
+def _timm_size_options(architecture: str) -> dict[str, bool]:
+    """What makes a timm model take other input sizes, where its class knows how."""
+    models = [c for c in vars(sys.modules[_timm_module(architecture)]).values() if inspect.isclass(c)]
+    known = {p for c in models if c.__module__.startswith("timm.models") for p in inspect.signature(c).parameters}
+    return {k: v for k, v in {"dynamic_img_size": True, "strict_img_size": False}.items() if k in known}
+
+
+def _is_tested(module: Any) -> bool:
+    if module.config.model_type != TIMM:
+        return True
+    return _timm_module(module.config.architecture).rpartition(".")[2] in BY_TIMM_MODULE
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _preprocessing(snapshot: Snapshot) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
-    if snapshot.config["model_type"] == "timm_wrapper":
+def _preprocessing(
+    snapshot: Snapshot, module: Any
+) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
+    if snapshot.config["model_type"] == TIMM:
         return _timm_preprocessing(snapshot.config["pretrained_cfg"])
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
@@ -313,6 +381,9 @@ def _preprocessing(snapshot: Snapshot) -> tuple[Callable[[Image.Image], Tensor],
         pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return pixels
 
+    if _is_naflex(module):  # of any shape, so the square with as many patches as it was trained on
+        side = int(module.config.num_patches**0.5) * module.config.patch_size
+        preprocess = partial(_cover, size=(side, side))
     mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
     std = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
     return preprocess, tuple(mean), tuple(std)

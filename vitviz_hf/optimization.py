@@ -15,7 +15,7 @@ from vitviz_hf import _torchvision  # noqa: F401  before anything that imports t
 # isort: split
 import torch
 from PIL import Image, PngImagePlugin
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from vitviz_hf import transforms
@@ -24,6 +24,7 @@ from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import ConfigError, RecipeError, VitvizError
 from vitviz_hf.images import pixels_to_image
 from vitviz_hf.manifest import versions, write_file
+from vitviz_hf.maps import split_tokens
 from vitviz_hf.measure import PRE_ACT
 from vitviz_hf.model import ModelView, at_size, load_model
 from vitviz_hf.objectives import (
@@ -245,9 +246,9 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
         if site is None:
             values = record_with_logits(view, noise, ())[1].float()
         else:
-            layer = view.layers[site.layer]
-            source = Site(site.layer, PRE_ACT) if site.kind == "mlp_act" and PRE_ACT in layer.taps else site
-            values = record(view, noise, [source])[source][:, layer.n_prefix :].float().mean(1)
+            has_pre_act = site.kind == "mlp_act" and PRE_ACT in view.layers[site.layer].taps
+            source = Site(site.layer, PRE_ACT) if has_pre_act else site
+            values = split_tokens(view, record(view, noise, [source])[source], source)[1].float().mean(1)
         probes = torch.randn(values.shape, generator=generator, device=view.device)
         (signal,) = torch.autograd.grad((values * probes).sum(), noise)
         (roughness,) = torch.autograd.grad(transforms.total_variation(noise.unsqueeze(1)).sum(), noise)
@@ -300,9 +301,19 @@ class _Readout:
         self.revivable = torch.tensor([can_revive(view, o) for o in objectives], device=view.device)
         sites = [t.site for o in objectives if can_revive(view, o) for _, t in o.terms if isinstance(t, Feature)]
         self.pre_sites = {Site(s.layer, PRE_ACT): s for s in sites}
+        # torch 2.13 on a CPU: the gradient of a batch norm at rest is wrong for a single image where it arrives with
+        # the colors last, as in XCiT. Two copies of the image have the same mean and the right gradient.
+        batch_norms = any(isinstance(m, nn.BatchNorm2d) for m in view.module.modules())
+        self.twice = batch_norms and view.device.type == "cpu"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values, and values of the activation's inputs where a feature can be revived."""
+        if self.twice and images.shape[:2] == (1, 1):
+            values, pre = self._read(images.expand(1, 2, -1, -1, -1))
+            return values.mean(1, keepdim=True), None if pre is None else pre.mean(1, keepdim=True)
+        return self._read(images)
+
+    def _read(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         flat, copies = images.flatten(0, 1), images.shape[1]
         wanted = set(self.weights) | set(self.pre_sites)
         values = torch.zeros(images.shape[:2], device=images.device)
@@ -319,7 +330,7 @@ class _Readout:
         return values, torch.stack(pre).sum(0)
 
     def _mean_over_patches(self, acts: Tensor, site: Site, weights: Tensor, copies: int) -> Tensor:
-        patches = acts[:, self.view.layers[site.layer].n_prefix :].float().unflatten(0, (-1, copies))
+        patches = split_tokens(self.view, acts, site)[1].float().unflatten(0, (-1, copies))
         return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)
 
 

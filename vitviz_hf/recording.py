@@ -1,13 +1,15 @@
 """Reading a model's activations, computing nothing after the last one that is asked for."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitviz_hf.hooks import read_inputs_and_outputs
+from vitviz_hf.hooks import Reader, read_inputs_and_outputs
+from vitviz_hf.measure import Tap
 from vitviz_hf.model import ModelView, find_tap, run, to_site
 from vitviz_hf.sites import Site
 
@@ -23,7 +25,7 @@ def activations(view: ModelView, pixels: Tensor, sites: Iterable[Site | str]) ->
         pixels: [B, 3, H, W] in [0, 1], as given by `to_pixels`.
 
     Returns:
-        {site: [B, T, F]}, prefix tokens first.
+        {site: [B, T, F]}: prefix tokens, then the patches row by row, whatever order the model keeps them in.
 
     Raises:
         SiteError: the model has no such site.
@@ -50,16 +52,23 @@ def record_with_logits(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -
 
 
 def _read(view: ModelView, pixels: Tensor, sites: set[Site], acts: dict[Site, Tensor], stop: bool) -> Any:
-    inputs: dict[str, list[Callable[[Tensor], None]]] = {}
-    outputs: dict[str, list[Callable[[Tensor], None]]] = {}
+    inputs: dict[str, list[Reader]] = {}
+    outputs: dict[str, list[Reader]] = {}
     for site in sites:
         tap = find_tap(view, site)
-
-        def read(value: Tensor, site: Site = site, tap: Any = tap) -> None:
-            acts[site] = tap.slice(value)
-            if stop and len(acts) == len(sites):
-                raise _Done
-
-        (inputs if tap.side == "input" else outputs).setdefault(tap.module, []).append(read)
+        readers = inputs if tap.side == "input" else outputs
+        readers.setdefault(tap.module, []).append(_reader(site, tap, len(pixels), acts, len(sites) if stop else None))
     with read_inputs_and_outputs(view.module, inputs, outputs):
         return run(view, pixels)
+
+
+def _reader(site: Site, tap: Tap, batch: int, acts: dict[Site, Tensor], stop_at: int | None) -> Reader:
+    runs = itertools.count()
+
+    def read(value: Any) -> None:
+        if next(runs) == tap.call:
+            acts[site] = tap.read(value, batch)
+            if len(acts) == stop_at:
+                raise _Done
+
+    return read

@@ -137,7 +137,7 @@ class Jobs:
         acts = activations(view, pixels, [site])[site]
         maps = [activation_map(view, acts, f)[0].float().cpu().numpy() for f, _ in ranked]
         return RankResult(
-            _picture(pixels[0]), view.layers[site.layer].patch_grid,
+            _picture(pixels[0]), find_tap(view, site).patch_grid,
             [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)],
         )  # fmt: skip
 
