@@ -16,14 +16,15 @@ import vitviz_hf
 ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
     "errors", "config families", "sites", "_torchvision", "manifest hooks images canvas transforms",
-    "hub stream measure", "model", "recording", "maps objectives", "reference optimization", "ui", "cli", "__main__",
+    "hub stream measure", "loading", "model", "recording", "maps objectives classification",
+    "reference optimization", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
 FENCES = {
     "gradio": {"ui"},
     "huggingface_hub": {"hub"},
-    "transformers": {"model"},
-    "timm": {"model"},
+    "transformers": {"loading"},
+    "timm": {"loading"},
     "spaces": set(),
     "argparse": {"cli"},
     "datasets": set(),

@@ -1,6 +1,7 @@
 """A tiny model of every family, built from its real config class with random weights, and what must be measured."""
 
 import json
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from vitviz_hf import _torchvision  # noqa: F401
 # isort: split
 
 
+import sentencepiece
 import timm
 import torch
 import transformers as tf
@@ -24,7 +26,7 @@ _SMALL = {
 }  # fmt: skip
 _DINO = {k: v for k, v in _SMALL.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
 _TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-         "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32,
+         "vocab_size": 64, "max_position_embeddings": 40, "projection_size": 32,
          "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
 _PLAIN = (((4, 4), 1),) * 3
 
@@ -221,7 +223,23 @@ def save_tiny(family: str, folder: Path) -> Path:
     _shake(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if tiny.text:
+        _tokenizer(family, folder).save_pretrained(folder)
     return folder
+
+
+def _tokenizer(family, folder):
+    if family != "siglip":
+        letters = string.ascii_lowercase + ".,"
+        words = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
+        return tf.CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
+    sentences = ["a photo of a cat", "the dog in a video game", "art of the bus"] * 20
+    with (folder / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=file, vocab_size=24, pad_id=0, eos_id=1, unk_id=2,
+            bos_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return tf.SiglipTokenizer(str(folder / "spiece.model"))
 
 
 def _shake(model):

@@ -8,6 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitviz_hf.classification import Classification as Classification
+    from vitviz_hf.classification import ZeroShot as ZeroShot
+    from vitviz_hf.classification import classify as classify
+    from vitviz_hf.classification import imagenet_labels as imagenet_labels
+    from vitviz_hf.classification import load_zero_shot as load_zero_shot
     from vitviz_hf.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.images import open_image as open_image
@@ -38,6 +43,7 @@ __version__ = "0.1.0"
 
 # Imported when first used: torch and transformers take seconds, 'vitviz --help' must not.
 _HOMES = {
+    "Classification": "classification",
     "Direction": "objectives",
     "Feature": "sites",
     "Logit": "objectives",
@@ -48,11 +54,15 @@ _HOMES = {
     "Visualization": "optimization",
     "VisualizeConfig": "config",
     "VitvizError": "errors",
+    "ZeroShot": "classification",
     "activation_map": "maps",
     "activations": "recording",
     "at_size": "model",
+    "classify": "classification",
+    "imagenet_labels": "classification",
     "list_sites": "model",
     "load_model": "model",
+    "load_zero_shot": "classification",
     "open_image": "images",
     "parse_feature": "sites",
     "parse_objective": "objectives",

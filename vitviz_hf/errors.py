@@ -7,7 +7,8 @@ VitvizError
 │   ├── RevisionError                   no such branch, tag or commit
 │   ├── HubUnreachableError             the Hub does not answer and nothing is cached
 │   ├── UnsafeModelError                pickled weights or custom code
-│   └── ModelTooLargeError              over the size limit
+│   ├── ModelTooLargeError              over the size limit
+│   └── NoClassifierError               it cannot name what it sees
 ├── SiteError (ValueError)              no such layer or kind in this model
 │   └── FeatureError                    no such feature at this site
 ├── ConfigError (ValueError)            contradictory or unknown option
@@ -49,6 +50,10 @@ class ModelTooLargeError(ModelError):
     """The weights are over the size limit."""
 
 
+class NoClassifierError(ModelError):
+    """The repository has no trained classifier, or no text tower."""
+
+
 class SiteError(VitvizError, ValueError):
     """The model has no such layer or kind."""
 
@@ -71,3 +76,8 @@ class RecipeError(VitvizError, ValueError):
 
 class OutputExistsError(VitvizError, FileExistsError):
     """The output exists already."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough to be quoted."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

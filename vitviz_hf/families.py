@@ -19,8 +19,8 @@ class Family:
     """For repositories without a classifier, and the vision tower of those with text."""
     classifiers: tuple[str, ...] = ()
     """Classes that `architectures` in config.json may name instead."""
-    text: bool = False
-    """Has a text tower, so it can classify zero-shot."""
+    text_class: str = ""
+    """For repositories that hold a text tower too: the class of both."""
     timm_module: str = ""
     """For a family of timm: the module of timm.models that builds it."""
     features: bool = True
@@ -36,7 +36,7 @@ def _with_text(name: str, example: str, prefix: str, model_type: str) -> Family:
     # The vision tower alone says clip_vision_model.
     return Family(
         name, example, (model_type, f"{model_type}_vision_model"), f"{prefix}VisionModel",
-        (f"{prefix}ForImageClassification",) if prefix != "Aimv2" else (), text=True,
+        (f"{prefix}ForImageClassification",) if prefix != "Aimv2" else (), f"{prefix}Model",
     )  # fmt: skip
 
 

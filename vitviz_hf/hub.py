@@ -11,7 +11,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ SUGGESTED_MODELS = (
 )
 _PROBE_SECONDS = 3.0
 _PROBE_AGAIN_SECONDS = 30.0
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+_TOKENIZER_LIMIT = 100_000_000
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -92,6 +98,25 @@ def fetch_model(model_id: str, revision: str | None = None, token: str | bool | 
             f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
         )
     return _from_hub(model_id, revision, token)
+
+
+def fetch_tokenizer(snapshot: Snapshot, token: str | bool | None = None) -> Path:
+    """Folder with the tokenizer files of a model, at the same commit.
+
+    Raises:
+        ModelError: one subclass for each reason; also files larger than a tokenizer is.
+    """
+    if snapshot.revision is None or not hub_reachable():
+        return snapshot.folder
+    name = repr(snapshot.model_id)
+    with _hub_errors(name, snapshot.model_id, snapshot.revision):
+        info = HfApi().model_info(
+            snapshot.model_id, revision=snapshot.revision, files_metadata=True, timeout=10, token=token
+        )
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or () if s.rfilename in _TOKENIZER_FILES}
+        if sum(sizes.values()) > _TOKENIZER_LIMIT:
+            raise ModelTooLargeError(f"the tokenizer of {name} takes {sum(sizes.values()) / 1e6:.0f} MB, over 100 MB.")
+        return _download(snapshot.model_id, snapshot.revision, list(sizes), token)
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -141,7 +166,7 @@ def _from_hub(model_id: str, revision: str | None, token: str | bool | None) -> 
     if not hub_reachable():
         return _from_cache(model_id, revision)
     name = repr(model_id) + (f" at {revision!r}" if revision else "")
-    try:
+    with _hub_errors(name, model_id, revision):
         info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=10, token=token)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
         sha = str(info.sha)
@@ -152,6 +177,14 @@ def _from_hub(model_id: str, revision: str | None, token: str | bool | None) -> 
         files = _weight_files(sizes, name, lambda f: _download(model_id, sha, [f], token) / f)
         _check_size(sum(sizes.get(f, 0) for f in files), name)
         folder = _download(model_id, sha, ["config.json", "preprocessor_config.json", *files], token)
+    return Snapshot(model_id, sha, folder, config)
+
+
+@contextmanager
+def _hub_errors(name: str, model_id: str, revision: str | None) -> Iterator[None]:
+    """Say why the Hub refused."""
+    try:
+        yield
     except GatedRepoError as error:
         raise GatedModelError(
             f"{name} is gated. Accept its terms on its Hub page, then log in with 'hf auth login' or pass a token."
@@ -164,7 +197,6 @@ def _from_hub(model_id: str, revision: str | None, token: str | bool | None) -> 
         raise RevisionError(f"{model_id!r} has no revision {revision!r}; give a branch, tag or commit.") from error
     except (HfHubHTTPError, httpx2.HTTPError, LocalEntryNotFoundError) as error:
         raise HubUnreachableError(f"the Hub failed while {name} was read ({error}). Try again later.") from error
-    return Snapshot(model_id, sha, folder, config)
 
 
 def _download(model_id: str, sha: str, files: list[str], token: str | bool | None) -> Path:

@@ -70,6 +70,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture scaled (bicubic) to cover (height, width), and cropped at the center."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    resized = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
 def pixels_to_image(pixels: Floats) -> Image.Image:
     """[3, H, W] in [0, 1] -> 8-bit picture."""
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))

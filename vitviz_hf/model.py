@@ -1,10 +1,6 @@
-"""From files to a ModelView: the module as it is, and what was measured on it."""
+"""A ModelView: the module as it is, and what was measured on it."""
 
-import inspect
-import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,23 +8,16 @@ from typing import Any
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
 
 # isort: split
-import timm
 import torch
-import transformers
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError
-from vitviz_hf.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM
+from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb
+from vitviz_hf.loading import cover_pixels, is_naflex, is_tested, load_module, load_preprocessing, module_inputs
 from vitviz_hf.measure import Layer, Tap, keeps_places, measure_layers
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
-
-# transformers finds the vision tower in a repository with two towers by itself, except in AIMv2's.
-_AIMV2_KEYS = {r"^vision_model\.": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +80,20 @@ def load_snapshot(
     snapshot: Snapshot, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> ModelView:
     """As `load_model`, from files that `fetch_model` checked."""
-    module, labels = _load_module(snapshot, dtype)
+    module, labels = load_module(snapshot, dtype)
     try:
         module.requires_grad_(False).to(device or _best_device())
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
-    preprocess, mean, std = _preprocessing(snapshot, module)
+        raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+    preprocess, mean, std = load_preprocessing(snapshot, module)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
         model_id=snapshot.model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
-        mean=mean, std=std, labels=labels, preprocess=preprocess, inputs=_inputs(module),
+        mean=mean, std=std, labels=labels, preprocess=preprocess, inputs=module_inputs(module),
     )  # fmt: skip
     view = _measured(view, view.input_size)
     forward = partial(run, view)
-    if view.layers and not _is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
+    if view.layers and not is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
         raise ModelError(
             f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
             "established, so its maps would be wrong."
@@ -155,7 +144,7 @@ def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
     image = to_rgb(image)
     pixels = view.preprocess(image)
     if tuple(pixels.shape[1:]) != view.input_size:
-        pixels = _cover(image, view.input_size)
+        pixels = cover_pixels(image, view.input_size)
     return pixels.clamp(0, 1).unsqueeze(0).to(view.device)
 
 
@@ -221,7 +210,10 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
     view = replace(view, input_size=size)
     # Noise, so that no two rows of tokens are alike.
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
-    first_grid = _naflex_grid(view.module, size) if _is_naflex(view.module) else None
+    first_grid = None
+    if is_naflex(view.module):
+        patch = int(view.module.config.patch_size)  # type: ignore[union-attr, arg-type]
+        first_grid = (size[0] // patch, size[1] // patch)
     orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None
     try:
         layers = measure_layers(view.module, lambda: run(view, noise), first_grid, orders)
@@ -245,166 +237,3 @@ def _hiera_orders(module: nn.Module) -> dict[int, Tensor]:
         positions = torch.arange(rows * cols).view(1, -1, 1)
         orders[rows * cols] = encoder.reroll(positions, stage).flatten()
     return orders
-
-
-def _inputs(module: Any) -> Callable[[Tensor], dict[str, Any]]:
-    if _is_naflex(module):
-        return partial(_naflex_inputs, module.config.patch_size)
-    interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
-    options = {"interpolate_pos_encoding": True} if interpolate else {}
-    if module.config.model_type == "vit_mae":
-        return partial(_mae_inputs, module.config.patch_size)
-    return lambda pixel_values: {"pixel_values": pixel_values, **options}
-
-
-def _mae_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
-    """MAE drops and shuffles patches by the rank of a noise value: rising values (and mask_ratio 0) keep them all."""
-    n_patches = (pixel_values.shape[2] // patch) * (pixel_values.shape[3] // patch)
-    noise = torch.arange(n_patches, device=pixel_values.device).expand(len(pixel_values), -1)
-    return {"pixel_values": pixel_values, "noise": noise, "interpolate_pos_encoding": True}
-
-
-def _is_naflex(module: Any) -> bool:
-    return str(module.config.model_type).startswith("siglip2")
-
-
-def _naflex_grid(module: Any, size: tuple[int, int]) -> tuple[int, int]:
-    return size[0] // module.config.patch_size, size[1] // module.config.patch_size
-
-
-def _naflex_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
-    """SigLIP 2 takes patches [B, P, p*p*3] and their grid instead of an image."""
-    batch, channels, height, width = pixel_values.shape
-    rows, cols = height // patch, width // patch
-    grid = pixel_values.reshape(batch, channels, rows, patch, cols, patch).permute(0, 2, 4, 3, 5, 1)
-    return {
-        "pixel_values": grid.reshape(batch, rows * cols, -1),
-        "pixel_attention_mask": torch.ones(batch, rows * cols, dtype=torch.long, device=pixel_values.device),
-        "spatial_shapes": torch.tensor([[rows, cols]] * batch),
-    }
-
-
-def _load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str, ...] | None]:
-    name, has_labels = _class_name(snapshot)
-    try:
-        config = _read_config(snapshot, vision_only=not has_labels)
-        with _no_progress_bars():
-            module, report = getattr(transformers, name).from_pretrained(
-                snapshot.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-                local_files_only=True, output_loading_info=True, config=config,
-                key_mapping=_AIMV2_KEYS if snapshot.config["model_type"] == "aimv2" else None,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{snapshot.model_id!r} could not be loaded: {_first_line(error)}") from error
-    missing = {k for k in report["missing_keys"] if not re.search(r"(^|\.)(pooler|mask_token)\b", k)}
-    if missing or report["mismatched_keys"]:
-        names = ", ".join(sorted(missing)[:3]) or str(next(iter(report["mismatched_keys"])))
-        raise ModelError(f"the weights of {snapshot.model_id!r} do not fit its config.json (first: {names}).")
-    labels = None
-    if has_labels:
-        id2label = module.config.id2label
-        labels = tuple(str(id2label[i]) for i in sorted(id2label))
-    return module.eval(), labels
-
-
-def _class_name(snapshot: Snapshot) -> tuple[str, bool]:
-    """Class of transformers, and whether it has a trained classifier."""
-    config = snapshot.config
-    if config["model_type"] == TIMM:
-        has_classifier = bool(config.get("num_classes"))
-        return ("TimmWrapperForImageClassification" if has_classifier else "TimmWrapperModel"), has_classifier
-    family = BY_MODEL_TYPE[config["model_type"]]
-    named = (config.get("architectures") or [""])[0]
-    return (named, True) if named in family.classifiers else (family.vision_class, False)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    enabled = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def _read_config(snapshot: Snapshot, vision_only: bool) -> Any:
-    config = transformers.AutoConfig.from_pretrained(snapshot.folder, trust_remote_code=False, local_files_only=True)
-    if snapshot.config["model_type"] == TIMM:
-        if not timm.is_model(config.architecture):
-            raise ModelError(f"{snapshot.model_id!r} is of architecture {config.architecture!r}, unknown to timm.")
-        # timm 1.0.31 writes num_classes a second time here, which transformers 5.23 refuses.
-        arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
-        config.model_args = arguments | _timm_size_options(config.architecture)
-    elif snapshot.config["model_type"] == "vit_mae":
-        config.mask_ratio = 0.0
-    return getattr(config, "vision_config", config) if vision_only else config
-
-
-def _timm_module(architecture: str) -> str:
-    return str(timm.models.model_entrypoint(architecture).__module__)
-
-
-def _timm_size_options(architecture: str) -> dict[str, bool]:
-    """What makes a timm model take other input sizes, where its class knows how."""
-    models = [c for c in vars(sys.modules[_timm_module(architecture)]).values() if inspect.isclass(c)]
-    known = {p for c in models if c.__module__.startswith("timm.models") for p in inspect.signature(c).parameters}
-    return {k: v for k, v in {"dynamic_img_size": True, "strict_img_size": False}.items() if k in known}
-
-
-def _is_tested(module: Any) -> bool:
-    if module.config.model_type != TIMM:
-        return True
-    return _timm_module(module.config.architecture).rpartition(".")[2] in BY_TIMM_MODULE
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _preprocessing(
-    snapshot: Snapshot, module: Any
-) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
-    if snapshot.config["model_type"] == TIMM:
-        return _timm_preprocessing(snapshot.config["pretrained_cfg"])
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            snapshot.folder, backend="torchvision", trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"{snapshot.model_id!r} has no usable preprocessor_config.json: {_first_line(error)}"
-        ) from error
-
-    def preprocess(image: Image.Image) -> Tensor:
-        pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-    if _is_naflex(module):  # of any shape, so the square with as many patches as it was trained on
-        side = int(module.config.num_patches**0.5) * module.config.patch_size
-        preprocess = partial(_cover, size=(side, side))
-    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
-    std = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
-    return preprocess, tuple(mean), tuple(std)
-
-
-def _timm_preprocessing(
-    pretrained_cfg: dict[str, Any],
-) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
-    config = timm.data.resolve_data_config(pretrained_cfg, model=None, verbose=False)
-    steps = timm.data.create_transform(**config, is_training=False).transforms
-    transform = v2.Compose([s for s in steps if type(s).__name__ != "Normalize"])
-    return transform, tuple(config["mean"]), tuple(config["std"])
-
-
-def _cover(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    resized = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BICUBIC
-    )
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    cropped = resized.crop((left, top, left + width, top + height))
-    pixels: Tensor = v2.functional.to_dtype(v2.functional.to_image(cropped), torch.float32, scale=True)
-    return pixels
