@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help app check fast fix bench clean
+.PHONY: help app check fast fix bench models clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,9 @@ fix: .venv/tested ## format, and mend what can be mended
 
 bench: .venv/installed ## speed of optimization
 	$(BIN)/python benchmarks/optimize.py
+
+models: .venv/installed ## measure every architecture again and write docs/models.md
+	$(BIN)/python benchmarks/models.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -151,6 +151,28 @@ def test_a_link_reopens_the_same_view(page, url):
     assert text(page, "#map-facts") == facts
 
 
+def test_a_patch_keeps_its_place_on_the_coarser_grid_of_a_later_layer(page, url):
+    opened(page, url, "?model=tiny/swin&layer=0&patch=8,12")
+    wait_for_text(page, "#rank-status", "Layer 0, mlp_act, patch 8,12")
+    assert "16 x 16 to 8 x 8 patches" in text(page, "#model-facts")
+
+    page.locator("#layer input").fill("3")
+    page.keyboard.press("Enter")
+    wait_for_text(page, "#rank-status", "Layer 3, mlp_act, patch 4,6")
+
+    assert value(page, "#patch") == "4,6"
+
+
+def test_the_models_own_guess_is_told_and_a_network_without_features_is_refused(page, url):
+    opened(page, url)
+    assert "The model's own guess:" in text(page, "#rank-status") and "%" in text(page, "#rank-status")
+
+    page.locator("#model input").fill("tiny/resnet")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "body", "'tiny/resnet' has no feed-forward blocks, so it has no features")
+
+
 def test_a_typed_feature_is_drawn(page, url):
     opened(page, url)
     page.locator("#feature textarea, #feature input").first.fill("2.attn_q:7")

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -26,11 +27,13 @@ MODEL is a Hub id, a local folder, or 'builtin' (a DINOv2-architecture ViT-S/14)
 else google/vit-base-patch16-224 if the Hub can be reached, else 'builtin'.
 
 examples:
+  vitviz models
   vitviz sites builtin
   vitviz top builtin --image chelsea --site 5.mlp_act
   vitviz map builtin 5.mlp_act:1059 11.mlp_act:441 --image chelsea --out maps
   vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
   vitviz replay pictures/8.mlp_act-908.png
+  vitviz classify openai/clip-vit-base-patch32 --image chelsea --labels "cat, dog, coins"
   vitviz app
 """
 
@@ -61,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"vitviz_hf {__version__}")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    models = _verb(verbs, "models", _models, "list the families of models that can be loaded by Hub id")
+    models.add_argument("--json", action="store_true", help="machine-readable output")
 
     sites = _verb(verbs, "sites", _sites, "list the layers and sites of a model, with their number of features")
     sites.add_argument("model", nargs="?", metavar="MODEL")
@@ -94,7 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
     _add_knobs(visualize)
 
-    for verb in (sites, maps, top, visualize):
+    classify = _verb(verbs, "classify", _classify, "name what is in a picture, by its classifier or by words")
+    classify.add_argument("model", nargs="?", metavar="MODEL")
+    classify.add_argument("--image", required=True, metavar="FILE", help=_IMAGE_HELP)
+    classify.add_argument(
+        "--labels", metavar="A, B, C",
+        help="words for CLIP, SigLIP and AIMv2, with commas between (default there: the 1000 classes of ImageNet)",
+    )  # fmt: skip
+    classify.add_argument(
+        "--template", action="append", metavar="TEXT",
+        help="text with {} for the label, can be repeated (default: CLIP's 80, such as 'a photo of a {}.')",
+    )  # fmt: skip
+    classify.add_argument("-k", type=int, default=5, metavar="N", help="labels to show (default: 5)")
+    classify.add_argument("--json", action="store_true", help="machine-readable output")
+
+    for verb in (sites, maps, top, visualize, classify):
         verb.add_argument("--revision", help="branch, tag or commit on the Hub")
         verb.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
         verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
@@ -147,19 +167,90 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     return read
 
 
+def _models(args: Any) -> None:
+    from vitviz_hf.families import FAMILIES
+
+    if args.json:
+        print(json.dumps([{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]))
+        return
+    rows = [("family", "features", "classifies", "model_type, or module of timm", "for example")]
+    for family in FAMILIES:
+        types = family.timm_module or ", ".join(family.model_types)
+        rows.append(
+            (family.name, "yes" if family.features else "no", ", ".join(family.classifies), types, family.example)
+        )
+    _print_table(rows)
+    print(
+        "\nOther architectures of timm are tried when they are loaded. Classifies: by labels where the checkpoint has\n"
+        "a trained classifier, by words where the repository holds a text tower."
+    )
+
+
 def _sites(args: Any) -> None:
-    from vitviz_hf.model import list_sites
+    from vitviz_hf.model import find_tap, list_sites
 
     view = _load(args, args.model)
     if args.json:
-        print(json.dumps([{"site": str(s), "features": n} for s, n in list_sites(view)]))
+        layers = [
+            {"stage": x.stage, "patch_grid": x.patch_grid, "prefix_tokens": x.n_prefix, "layout": x.layout}
+            for x in view.layers
+        ]
+        taps = [(s, n, find_tap(view, s)) for s, n in list_sites(view)]
+        print(json.dumps([
+            {"site": str(s), "features": n, **layers[s.layer], "patch_grid": t.patch_grid, "prefix_tokens": t.n_prefix}
+            for s, n, t in taps
+        ]))  # fmt: skip
         return
     print(f"{view.model_id}  revision {view.revision or '-'}  input {view.input_size[0]}x{view.input_size[1]}")
-    print("layer  grid     prefix tokens  features by kind")
+    if not view.layers:
+        print("no feed-forward blocks, so no features; 'vitviz classify' can use it")
+        return
+    rows = [("layer", "stage", "grid", "prefix tokens", "layout", "features by kind")]
     for i, layer in enumerate(view.layers):
-        sizes = "  ".join(f"{k} {layer.taps[k].size}" for k in KINDS if k in layer.taps)
-        grid = f"{layer.patch_grid[0]}x{layer.patch_grid[1]}"
-        print(f"{i:>5}  {grid:<7}  {layer.n_prefix:<13}  {sizes}")
+        sizes = "  ".join(_size(k, layer.taps[k], layer.patch_grid) for k in KINDS if k in layer.taps)
+        rows.append((str(i), str(layer.stage), _grid(layer.patch_grid), str(layer.n_prefix), layer.layout, sizes))
+    _print_table(rows)
+
+
+def _size(kind: str, tap: Any, grid: tuple[int, int]) -> str:
+    """Width of a kind, and its grid where that is not the layer's."""
+    return f"{kind} {tap.size}" + ("" if tap.patch_grid == grid else f" ({_grid(tap.patch_grid)})")
+
+
+def _grid(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _classify(args: Any) -> None:
+    from vitviz_hf.classification import classify, load_zero_shot
+    from vitviz_hf.families import BY_MODEL_TYPE
+    from vitviz_hf.model import to_pixels
+
+    image = _open(args.image)
+    if args.k < 1:
+        raise ConfigError(f"-k must be at least 1; got {args.k}.")
+    view = _load(args, args.model)
+    family = BY_MODEL_TYPE.get(getattr(view.module.config, "model_type", ""))
+    words = args.labels or (view.labels is None and family is not None and family.text_class)
+    labels = [x.strip() for x in args.labels.split(",")] if args.labels else None
+    zero_shot = None
+    if words:
+        with _counter("reading the labels", " texts") as show:
+            zero_shot = load_zero_shot(view, labels, args.template, progress=show)
+    best = classify(view, to_pixels(view, image), zero_shot).top(args.k)[0]
+    if args.json:
+        print(json.dumps([{"label": name, "probability": p} for name, p in best]))
+        return
+    n = len(zero_shot.labels if zero_shot else view.labels or ())
+    print(f"{view.model_id}, {'zero-shot among' if zero_shot else 'its own'} {n} labels")
+    for name, p in best:
+        print(f"{p:6.1%}  {name}")
 
 
 def _map(args: Any) -> None:
@@ -308,17 +399,25 @@ def _load(args: Any, model_id: str | None) -> "ModelView":
 
 
 def _reference(view: "ModelView") -> "Reference":
-    from tqdm import tqdm
-
     from vitviz_hf.reference import reference_scores
 
-    with tqdm(desc="scoring the built-in photographs, once", unit=" photographs", leave=False) as bar:
-
-        def show(done: int, n: int) -> None:
-            bar.total = n
-            bar.update(done - bar.n)
-
+    with _counter("scoring the built-in photographs, once", " photographs") as show:
         return reference_scores(view, show)
+
+
+@contextmanager
+def _counter(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears with the first thing done."""
+    from tqdm import tqdm
+
+    bar: tqdm[Any] = tqdm(desc=text, unit=unit, leave=False, delay=0.5)
+
+    def show(done: int, n: int) -> None:
+        bar.total = n
+        bar.update(done - bar.n)
+
+    with bar:
+        yield show
 
 
 def _progress(steps: Iterable[Any], n: int, text: str) -> Iterator[Any]:

@@ -26,6 +26,12 @@ class Family:
     features: bool = True
     """False for networks without feed-forward blocks."""
 
+    @property
+    def classifies(self) -> tuple[str, ...]:
+        """`labels` if there are checkpoints with a classifier, `words` if there is a text tower."""
+        labels = ("labels",) if self.classifiers or self.timm_module else ()
+        return labels + (("words",) if self.text_class else ())
+
 
 def _transformers(name: str, example: str, prefix: str, *model_types: str, headless: bool = False) -> Family:
     classifiers = () if headless else (f"{prefix}ForImageClassification",)

@@ -23,8 +23,8 @@ _CSS = """
 #gallery .caption-label, #examples .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 """
 _INTRO = """# vitviz: see what a vision transformer learned
-Any ViT, DeiT, BEiT, CLIP, SigLIP or DINO model of the Hub, or the built-in one. Find the features that fire on your
-picture and see where; then optimize the picture that excites a feature most.
+Any vision transformer of the Hub (ViT, CLIP, SigLIP, DINO, Swin and many more), or the built-in one. Find the features
+that fire on your picture and see where; then optimize the picture that excites a feature most.
 """
 _FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
@@ -58,32 +58,34 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
         tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
 
-        def describe(model_id: str, layer: int) -> list[Any]:
+        def describe(model_id: str, kind: str, layer: int) -> list[Any]:
             known = jobs.facts(jobs.prepare(model_id))
+            grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(known.grids), min(known.grids))))
             text = (
                 f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "
-                f"{known.grid[0]} x {known.grid[1]} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
+                f"{grids} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
                 f"{known.n_features:,} features."
             )
             last = known.n_layers - 1
             return [
                 text,
-                gr.update(choices=list(known.kinds)),
+                gr.update(choices=list(known.kinds), value=kind if kind in known.kinds else "mlp_act"),
                 gr.update(value=min(int(layer or 0), last), label=f"Layer (0 to {last})"),
             ]
 
         @shown
-        def model_facts(model_id: str, layer: int) -> list[Any]:
+        def model_facts(model_id: str, kind: str, layer: int) -> list[Any]:
             """Load a model and tell its layers, patch grid and kinds.
 
             Args:
                 model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
+                kind: the kind that is chosen; mlp_act is given back if the model lacks it.
                 layer: the layer that is chosen; the last one is given back if the model has fewer.
 
             Returns:
                 A sentence, the kinds to choose from, and the layer.
             """
-            return describe(model_id, layer)
+            return describe(model_id, kind, layer)
 
         link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.patch, maps.feature,
                 optimization.objective, optimization.preset, optimization.seed]  # fmt: skip
@@ -95,9 +97,9 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
         optimization.connect(after)
         after(
             model.input(
-                model_facts, [model, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
+                model_facts, [model, maps.kind, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
                 concurrency_id="gpu", concurrency_limit=1, trigger_mode="always_last", show_progress_on=[facts],
-            ).success(shown(maps.show), maps.show_inputs, maps.shown, api_visibility="private", concurrency_id="gpu")
+            ).success(shown(maps.move), maps.move_inputs, maps.moved, api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
         for page, key in ((maps_page, "maps"), (optimize_page, "optimize")):
             after(page.select(None, None, tab_key, js=f"() => {key!r}", api_visibility="private"))
@@ -119,9 +121,9 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 return [*values, *nothing]
             _, _, model_id, _, kind, layer, patch, feature, *_, photo = values
             try:
-                text, _, layer_update = describe(model_id, layer)
-                values[5] = layer_update
-                layer = layer_update["value"]
+                text, kind_update, layer_update = describe(model_id, kind, layer)
+                values[4:6] = kind_update, layer_update
+                kind, layer = kind_update["value"], layer_update["value"]
                 drawn = maps.show(model_id, photo, kind, layer, patch, "unusual", "overlay", feature)
             except VitvizError as error:
                 gr.Warning(html.escape(str(error)))

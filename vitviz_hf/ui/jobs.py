@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitviz_hf.classification import classify
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import ModelNotFoundError
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
 from vitviz_hf.images import pixels_to_image
 from vitviz_hf.maps import activation_map, site_scores, top_features, unusualness
-from vitviz_hf.model import ModelView, check_feature, find_tap, load_snapshot, to_pixels
+from vitviz_hf.model import ModelView, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.objectives import to_objective
 from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
 from vitviz_hf.recording import activations
@@ -46,7 +47,10 @@ class RankResult:
 
     crop: Image.Image
     grid: tuple[int, int]
+    patch: tuple[int, int] | None
     ranked: list[tuple[Feature, float, NDArray[np.floating]]]
+    classes: list[tuple[str, float]]
+    """Likeliest labels with their probability; empty without a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class ModelFacts:
     model_id: str
     revision: str | None
     input_size: tuple[int, int]
-    grid: tuple[int, int]
+    grids: tuple[tuple[int, int], ...]
+    """The different patch grids, in order of the layers."""
     n_layers: int
     kinds: tuple[str, ...]
     n_features: int
@@ -117,29 +122,36 @@ class Jobs:
         view = self._views.get(snapshot.model_id) or (
             load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
         )
-        find_tap(view, Site(0, "resid"))
-        first = view.layers[0]
-        kinds = tuple(k for k in KINDS if k in first.taps)
+        find_tap(view, Site(0, "mlp_act"))
+        kinds = tuple(k for k in KINDS if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
-            view.model_id, view.revision, view.input_size, first.patch_grid, len(view.layers), kinds,
-            sum(layer.taps[k].size for layer in view.layers for k in kinds if k in layer.taps),
+            view.model_id, view.revision, view.input_size,
+            tuple(dict.fromkeys(layer.patch_grid for layer in view.layers)), len(view.layers), kinds,
+            sum(n for _, n in list_sites(view)),
         )  # fmt: skip
 
     def rank(
-        self, snapshot: Snapshot, image: Image.Image, site: Site, patch: tuple[int, int] | None, unusual: bool, k: int
-    ) -> RankResult:
-        """The k features of a site that fire most on a picture or one of its patches."""
+        self, snapshot: Snapshot, image: Image.Image, site: Site, patch: tuple[int, int] | None, unusual: bool, k: int,
+        chosen_on: tuple[int, int] | None = None,
+    ) -> RankResult:  # fmt: skip
+        """The k features of a site that fire most on a picture or one of its patches.
+
+        Args:
+            chosen_on: the patch grid that `patch` was chosen on, if it is to be moved to the same place on this one.
+        """
         view = self.view(snapshot)
         pixels = to_pixels(view, image)
-        find_tap(view, site)
+        grid = find_tap(view, site).patch_grid
+        if patch and chosen_on:
+            patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
         reference = reference_scores(view) if unusual else None
         ranked = top_features(view, pixels, site, k, patch, reference)
         acts = activations(view, pixels, [site])[site]
         maps = [activation_map(view, acts, f)[0].float().cpu().numpy() for f, _ in ranked]
+        classes = classify(view, pixels).top(3)[0] if view.labels else []
         return RankResult(
-            _picture(pixels[0]), find_tap(view, site).patch_grid,
-            [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)],
-        )  # fmt: skip
+            _picture(pixels[0]), grid, patch, [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)], classes
+        )
 
     def map(self, snapshot: Snapshot, image: Image.Image, feature: Feature) -> MapResult:
         """The activation map of one feature."""

@@ -1,5 +1,6 @@
 """Tab Activation maps: which features of a model fire where on a picture."""
 
+import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,8 +34,12 @@ class MapsTab:
     connect: Callable[[Callable[[Any], Any]], None]
     show: Callable[..., list[Any]]
     """(model_id, image, kind, layer, patch, rank_by, style, feature) -> values of `shown`."""
-    show_inputs: list[Any]
     shown: list[Any]
+    """Components that `show` fills."""
+    move: Callable[..., list[Any]]
+    """As `show` for another layer, kind or model: the patch keeps its place in the picture."""
+    move_inputs: list[Any]
+    moved: list[Any]
 
 
 def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str) -> MapsTab:
@@ -93,15 +98,16 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
                 label="Strongest features: choose one to see it large", columns=4, allow_preview=False,
                 interactive=False, format="png", elem_id="gallery", height="auto", buttons=[],
             )  # fmt: skip
-    ranked, layout = gr.JSON(visible="hidden", label="Ranked features"), gr.State((1, 1, 1, 1))
+    ranked, layout = gr.JSON(visible="hidden", label="Ranked features"), gr.State(None)
     rank_job, map_job = gpu(60)(jobs.rank), gpu(60)(jobs.map)
 
     def rank(
-        model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str
-    ) -> tuple[RankResult, list[Any]]:
-        at = _parse_patch(patch)
-        unusual, site = rank_by == "unusual", Site(int(layer), kind)
-        result: RankResult = rank_job(jobs.prepare(model_id), open_photo(image), site, at, unusual, _SHOWN)
+        model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str,
+        chosen_on: tuple[int, int] | None = None,
+    ) -> tuple[RankResult, list[Any]]:  # fmt: skip
+        unusual, site, at = rank_by == "unusual", Site(int(layer), kind), _parse_patch(patch)
+        result: RankResult = rank_job(jobs.prepare(model_id), open_photo(image), site, at, unusual, _SHOWN, chosen_on)
+        at = result.patch
         tiles = [
             (overlay(result.crop, values, map_range(values)), f"{f}  {value:.3g}{' sd' if unusual else ''}")
             for f, value, values in result.ranked
@@ -110,6 +116,8 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         where = f"patch {at[0]},{at[1]}" if at else "the whole picture"
         by = "standard deviations (sd) above the built-in photographs" if unusual else "plain score"
         text = f"**Layer {int(layer)}, {kind}**, {where}. Ranked by {by}."
+        if result.classes:
+            text += " The model's own guess: " + ", ".join(f"{html.escape(n)} {p:.0%}" for n, p in result.classes) + "."
         data = [{"feature": str(f), rank_by: value} for f, value, _ in result.ranked]
         framed = outline_patch(sees, at, result.grid) if at else sees
         return result, [framed, tiles, text, data, (*result.grid, *sees.size)]
@@ -132,6 +140,15 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         result, values = rank(model_id, image, kind, layer, patch, rank_by)
         feature = feature or str(result.ranked[0][0])
         return [*values, feature, *draw(model_id, image, feature, style)]
+
+    def move(
+        model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str,
+        style: str, layout: tuple[int, int, int, int] | None,
+    ) -> list[Any]:  # fmt: skip
+        result, values = rank(model_id, image, kind, layer, patch, rank_by, layout[:2] if layout else None)
+        at = "{},{}".format(*result.patch) if result.patch else ""
+        feature = str(result.ranked[0][0])
+        return [at, *values, feature, *draw(model_id, image, feature, style)]
 
     @shown
     def rank_features(model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> list[Any]:
@@ -216,8 +233,10 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         gr.Button(visible=False).click(rank_features, show_inputs[:-1], rank_outputs, api_name="rank_features", **lane)
         after(feature.submit(map_feature, [model, photo, feature, style], map_outputs, api_name="map_feature", **lane))
         style.input(map_feature, [model, photo, feature, style], map_outputs, **private)
-        ranking = [rank_button.click, patch.submit, kind.input, layer.submit, rank_by.input]
-        after(gr.on(ranking, shown(show), show_inputs, show_outputs, **private))
+        after(
+            gr.on([rank_button.click, patch.submit, rank_by.input], shown(show), show_inputs, show_outputs, **private)
+        )
+        after(gr.on([kind.input, layer.submit], shown(move), [*show_inputs, layout], [patch, *show_outputs], **private))
         after(crop.select(pick_patch, [*place, layout], [patch, *show_outputs], **private))
         after(whole_button.click(pick_whole, place, [patch, *show_outputs], **private))
         after(photo.input(pick_upload, place, [photo_key, patch, *show_outputs], **private))
@@ -225,7 +244,10 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         after(examples.select(pick_example, chosen, [photo, photo_key, patch, *show_outputs], **private))
         after(gallery.select(pick_feature, [model, photo, style, ranked], [feature, *map_outputs], **private))
 
-    return MapsTab(photo, photo_key, kind, layer, patch, feature, optimize, connect, show, show_inputs, show_outputs)
+    return MapsTab(
+        photo, photo_key, kind, layer, patch, feature, optimize, connect, show, show_outputs,
+        move, [*show_inputs, layout], [patch, *show_outputs],
+    )  # fmt: skip
 
 
 def _large(crop: Image.Image) -> Image.Image:
