@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from vitviz_hf.cli import main
+from vitviz_hf.families import FAMILIES
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_help_is_quick_and_teaches():
     assert "vitviz visualize builtin" in texts[0]
 
 
-@pytest.mark.parametrize("verb", ["sites", "map", "top", "visualize", "replay", "app"])
+@pytest.mark.parametrize("verb", ["models", "sites", "map", "top", "visualize", "replay", "classify", "app"])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])
@@ -55,7 +56,57 @@ def test_sites_lists_layers(model, capsys):
 def test_sites_as_json(model, capsys):
     main(["sites", model, "--json", "--size", "32x48"])
 
-    assert {"site": "2.mlp_act", "features": 64} in json.loads(capsys.readouterr().out)
+    assert {
+        "site": "2.mlp_act", "features": 64, "stage": 0, "patch_grid": [4, 6], "prefix_tokens": 1, "layout": "sequence"
+    } in json.loads(capsys.readouterr().out)  # fmt: skip
+
+
+def test_sites_of_a_pyramid_name_stages_grids_and_windows(tiny_folder, capsys):
+    main(["sites", str(tiny_folder("timm-twins-svt"))])
+    lines = capsys.readouterr().out.splitlines()
+
+    assert lines[2].split()[:3] == ["0", "0", "16x16"] and "sequence, windows" in lines[2]
+    assert lines[9].split()[:3] == ["7", "3", "2x2"]
+    assert "attn_k 16 (2x2)" in lines[3]
+
+
+def test_a_network_without_features_says_what_it_is_good_for(tiny_folder, picture, capsys):
+    main(["sites", str(tiny_folder("timm-resnet"))])
+    assert "no feed-forward blocks, so no features" in capsys.readouterr().out
+
+    assert main(["top", str(tiny_folder("timm-resnet")), "--image", picture, "--site", "0.mlp_act"]) == 2
+    assert "has no features; it can be used in the classification experiments" in capsys.readouterr().err
+
+
+def test_models_lists_every_family_with_an_id(capsys):
+    main(["models"])
+    table = capsys.readouterr().out
+    main(["models", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+
+    for family in FAMILIES:
+        assert family.name in table and family.example in table
+    assert [f["example"] for f in listed] == [f.example for f in FAMILIES]
+
+
+def test_classify_names_the_labels_of_the_repository(model, picture, capsys):
+    assert main(["classify", model, "--image", picture]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    main(["classify", model, "--image", picture, "--json"])
+    found = json.loads(capsys.readouterr().out)
+
+    assert "its own 3 labels" in lines[0]
+    assert {line.split()[1] for line in lines[1:]} == {"cat", "dog", "bus"}
+    assert sum(x["probability"] for x in found) == pytest.approx(1)
+
+
+def test_classify_by_words(tiny_folder, picture, capsys):
+    command = ["classify", str(tiny_folder("siglip")), "--image", picture, "--labels", "a cat, the dog"]
+    assert main([*command, "--template", "{}"]) == 0
+
+    assert "zero-shot among 2 labels" in capsys.readouterr().out
+    assert main(["classify", str(tiny_folder("dinov2")), "--image", picture]) == 2
+    assert "has no trained classifier" in capsys.readouterr().err
 
 
 def test_map_writes_a_panel_and_its_values(model, picture, tmp_path, capsys):
