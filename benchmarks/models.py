@@ -2,7 +2,7 @@
 
 Each model is built from its published configuration, saved as a repository, loaded by `load_model`, and then
 1. its layers, patch grids, prefix tokens, layout and sites are written down,
-2. a square of noise in each corner of a gray image must change the first layer's maps most in that corner,
+2. other noise in one corner of an image of noise must change the first layer's maps most in that corner,
 3. three steps of optimization of a feature in the middle must raise its score.
 
 Run: python benchmarks/models.py [--out docs/models.md] [NAME ...]; about a quarter of an hour on two cores.
@@ -183,7 +183,7 @@ forward pass showed.
   CoaT, whose parallel blocks work on three grids at once, each grid is a layer.
 - **Prefix**: class, distillation and register tokens that a layer sees, and in how many layers.
 - **Layout**: what the model itself works on. Maps are always in image order.
-- **Maps**: a square of noise in each corner of a gray image changes the first layer's maps most in that corner.
+- **Maps**: other noise in one corner of an image of noise changes the first layer's maps most in that corner.
 - **Score**: of a feature in the middle layer, before and after three steps of optimization (random weights).
 """
 

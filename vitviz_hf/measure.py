@@ -139,7 +139,7 @@ def measure_layers(
 def keeps_places(
     module: nn.Module, forward: Callable[[Tensor], Any], layer: Layer, input_size: tuple[int, int]
 ) -> bool:
-    """Whether a square of noise in each corner of a gray image changes a layer's activations most in that corner.
+    """Whether other noise in one corner of an image of noise changes a layer's activations most in that corner.
 
     Args:
         forward: runs the module on pixels [B, 3, H, W] in [0, 1].
@@ -147,11 +147,11 @@ def keeps_places(
     """
     height, width = input_size
     device = next(module.parameters()).device
-    noise = torch.rand(3, height // 4, width // 4, generator=torch.Generator().manual_seed(0)).to(device)
-    pixels = torch.full((5, 3, height, width), 0.5, device=device)
+    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    pixels = noise[0].repeat(5, 1, 1, 1)
     corners = [(slice(0, height // 4), slice(-(height // 4), None)), (slice(0, width // 4), slice(-(width // 4), None))]
     for i, (rows, cols) in enumerate(itertools.product(*corners), 1):
-        pixels[i, :, rows, cols] = noise
+        pixels[i, :, rows, cols] = noise[1, :, rows, cols]
     tap, seen = layer.taps["mlp_act"], []
     readers = {tap.module: [lambda value: seen.append(tap.read(value, 5))]}
     with torch.no_grad(), read_inputs_and_outputs(module, readers, {}):
