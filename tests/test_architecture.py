@@ -15,19 +15,19 @@ import vitviz_hf
 
 ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
-    "errors", "config families", "sites", "_torchvision", "manifest hooks images canvas transforms",
-    "hub stream measure", "loading", "model", "recording", "maps objectives classification",
+    "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms",
+    "hub stream measure", "loading", "model", "recording", "maps objectives classification search",
     "reference optimization", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
 FENCES = {
     "gradio": {"ui"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"hub", "stream", "atlas"},
     "transformers": {"loading"},
     "timm": {"loading"},
     "spaces": set(),
     "argparse": {"cli"},
-    "datasets": set(),
+    "datasets": {"stream", "atlas"},
     "matplotlib": set(),
 }
 

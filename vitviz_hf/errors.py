@@ -9,6 +9,8 @@ VitvizError
 │   ├── UnsafeModelError                pickled weights or custom code
 │   ├── ModelTooLargeError              over the size limit
 │   └── NoClassifierError               it cannot name what it sees
+├── DatasetError (ValueError)           the dataset cannot be used
+│   └── DatasetAccessError              gated, private or missing
 ├── SiteError (ValueError)              no such layer or kind in this model
 │   └── FeatureError                    no such feature at this site
 ├── ConfigError (ValueError)            contradictory or unknown option
@@ -52,6 +54,14 @@ class ModelTooLargeError(ModelError):
 
 class NoClassifierError(ModelError):
     """The repository has no trained classifier, or no text tower."""
+
+
+class DatasetError(VitvizError, ValueError):
+    """The dataset cannot be used."""
+
+
+class DatasetAccessError(DatasetError):
+    """The dataset is gated, private or missing."""
 
 
 class SiteError(VitvizError, ValueError):

@@ -52,8 +52,10 @@ SUGGESTED_MODELS = (
     "facebook/dinov2-with-registers-base",
     "google/siglip-base-patch16-224",
     "microsoft/beit-base-patch16-224",
+    "microsoft/swin-tiny-patch4-window7-224",
     "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "timm/deit_small_patch16_224.fb_in1k",
+    "timm/coat_lite_mini.in1k",
 )
 _PROBE_SECONDS = 3.0
 _PROBE_AGAIN_SECONDS = 30.0

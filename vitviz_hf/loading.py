@@ -43,8 +43,8 @@ def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str,
     module = _from_pretrained(snapshot, name, dtype, vision_only=not has_labels, key_mapping=keys)
     labels = None
     if has_labels:
-        id2label = module.config.id2label
-        labels = tuple(str(id2label[i]) for i in sorted(id2label))
+        names = module.config.id2label or {}  # PVT's config may count its labels without naming them
+        labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(len(names) or module.config.num_labels))
     return module, labels
 
 
@@ -175,9 +175,12 @@ def is_tested(module: Any) -> bool:
 
 
 def load_preprocessing(
-    snapshot: Snapshot, module: Any
+    snapshot: Snapshot, config: Any
 ) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
     """The checkpoint's own resize and crop to [3, H, W] in [0, 1], and its mean and standard deviation.
+
+    Args:
+        config: the loaded module's.
 
     Raises:
         ModelError: no usable preprocessor_config.json.
@@ -197,8 +200,8 @@ def load_preprocessing(
         pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    if is_naflex(module):  # of any shape, so the square with as many patches as it was trained on
-        side = int(module.config.num_patches**0.5) * module.config.patch_size
+    if is_naflex(config):  # of any shape, so the square with as many patches as it was trained on
+        side = int(config.num_patches**0.5) * config.patch_size
         preprocess = partial(cover_pixels, size=(side, side))
     mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
     std = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
@@ -222,7 +225,7 @@ def cover_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 def module_inputs(module: Any) -> Callable[[Tensor], dict[str, Any]]:
     """How normalized pixels [B, 3, H, W] become the module's keyword arguments."""
-    if is_naflex(module):
+    if is_naflex(module.config):
         return partial(_naflex_inputs, module.config.patch_size)
     interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
     options = {"interpolate_pos_encoding": True} if interpolate else {}
@@ -238,9 +241,9 @@ def _mae_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
     return {"pixel_values": pixel_values, "noise": noise, "interpolate_pos_encoding": True}
 
 
-def is_naflex(module: Any) -> bool:
+def is_naflex(config: Any) -> bool:
     """Whether the model takes patches instead of an image."""
-    return str(module.config.model_type).startswith("siglip2")
+    return str(config.model_type).startswith("siglip2")
 
 
 def _naflex_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:

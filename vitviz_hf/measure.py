@@ -88,10 +88,6 @@ class _Place:
     n_prefix: int
     order: Tensor | None = None
 
-    @property
-    def n_tokens(self) -> int:
-        return self.n_prefix + self.patch_grid[0] * self.patch_grid[1]
-
 
 @dataclass(frozen=True, slots=True)
 class _Call:

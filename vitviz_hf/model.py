@@ -85,7 +85,7 @@ def load_snapshot(
         module.requires_grad_(False).to(device or _best_device())
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
-    preprocess, mean, std = load_preprocessing(snapshot, module)
+    preprocess, mean, std = load_preprocessing(snapshot, module.config)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
         model_id=snapshot.model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
@@ -211,7 +211,7 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
     # Noise, so that no two rows of tokens are alike.
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
     first_grid = None
-    if is_naflex(view.module):
+    if is_naflex(view.module.config):
         patch = int(view.module.config.patch_size)  # type: ignore[union-attr, arg-type]
         first_grid = (size[0] // patch, size[1] // patch)
     orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None

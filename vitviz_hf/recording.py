@@ -1,7 +1,7 @@
 """Reading a model's activations, computing nothing after the last one that is asked for."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -37,38 +37,43 @@ def activations(view: ModelView, pixels: Tensor, sites: Iterable[Site | str]) ->
 def record(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> dict[Site, Tensor]:
     """As `activations`, with gradients to `pixels`. The forward pass ends at the last of the sites."""
     acts: dict[Site, Tensor] = {}
-    wanted = set(sites)
-    if wanted:
-        with suppress(_Done):
-            _read(view, pixels, wanted, acts, stop=True)
+    record_each(view, pixels, sites, acts.__setitem__)
     return acts
+
+
+def record_each(view: ModelView, pixels: Tensor, sites: Iterable[Site], use: Callable[[Site, Tensor], None]) -> None:
+    """As `record`, but hands each site's [B, T, F] to `use` as soon as it is there, and keeps none."""
+    if wanted := set(sites):
+        with suppress(_Done):
+            _read(view, pixels, wanted, use, stop=True)
 
 
 def record_with_logits(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> tuple[dict[Site, Tensor], Tensor]:
     """As `record`, but runs to the end and also returns the logits [B, N]."""
     acts: dict[Site, Tensor] = {}
-    logits: Tensor = _read(view, pixels, set(sites), acts, stop=False).logits
+    logits: Tensor = _read(view, pixels, set(sites), acts.__setitem__, stop=False).logits
     return acts, logits
 
 
-def _read(view: ModelView, pixels: Tensor, sites: set[Site], acts: dict[Site, Tensor], stop: bool) -> Any:
+def _read(view: ModelView, pixels: Tensor, sites: set[Site], use: Callable[[Site, Tensor], None], stop: bool) -> Any:
     inputs: dict[str, list[Reader]] = {}
     outputs: dict[str, list[Reader]] = {}
+    waiting = set(sites)
+
+    def reader(site: Site, tap: Tap) -> Reader:
+        runs = itertools.count()
+
+        def read(value: Any) -> None:
+            if next(runs) == tap.call:
+                use(site, tap.read(value, len(pixels)))
+                waiting.discard(site)
+                if stop and not waiting:
+                    raise _Done
+
+        return read
+
     for site in sites:
         tap = find_tap(view, site)
-        readers = inputs if tap.side == "input" else outputs
-        readers.setdefault(tap.module, []).append(_reader(site, tap, len(pixels), acts, len(sites) if stop else None))
+        (inputs if tap.side == "input" else outputs).setdefault(tap.module, []).append(reader(site, tap))
     with read_inputs_and_outputs(view.module, inputs, outputs):
         return run(view, pixels)
-
-
-def _reader(site: Site, tap: Tap, batch: int, acts: dict[Site, Tensor], stop_at: int | None) -> Reader:
-    runs = itertools.count()
-
-    def read(value: Any) -> None:
-        if next(runs) == tap.call:
-            acts[site] = tap.read(value, batch)
-            if len(acts) == stop_at:
-                raise _Done
-
-    return read

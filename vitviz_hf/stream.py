@@ -1,13 +1,24 @@
-"""Pictures to look at: the photographs that installed packages bring."""
+"""Pictures to look at: from Hub datasets, parquet files, folders, and the photographs that installed packages bring."""
 
 import importlib.util
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
 from vitviz_hf.images import open_image
+
+BUILTIN = "builtin"
+IMAGENET = "ILSVRC/imagenet-1k"
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
+_LABELS = ("label", "labels", "name", "class", "wnid")
+_RETRIES = (1, 4, 15)
 
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
 _BUILTIN = {
@@ -29,6 +40,36 @@ class Example:
     label: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One item as it is stored: nothing is decoded yet."""
+
+    name: str
+    """File name, or the dataset's own id of the item; empty if it has none."""
+    label: str
+    data: bytes
+
+    @property
+    def key(self) -> int:
+        """From the stored bytes, so that it is the same in every order, shard and copy of a dataset."""
+        return int.from_bytes(sha256(self.data).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A dataset that can be read from any position, by one of several readers."""
+
+    dataset: str
+    """As given."""
+    revision: str | None
+    """Commit sha on the Hub; for local files a digest of their names and sizes."""
+    split: str | None
+    n_rows: int | None
+    """If it is known before reading."""
+    read: Callable[[int, int, Any], Iterator[tuple[Row, Callable[[], Any]]]]
+    """(rank, n_ranks, position or None) -> rows, each with a function that gives the position after it."""
+
+
 def builtin_paths() -> dict[str, Path]:
     """Photographs of the installed packages by key; those of a package that is absent are left out."""
     paths: dict[str, Path] = {}
@@ -43,3 +84,159 @@ def builtin_photographs() -> Iterator[Example]:
     """The photographs themselves."""
     for key, path in builtin_paths().items():
         yield Example(key, open_image(path))
+
+
+def open_source(dataset: str, split: str | None = None, token: str | bool | None = None) -> Source:
+    """A dataset to stream.
+
+    Args:
+        dataset: Hub id, `builtin`, a folder of images or of parquet files, or one parquet file.
+        split: of a Hub dataset or a folder in its layout; `validation` if it has one, else its only one.
+        token: Hub token.
+
+    Raises:
+        DatasetAccessError: gated, private or missing.
+        DatasetError: no such split, or nothing in it that is a picture.
+    """
+    path = Path(dataset).expanduser()
+    if dataset == BUILTIN:
+        return _files(dataset, {k: p for k, p in builtin_paths().items()})
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise DatasetError(
+                f"the folder {dataset!r} holds no images ({', '.join(sorted(_SUFFIXES))}) and no parquet."
+            )
+        return _files(dataset, {str(p.relative_to(path)): p for p in found})
+    if not path.exists() and (dataset.startswith((".", "/", "~")) or dataset.endswith(".parquet")):
+        raise DatasetAccessError(f"there is no folder or file {dataset!r}.")
+    return _streamed(dataset, split, token)
+
+
+def _files(dataset: str, paths: dict[str, Path]) -> Source:
+    def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
+        items = list(paths.items())
+        for i in range(position or 0, len(items)):
+            if i % n_ranks == rank:
+                name, path = items[i]
+                label = path.parent.name if len(Path(name).parts) > 1 else ""
+                yield Row(name, label, path.read_bytes()), lambda i=i: i + 1  # type: ignore[misc]
+
+    listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in paths.items())
+    return Source(
+        dataset=dataset, revision=sha256(listing.encode()).hexdigest()[:40], split=None, n_rows=len(paths), read=read
+    )
+
+
+def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Source:
+    import datasets
+    from datasets import exceptions
+
+    local = Path(dataset).expanduser().exists()
+    try:
+        revision = _local_digest(Path(dataset).expanduser()) if local else _commit(dataset, token)
+        options: dict[str, Any] = {"streaming": True} | ({} if local else {"token": token, "revision": revision})
+        if dataset.endswith(".parquet"):
+            splits = {"train": datasets.load_dataset("parquet", data_files=dataset, split="train", streaming=True)}
+        else:
+            splits = datasets.load_dataset(dataset, **options)
+    except exceptions.DatasetNotFoundError as error:
+        raise _access_error(dataset, error) from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
+    split = split or ("validation" if "validation" in splits else next(iter(splits)))
+    if split not in splits:
+        raise DatasetError(f"{dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
+    stream = splits[split]
+    first = next(iter(stream.decode(False)), None)
+    if first is None:
+        raise DatasetError(f"split {split!r} of {dataset!r} is empty.")
+    image = _image_column(dataset, stream, first)
+    n_rows = getattr(stream.info.splits.get(split), "num_examples", None) if stream.info.splits else None
+    names = _class_names(stream)
+
+    def to_row(item: dict[str, Any]) -> Row:
+        value = item[image]
+        data = value.get("bytes") if isinstance(value, dict) else value
+        path = (value.get("path") if isinstance(value, dict) else None) or ""
+        if data is None and path:
+            data = Path(path).read_bytes()
+        name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
+        return Row(name, _label(item, names), data or b"")
+
+    def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
+        from datasets.distributed import split_dataset_by_node
+
+        part = stream.decode(False)
+        if n_ranks > 1:
+            part = split_dataset_by_node(part, rank, n_ranks)
+        for attempt in range(len(_RETRIES) + 1):
+            if position is not None:
+                part.load_state_dict(position)
+            try:
+                for item in part:
+                    position = None
+                    yield to_row(item), part.state_dict
+                return
+            except (OSError, RuntimeError) as error:
+                if attempt == len(_RETRIES):
+                    raise DatasetError(
+                        f"the connection to {dataset!r} was lost ({first_line(error)}). What was read is kept; "
+                        "run the same command with --resume."
+                    ) from error
+                position = part.state_dict()
+                time.sleep(_RETRIES[attempt])
+
+    return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, read=read)
+
+
+def _commit(dataset: str, token: str | bool | None) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return str(HfApi().dataset_info(dataset, token=token, timeout=10).sha)
+    except GatedRepoError as error:
+        raise _access_error(dataset, error) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise _access_error(dataset, error) from error
+    except HfHubHTTPError as error:
+        raise DatasetError(
+            f"the Hub failed while {dataset!r} was read ({first_line(error)}). Try again later."
+        ) from error
+
+
+def _access_error(dataset: str, error: Exception) -> DatasetAccessError:
+    if "gated" in str(error).lower() or type(error).__name__ == "GatedRepoError":
+        return DatasetAccessError(f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'.")
+    return DatasetAccessError(
+        f"{dataset!r} is no folder, and no dataset on the Hub that this login can see. Check the spelling."
+    )
+
+
+def _local_digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256("\n".join(f"{p.name} {p.stat().st_size}" for p in files).encode()).hexdigest()[:40]
+
+
+def _image_column(dataset: str, stream: Any, first: dict[str, Any]) -> str:
+    features = stream.features or {}
+    typed = [c for c, f in features.items() if type(f).__name__ == "Image"]
+    loose = [c for c, v in first.items() if isinstance(v, dict) and {"bytes", "path"} <= set(v)]
+    for column in [*(["image"] if "image" in typed else []), *typed, *loose]:
+        return column
+    raise DatasetError(f"{dataset!r} has no column of images; it has {', '.join(first)}.")
+
+
+def _class_names(stream: Any) -> dict[str, list[str]]:
+    return {c: f.names for c, f in (stream.features or {}).items() if type(f).__name__ == "ClassLabel"}
+
+
+def _label(item: dict[str, Any], names: dict[str, list[str]]) -> str:
+    for column in _LABELS:
+        value = item.get(column)
+        if isinstance(value, int) and column in names and 0 <= value < len(names[column]):
+            return str(names[column][value])
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return str(value)
+    return ""
