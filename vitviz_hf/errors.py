@@ -14,6 +14,7 @@ VitvizError
 ├── SiteError (ValueError)              no such layer or kind in this model
 │   └── FeatureError                    no such feature at this site
 ├── ConfigError (ValueError)            contradictory or unknown option
+├── AtlasError (ValueError)             not a usable atlas
 ├── ImageError (ValueError)             not a usable picture
 ├── RecipeError (ValueError)            a picture without a usable recipe
 └── OutputExistsError (FileExistsError) nothing is overwritten
@@ -74,6 +75,10 @@ class FeatureError(SiteError):
 
 class ConfigError(VitvizError, ValueError):
     """An option is unknown or contradicts another."""
+
+
+class AtlasError(VitvizError, ValueError):
+    """The atlas cannot be read or written."""
 
 
 class ImageError(VitvizError, ValueError):

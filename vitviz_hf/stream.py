@@ -223,8 +223,8 @@ def _image_column(dataset: str, stream: Any, first: dict[str, Any]) -> str:
     features = stream.features or {}
     typed = [c for c, f in features.items() if type(f).__name__ == "Image"]
     loose = [c for c, v in first.items() if isinstance(v, dict) and {"bytes", "path"} <= set(v)]
-    for column in [*(["image"] if "image" in typed else []), *typed, *loose]:
-        return column
+    if columns := [*(["image"] if "image" in typed else []), *typed, *loose]:
+        return str(columns[0])
     raise DatasetError(f"{dataset!r} has no column of images; it has {', '.join(first)}.")
 
 

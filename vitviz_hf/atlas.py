@@ -1,0 +1,487 @@
+"""What is stored of the features of one model: statistics, ranked images and optimized pictures.
+
+A folder, or a dataset repository on the Hub, for one model and one dataset:
+
+    README.md  manifest.json
+    features/features.parquet    a row for each feature, a row group for each site
+    images/images.parquet        the crops of ranked images, each once, as the model saw them
+    visualizations/*.png         optimized pictures, each with its recipe
+
+Maps are not stored: they are computed from the crop when they are shown.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vitviz_hf import __version__
+from vitviz_hf.errors import AtlasError, FeatureError, OutputExistsError, SiteError, first_line
+from vitviz_hf.hub import is_hub_id
+from vitviz_hf.manifest import versions, write_dir
+from vitviz_hf.model import ModelView
+from vitviz_hf.search import (
+    NO_KEY,
+    SKETCH_ERROR,
+    SearchState,
+    SiteFold,
+    load_state,
+    open_crops,
+    ranked_keys,
+    search,
+    search_recipe,
+    sketch_centers,
+)
+from vitviz_hf.sites import Feature, Site, file_stem, parse_site
+from vitviz_hf.stream import Source
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_SCHEMA = 1
+_IMAGES_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that a feature ranks."""
+
+    row: int
+    """In the atlas's table of images."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """The crop of a ranked image, as the model saw it (JPEG)."""
+
+    name: str
+    label: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTable:
+    """What is known of every feature of a site; all arrays have F rows."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    quantiles: NDArray[np.float64]
+    """[F, 7] at `QUANTILES`; each within 3.2 % of its value, or within 1e-4."""
+    sparsity: NDArray[np.float64]
+    """Share of patches whose activation is not positive, over all images."""
+    top_scores: NDArray[np.float32]
+    """[F, k], best first."""
+    top_rows: NDArray[np.int32]
+    """[F, k], -1 where there are fewer images."""
+    bottom_scores: NDArray[np.float32]
+    """[F, k], least first."""
+    bottom_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Atlas:
+    """A stored atlas. Reads from its folder when asked."""
+
+    name: str
+    """Folder or Hub id, as given."""
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def sites(self) -> dict[Site, int]:
+        """Every site with its number of features."""
+        return {parse_site(name): n for name, n in self.manifest["sites"].items()}
+
+    def table(self, site: Site) -> SiteTable:
+        """Statistics and ranked images of a site.
+
+        Raises:
+            SiteError: the atlas does not cover it.
+        """
+        return _read_site(self.folder, self._group(site))
+
+    def hits(self, feature: Feature, bottom: bool = False) -> list[Hit]:
+        """The images that activate a feature most, or least, best first.
+
+        Raises:
+            SiteError: the atlas does not cover the site.
+            FeatureError: no such feature.
+        """
+        table = self.table(feature.site)
+        if feature.index >= len(table.mean):
+            raise FeatureError(f"'{feature.site}' has {len(table.mean)} features; got {feature.index}.")
+        scores, rows = (table.bottom_scores, table.bottom_rows) if bottom else (table.top_scores, table.top_rows)
+        pairs = zip(rows[feature.index].tolist(), scores[feature.index].tolist(), strict=True)
+        return [Hit(row, score) for row, score in pairs if row >= 0]
+
+    def image(self, hit: Hit) -> StoredImage:
+        """The crop of a ranked image."""
+        group = _read_images(self.folder, hit.row // _IMAGES_TOGETHER)
+        return group[hit.row % _IMAGES_TOGETHER]
+
+    def histogram(self, feature: Feature) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Scores that stand for the filled bins of the sketch, and the images in each."""
+        column = pq.ParquetFile(self.folder / "features" / "features.parquet").read_row_group(
+            self._group(feature.site), columns=["sketch_bins", "sketch_counts"]
+        )
+        bins = column["sketch_bins"][feature.index].values.to_numpy()
+        return sketch_centers()[bins], column["sketch_counts"][feature.index].values.to_numpy().astype(np.int64)
+
+    def neighbours(self, feature: Feature, n: int = 8) -> list[tuple[Feature, int]]:
+        """Features of the same site that share most of the top images, with the number of shared ones."""
+        rows = self.table(feature.site).top_rows
+        own = rows[feature.index]
+        shared = np.isin(rows, own[own >= 0]).sum(1)
+        shared[feature.index] = 0
+        order = np.argsort(-shared, kind="stable")[:n]
+        return [(Feature(feature.site, int(i)), int(shared[i])) for i in order if shared[i]]
+
+    def visualization(self, feature: Feature) -> Path | None:
+        """The feature's optimized picture, if there is one."""
+        path = self.folder / "visualizations" / f"{file_stem(feature)}.png"
+        return path if path.is_file() else None
+
+    def _group(self, site: Site) -> int:
+        names = list(self.manifest["sites"])
+        if str(site) not in names:
+            raise SiteError(f"the atlas {self.name!r} has no '{site}'; it covers {_spans(names)}.")
+        return names.index(str(site))
+
+
+def make_atlas(
+    view: ModelView,
+    source: Source,
+    config: Any,
+    out: Path,
+    resume: bool = False,
+    progress: Callable[[SearchState], None] | None = None,
+) -> Atlas:
+    """Search a dataset and store the result as an atlas.
+
+    The unfinished search lies in `OUT.search` and is deleted when the atlas is complete.
+
+    Raises:
+        OutputExistsError: `out` exists, or an unfinished search that `resume` was not asked for.
+        DatasetError: the stream failed; go on with `resume`.
+    """
+    if out.exists():
+        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    work = search_folder(out)
+    state = search(view, source, config, work / "rank-0", resume, progress=progress)
+    recipe = search_recipe(view, source, config)
+    write_atlas(out, recipe, state, [work / "rank-0"])
+    shutil.rmtree(work)
+    return open_atlas(str(out))
+
+
+def search_folder(out: Path) -> Path:
+    """Where the unfinished search for an atlas lies."""
+    return out.with_name(f"{out.name}.search")
+
+
+def merge_searches(view: ModelView, source: Source, config: Any, out: Path, n_ranks: int) -> Atlas:
+    """One atlas from the finished searches of several processes.
+
+    Raises:
+        AtlasError: a process has not finished.
+    """
+    folders = [search_folder(out) / f"rank-{r}" for r in range(n_ranks)]
+    recipe = search_recipe(view, source, config)
+    states = [
+        load_state(f / "state.safetensors", recipe | {"rank": r, "n_ranks": n_ranks}, view.device)
+        for r, f in enumerate(folders)
+    ]
+    if waiting := [r for r, s in enumerate(states) if not s.done]:
+        raise AtlasError(f"processes {waiting} have not finished their share; start the search again with --resume.")
+    whole = states[0]
+    for state in states[1:]:
+        for site, fold in state.folds.items():
+            whole.folds[site].merge(fold)
+        for name in ("n_images", "n_rows", "n_skipped"):
+            setattr(whole, name, getattr(whole, name) + getattr(state, name))
+        whole.skipped += state.skipped
+    whole.skipped.sort()
+    write_atlas(out, recipe, whole, folders)
+    shutil.rmtree(search_folder(out))
+    return open_atlas(str(out))
+
+
+def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Sequence[Path]) -> None:
+    """Write a complete atlas or none.
+
+    Raises:
+        OutputExistsError: `out` exists.
+    """
+    keys = sorted(ranked_keys(state))
+    rows = {key: row for row, key in enumerate(keys)}
+    manifest = {
+        "schema": _SCHEMA, **{k: v for k, v in recipe.items() if k != "schema"}, "n_images": state.n_images,
+        "n_skipped": state.n_skipped, "skipped": state.skipped, "n_stored_images": len(keys),
+        "sketch_relative_error": SKETCH_ERROR, "versions": versions(),
+        "sites": {str(s): len(f.total) for s, f in state.folds.items()},
+    }  # fmt: skip
+    with write_dir(out) as folder:
+        for name in ("features", "images", "visualizations"):
+            (folder / name).mkdir()
+        _write_images(folder / "images" / "images.parquet", keys, crops)
+        with pq.ParquetWriter(folder / "features" / "features.parquet", _feature_schema()) as writer:
+            for site, fold in state.folds.items():
+                writer.write_table(_feature_rows(site, fold, state.n_images, rows))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+        (folder / "README.md").write_text(_card(manifest), "utf-8")
+
+
+def open_atlas(name: str, token: str | bool | None = None) -> Atlas:
+    """An atlas from a folder or the Hub.
+
+    Raises:
+        AtlasError: there is none, or this version cannot read it.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not is_hub_id(name) or name.startswith((".", "/", "~")):
+            raise AtlasError(f"there is no atlas {name!r}; give a folder written by 'vitviz search', or a Hub id.")
+        folder = pull_atlas(name, token)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        if manifest["schema"] != _SCHEMA:
+            raise AtlasError(f"the atlas {name!r} is of another version of vitviz_hf; update the package.")
+        atlas = Atlas(name, folder, manifest)
+        atlas.sites  # noqa: B018  readable
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, AtlasError):
+            raise
+        raise AtlasError(f"{name!r} is no atlas: {first_line(error)}") from error
+    return atlas
+
+
+def pull_atlas(dataset_id: str, token: str | bool | None = None) -> Path:
+    """Local copy of an atlas on the Hub.
+
+    Raises:
+        AtlasError: missing, private or gated.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        info = HfApi().dataset_info(dataset_id, token=token, timeout=10)
+        if not any(s.rfilename == "manifest.json" for s in info.siblings or ()):
+            raise AtlasError(f"the dataset {dataset_id!r} is no atlas: it has no manifest.json.")
+        patterns = ["manifest.json", "README.md", "features/*.parquet", "images/*.parquet", "visualizations/*.png"]
+        return Path(
+            snapshot_download(dataset_id, repo_type="dataset", revision=info.sha, token=token, allow_patterns=patterns)
+        )
+    except GatedRepoError as error:
+        raise AtlasError(f"{dataset_id!r} is gated. Accept its terms on the Hub, then run 'hf auth login'.") from error
+    except RepositoryNotFoundError as error:
+        raise AtlasError(f"{dataset_id!r} is not on the Hub, or it is private and needs a token.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise AtlasError(f"the Hub failed while {dataset_id!r} was read ({first_line(error)}). Try again.") from error
+
+
+def push_atlas(folder: Path, dataset_id: str, private: bool = False, token: str | bool | None = None) -> str:
+    """Upload an atlas as a dataset repository; returns its address.
+
+    Raises:
+        AtlasError: not an atlas, not logged in, or no permission.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    atlas = open_atlas(str(folder))
+    try:
+        api = HfApi(token=token)
+        url = api.create_repo(dataset_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=dataset_id, repo_type="dataset", folder_path=atlas.folder,
+            commit_message=f"atlas of {atlas.manifest['model_id']} on {atlas.manifest['dataset']}",
+        )  # fmt: skip
+    except (HFValidationError, LocalTokenNotFoundError) as error:
+        raise AtlasError(f"{dataset_id!r} cannot be written: {first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403):
+            raise AtlasError(
+                f"this login may not write {dataset_id!r}. Run 'hf auth login' with a token that can write there, "
+                "or choose another name."
+            ) from error
+        raise AtlasError(f"the Hub refused {dataset_id!r} ({first_line(error)}).") from error
+    return str(url)
+
+
+def unusual_features(atlas: Atlas, scores: dict[Site, NDArray[np.float32]], n: int) -> list[tuple[Feature, float]]:
+    """Features whose statistics an image's scores [F] exceed most, in standard deviations above the mean."""
+    found: list[tuple[Feature, float]] = []
+    for site, values in scores.items():
+        table = atlas.table(site)
+        deviations = (values - table.mean) / np.maximum(table.std, 0.1 * np.median(table.std) + 1e-30)
+        found += [(Feature(site, int(i)), float(deviations[i])) for i in np.argsort(-deviations)[:n]]
+    return sorted(found, key=lambda pair: -pair[1])[:n]
+
+
+def missing_visualizations(atlas: Atlas, features: Sequence[Feature]) -> list[Feature]:
+    """Those of the features that have no optimized picture yet.
+
+    Raises:
+        SiteError: the atlas does not cover a site.
+        FeatureError: no such feature.
+    """
+    for feature in features:
+        atlas.hits(feature)
+    return [f for f in features if atlas.visualization(f) is None]
+
+
+def _feature_schema() -> Any:
+    import datasets
+
+    number, row = datasets.Value("float64"), datasets.Value("int32")
+    lists = {"top_scores": "float32", "top_rows": "int32", "bottom_scores": "float32", "bottom_rows": "int32",
+             "sketch_bins": "int16", "sketch_counts": "int32"}  # fmt: skip
+    columns = {"feature": datasets.Value("string"), "layer": row, "kind": datasets.Value("string"), "index": row}
+    columns |= {name: number for name in ("mean", "std", "sparsity", *(f"q{round(100 * q):02}" for q in QUANTILES))}
+    columns |= {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
+    return datasets.Features(columns).arrow_schema
+
+
+def _feature_rows(site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> Any:
+    n_features = len(fold.total)
+    mean = (fold.total / n).cpu().numpy()
+    std = np.sqrt(np.maximum((fold.squares / n).cpu().numpy() - mean**2, 0))
+    counts = fold.counts.cpu().numpy()
+    columns: dict[str, Any] = {
+        "feature": [str(Feature(site, i)) for i in range(n_features)], "layer": [site.layer] * n_features,
+        "kind": [site.kind] * n_features, "index": list(range(n_features)), "mean": mean, "std": std,
+        "sparsity": 1 - (fold.active / n).cpu().numpy(),
+    }  # fmt: skip
+    top, bottom = fold.top.values.cpu().numpy(), -fold.bottom.values.cpu().numpy()
+    quantiles = _quantiles(counts, bottom[:, 0], top[:, 0])
+    columns |= {f"q{round(100 * q):02}": quantiles[:, i] for i, q in enumerate(QUANTILES)}
+    place = np.vectorize(lambda key: rows.get(key, -1), otypes=[np.int32])
+    for name, ranking, scores in (("top", fold.top, top), ("bottom", fold.bottom, bottom)):
+        ranked = ranking.keys.cpu().numpy()
+        kept = ranked != NO_KEY
+        columns[f"{name}_scores"] = _lists(scores.astype(np.float32), kept)
+        columns[f"{name}_rows"] = _lists(place(ranked), kept)
+    filled = counts > 0
+    columns["sketch_bins"] = _lists(np.broadcast_to(np.arange(counts.shape[1], dtype=np.int16), counts.shape), filled)
+    columns["sketch_counts"] = _lists(counts, filled)
+    schema = _feature_schema()
+    return pa.table([pa.array(columns[f.name], f.type) if not isinstance(columns[f.name], pa.Array)
+                     else columns[f.name].cast(f.type) for f in schema], schema=schema)  # fmt: skip
+
+
+def _lists(values: NDArray[Any], kept: NDArray[np.bool_]) -> Any:
+    offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[kept]))
+
+
+def _quantiles(counts: NDArray[np.int32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float64]:
+    reached = counts.cumsum(1)
+    ranks = np.ceil(np.asarray(QUANTILES) * reached[:, -1:]).clip(1)
+    bins = (reached[:, None, :] < ranks[:, :, None]).sum(2)
+    return np.asarray(sketch_centers()[bins].clip(low[:, None], high[:, None]))
+
+
+def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> None:
+    import datasets
+
+    text = datasets.Value("string")
+    schema = datasets.Features({"key": text, "name": text, "label": text, "image": datasets.Image()}).arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(keys), _IMAGES_TOGETHER):
+            some = keys[start : start + _IMAGES_TOGETHER]
+            found = {key: rest for folder in crops for key, *rest in _read_crops(folder, some)}
+            ordered = [found[key] for key in some]
+            columns = [
+                [f"{key:016x}" for key in some], [name for name, _, _ in ordered], [label for _, label, _ in ordered],
+                [{"bytes": jpeg, "path": f"{key:016x}.jpg"} for key, (_, _, jpeg) in zip(some, ordered, strict=True)],
+            ]  # fmt: skip
+            writer.write_table(
+                pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+            )
+
+
+def _read_crops(folder: Path, keys: Sequence[int]) -> Iterator[Any]:
+    with closing(open_crops(folder)) as crops:
+        marks = ",".join("?" * len(keys))
+        yield from crops.execute(f"SELECT key, name, label, jpeg FROM crops WHERE key IN ({marks})", list(keys))
+
+
+@lru_cache(maxsize=64)
+def _read_site(folder: Path, group: int) -> SiteTable:
+    file = pq.ParquetFile(folder / "features" / "features.parquet")
+    names = [n for n in file.schema_arrow.names if not n.startswith("sketch") and n not in ("feature", "kind")]
+    table = file.read_row_group(group, columns=names)
+
+    def numbers(name: str) -> NDArray[np.float64]:
+        return np.asarray(table[name].to_numpy())
+
+    def lists(name: str, empty: float, kind: Any) -> NDArray[Any]:
+        rows = table[name].to_pylist()
+        width = max(map(len, rows))
+        return np.array([row + [empty] * (width - len(row)) for row in rows], dtype=kind)
+
+    quantiles = np.stack([numbers(f"q{round(100 * q):02}") for q in QUANTILES], 1)
+    return SiteTable(
+        numbers("mean"), numbers("std"), quantiles, numbers("sparsity"),
+        lists("top_scores", -np.inf, np.float32), lists("top_rows", -1, np.int32),
+        lists("bottom_scores", np.inf, np.float32), lists("bottom_rows", -1, np.int32),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def _read_images(folder: Path, group: int) -> list[StoredImage]:
+    table = pq.ParquetFile(folder / "images" / "images.parquet").read_row_group(group)
+    return [StoredImage(r["name"], r["label"], r["image"]["bytes"]) for r in table.to_pylist()]
+
+
+def _spans(names: Sequence[str]) -> str:
+    kinds: dict[str, list[int]] = {}
+    for site in map(parse_site, names):
+        kinds.setdefault(site.kind, []).append(site.layer)
+    return ", ".join(f"{kind} of layers {min(x)}-{max(x)}" for kind, x in kinds.items())
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    model, dataset = manifest["model_id"], manifest["dataset"]
+    linked = f"base_model: {model}\n" if is_hub_id(model) and "/" in model else ""
+    linked += f"source_datasets:\n  - {dataset}\n" if is_hub_id(dataset) and "/" in dataset else ""
+    return f"""---
+pretty_name: Atlas of {model}
+tags:
+  - vitviz
+  - interpretability
+  - feature-visualization
+  - vision-transformer
+{linked}configs:
+  - config_name: features
+    default: true
+    data_files: features/*.parquet
+  - config_name: images
+    data_files: images/*.parquet
+---
+
+# Atlas of {model}
+
+For every feature of {len(manifest["sites"])} sites of `{model}` (revision {manifest["revision"] or "-"}): the
+{manifest["k"]} most and least activating of {manifest["n_images"]:,} images of `{dataset}`
+(revision {manifest["dataset_revision"] or "-"}, split {manifest["split"] or "-"}), and the distribution of its scores.
+Score of an image: {manifest["reduce"]} over patch tokens of the activation, prefix tokens left out.
+
+`features` has a row for each feature; `top_rows` and `bottom_rows` count rows of `images`, from 0. Quantiles come
+from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001.
+{manifest["n_skipped"]} images could not be read and were left out. The crops are what the model saw; the rights in them
+are those of the dataset.
+
+Made with vitviz_hf {__version__}: `vitviz search {model} {dataset}`; open it with
+`vitviz page {model} {next(iter(manifest["sites"]))}:0 --atlas THIS`.
+"""
