@@ -1,15 +1,22 @@
-"""A Hub on this machine: the routes that huggingface_hub uses to read models."""
+"""A Hub on this machine: the routes that huggingface_hub and datasets use to read and write repositories."""
 
+import base64
 import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+FRIEND = "Bearer hf_friend"
 
 
 class LoopbackHub:
-    """Serves published folders under fixed commits; `log` keeps (method, path, authorization)."""
+    """Serves published folders under fixed commits; `log` keeps (method, path, authorization).
+
+    The token `hf_friend` may read gated repositories, and write those of `friend`. Repositories of datasets are kept
+    under `datasets/OWNER/NAME`.
+    """
 
     def __init__(self):
         self.repos = {}
@@ -20,10 +27,11 @@ class LoopbackHub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def publish(self, repo_id, folder, gated=False, sizes=None):
-        """Make a folder readable as a model repository; `gated` needs the token `hf_friend`."""
-        files = {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+        """Make a folder readable as a repository; `gated` needs the token `hf_friend`."""
+        folder = Path(folder)
+        files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         sha = hashlib.sha1(repo_id.encode()).hexdigest()
-        self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}}
+        self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}, "private": False}
         return sha
 
 
@@ -37,54 +45,107 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer()
 
+    def do_POST(self):
+        self._answer()
+
     def log_message(self, *_):
         pass
 
     def _answer(self):
-        path = unquote(urlsplit(self.path).path).strip("/")
-        self.hub.log.append((self.command, path, self.headers.get("Authorization")))
+        address = urlsplit(self.path)
+        path = unquote(address.path).strip("/")
+        self.token = self.headers.get("Authorization")
+        self.query = parse_qs(address.query)
+        self.hub.log.append((self.command, path, self.token))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = path.split("/")
+        if parts[:3] == ["api", "repos", "create"]:
+            return self._create(json.loads(self.body))
+        if parts[:2] == ["api", "validate-yaml"]:
+            return self._json({"errors": [], "warnings": []})
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:])
+        if parts[:2] == ["api", "datasets"]:
+            return self._api("datasets/" + "/".join(parts[2:4]), parts[4:])
+        if parts[0] == "datasets" and len(parts) >= 6 and parts[3] == "resolve":
+            return self._file("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         if len(parts) >= 5 and parts[2] == "resolve":
             return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self._send(200, b"ok")
 
     def _repo(self, repo_id, revision):
         repo = self.hub.repos.get(repo_id)
-        if repo is None:
+        if repo is None or (repo["private"] and self.token != FRIEND):
             return self._fail(401, "RepoNotFound")
         if revision not in (None, "main", "v1", repo["sha"]):
             return self._fail(404, "RevisionNotFound")
         return repo
 
     def _api(self, repo_id, rest):
+        verb = rest[0] if rest else ""
         repo = self._repo(repo_id, rest[1] if len(rest) > 1 else None)
         if repo is None:
-            return
-        if rest[:1] == ["tree"]:
-            tree = [{"type": "file", "path": n, "size": self._size(repo, n), "oid": _oid(d)}
-                    for n, d in repo["files"].items()]  # fmt: skip
-            return self._json(tree)
-        siblings = [{"rfilename": n, "size": self._size(repo, n), "blobId": _oid(d)} for n, d in repo["files"].items()]
-        self._json(
-            {"id": repo_id, "modelId": repo_id, "sha": repo["sha"], "siblings": siblings, "private": False,
-             "gated": "manual" if repo["gated"] else False, "tags": [], "downloads": 0, "likes": 0}
+            return None
+        if verb in ("preupload", "commit") and (self.token != FRIEND or "friend/" not in repo_id):
+            return self._fail(403, "Forbidden")
+        if verb == "preupload":
+            files = json.loads(self.body)["files"]
+            return self._json({"files": [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+            ]})  # fmt: skip
+        if verb == "commit":
+            return self._commit(repo_id, repo)
+        if verb == "paths-info":
+            wanted = parse_qs(self.body.decode()).get("paths") or json.loads(self.body or b"{}").get("paths", [])
+            return self._json([e for e in _tree(repo, "", True) if e["path"] in wanted])
+        if verb == "tree":
+            return self._json(_tree(repo, "/".join(rest[2:]), self.query.get("recursive") in (["true"], ["True"])))
+        siblings = [{"rfilename": n, "size": _size(repo, n), "blobId": _oid(d)} for n, d in repo["files"].items()]
+        return self._json(
+            {"id": repo_id.removeprefix("datasets/"), "modelId": repo_id, "sha": repo["sha"], "siblings": siblings,
+             "private": repo["private"], "gated": "manual" if repo["gated"] else False, "tags": [], "downloads": 0,
+             "likes": 0}
         )  # fmt: skip
 
-    def _size(self, repo, name):
-        return repo["sizes"].get(name, len(repo["files"][name]))
+    def _create(self, wish):
+        name = f"{wish['type']}s/{wish['organization']}/{wish['name']}"
+        if self.token is None:
+            return self._fail(401, "Unauthorized")
+        if self.token != FRIEND or wish["organization"] != "friend":
+            return self._fail(403, "Forbidden")
+        if name in self.hub.repos:
+            return self._fail(409, "Conflict")
+        sha = hashlib.sha1(name.encode()).hexdigest()
+        self.hub.repos[name] = {"files": {}, "sha": sha, "gated": False, "sizes": {}, "private": wish.get("private")}
+        return self._json({"url": f"{self.hub.url}/{name}", "id": name, "name": name})
+
+    def _commit(self, repo_id, repo):
+        for line in self.body.splitlines():
+            item = json.loads(line)
+            if item["key"] == "file":
+                repo["files"][item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+        repo["sha"] = hashlib.sha1(self.body).hexdigest()
+        return self._json(
+            {"commitUrl": f"{self.hub.url}/commit/{repo['sha']}", "commitOid": repo["sha"], "hookOutput": ""}
+        )
 
     def _file(self, repo_id, revision, name):
         repo = self._repo(repo_id, revision)
         if repo is None:
-            return
-        if repo["gated"] and self.headers.get("Authorization") != "Bearer hf_friend":
-            return self._fail(403 if self.headers.get("Authorization") else 401, "GatedRepo")
+            return None
+        if repo["gated"] and self.token != FRIEND:
+            return self._fail(403 if self.token else 401, "GatedRepo")
         if name not in repo["files"]:
             return self._fail(404, "EntryNotFound")
         data = repo["files"][name]
-        self._send(200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": repo["sha"], "Accept-Ranges": "bytes"})
+        headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": repo["sha"], "Accept-Ranges": "bytes"}
+        wanted = self.headers.get("Range")
+        if wanted and self.command == "GET":
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last or len(data) - 1), len(data) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+            return self._send(206, data[start : end + 1], headers)
+        return self._send(200, data, headers)
 
     def _json(self, value):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -98,8 +159,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _tree(repo, under, recursive):
+    entries = {}
+    for name, data in repo["files"].items():
+        if under and not name.startswith(under + "/"):
+            continue
+        rest = name[len(under) + 1 if under else 0 :].split("/")
+        if len(rest) == 1 or recursive:
+            entries[name] = {"type": "file", "path": name, "size": _size(repo, name), "oid": _oid(data)}
+        if len(rest) > 1:
+            folder = "/".join(([under] if under else []) + rest[:1])
+            entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": _oid(folder.encode())}
+    return list(entries.values())
+
+
+def _size(repo, name):
+    return repo["sizes"].get(name, len(repo["files"][name]))
 
 
 def _oid(data):

@@ -12,6 +12,7 @@ Maps are not stored: they are computed from the crop when they are shown.
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vitviz_hf import __version__
+from vitviz_hf.config import SearchConfig
 from vitviz_hf.errors import AtlasError, FeatureError, OutputExistsError, SiteError, first_line
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.manifest import versions, write_dir
@@ -34,6 +36,7 @@ from vitviz_hf.search import (
     SKETCH_ERROR,
     SearchState,
     SiteFold,
+    is_done,
     load_state,
     open_crops,
     ranked_keys,
@@ -159,7 +162,7 @@ class Atlas:
 def make_atlas(
     view: ModelView,
     source: Source,
-    config: Any,
+    config: SearchConfig,
     out: Path,
     resume: bool = False,
     progress: Callable[[SearchState], None] | None = None,
@@ -187,20 +190,16 @@ def search_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.search")
 
 
-def merge_searches(view: ModelView, source: Source, config: Any, out: Path, n_ranks: int) -> Atlas:
-    """One atlas from the finished searches of several processes.
-
-    Raises:
-        AtlasError: a process has not finished.
-    """
+def merge_searches(view: ModelView, source: Source, config: SearchConfig, out: Path, n_ranks: int) -> Atlas:
+    """One atlas from the searches of several processes; waits until all have finished."""
     folders = [search_folder(out) / f"rank-{r}" for r in range(n_ranks)]
     recipe = search_recipe(view, source, config)
+    while not all(is_done(f) for f in folders):
+        time.sleep(1)
     states = [
         load_state(f / "state.safetensors", recipe | {"rank": r, "n_ranks": n_ranks}, view.device)
         for r, f in enumerate(folders)
     ]
-    if waiting := [r for r, s in enumerate(states) if not s.done]:
-        raise AtlasError(f"processes {waiting} have not finished their share; start the search again with --resume.")
     whole = states[0]
     for state in states[1:]:
         for site, fold in state.folds.items():

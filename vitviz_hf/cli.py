@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from vitviz_hf import __version__
-from vitviz_hf.config import PRESETS, VisualizeConfig
+from vitviz_hf.config import IMAGENET, PRESETS, SearchConfig, VisualizeConfig
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
 from vitviz_hf.sites import KINDS, file_stem, parse_feature, parse_site
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vitviz_hf.model import ModelView
     from vitviz_hf.optimization import Visualization
     from vitviz_hf.reference import Reference
+    from vitviz_hf.sites import Feature
 
 _EPILOG = """\
 A feature is LAYER.KIND:INDEX, for example 5.mlp_act:10; layers and indices start at 0.
@@ -33,6 +35,9 @@ examples:
   vitviz map builtin 5.mlp_act:1059 11.mlp_act:441 --image chelsea --out maps
   vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
   vitviz replay pictures/8.mlp_act-908.png
+  vitviz search builtin builtin --out atlas
+  vitviz atlas build atlas 5.mlp_act:1059
+  vitviz page builtin 5.mlp_act:1059 --atlas atlas --out page.html
   vitviz classify openai/clip-vit-base-patch32 --image chelsea --labels "cat, dog, coins"
   vitviz app
 """
@@ -114,7 +119,48 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("-k", type=int, default=5, metavar="N", help="labels to show (default: 5)")
     classify.add_argument("--json", action="store_true", help="machine-readable output")
 
-    for verb in (sites, maps, top, visualize, classify):
+    search = _verb(verbs, "search", _search, "find the images that activate every feature most, and make an atlas")
+    search.add_argument("model", metavar="MODEL")
+    search.add_argument(
+        "dataset", nargs="?", default=IMAGENET, metavar="DATASET",
+        help=f"Hub id (streamed), folder of images, parquet, or 'builtin' (default: {IMAGENET})",
+    )  # fmt: skip
+    search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
+    search.add_argument("--split", help="default: validation if there is one")
+    search.add_argument("--kinds", default="mlp_act", metavar="A,B", help="default: mlp_act, the neurons")
+    search.add_argument("--layers", metavar="A-B,C", help="for example 3-7,11 (default: all)")
+    search.add_argument("--limit", type=int, metavar="N", help="rows to read (default: all)")
+    search.add_argument(
+        "-k", type=int, default=20, metavar="N", help="images for each feature at either end (default: 20)"
+    )
+    search.add_argument("--reduce", choices=("mean", "max"), default="mean", help="score over patches (default: mean)")
+    search.add_argument("--batch", type=int, default=32, metavar="N", help="images in a forward pass (default: 32)")
+    search.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: by the CPU count)")
+    search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+
+    atlas = verbs.add_parser("atlas", help="add pictures to an atlas, and share it on the Hub")
+    tasks = atlas.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    build = _verb(tasks, "build", _atlas_build, "optimize pictures for features of an atlas; what exists is kept")
+    build.add_argument("atlas", metavar="ATLAS")
+    build.add_argument("features", nargs="+", metavar="FEATURE", help="5.mlp_act:10, or a range 5.mlp_act:0-63")
+    build.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    push = _verb(tasks, "push", _atlas_push, "upload an atlas as a dataset repository")
+    push.add_argument("atlas", metavar="ATLAS")
+    push.add_argument("repository", metavar="OWNER/NAME")
+    push.add_argument("--private", action="store_true", help="only you can see it")
+    pull = _verb(tasks, "pull", _atlas_pull, "download an atlas")
+    pull.add_argument("repository", metavar="OWNER/NAME")
+    pull.add_argument("--out", required=True, metavar="DIR")
+
+    page = _verb(verbs, "page", _page, "write the page of a feature as one HTML file, or its triplet as a PNG")
+    page.add_argument("model", metavar="MODEL")
+    page.add_argument("feature", metavar="FEATURE")
+    page.add_argument("--atlas", required=True, metavar="ATLAS", help="folder or Hub id")
+    page.add_argument("--out", required=True, metavar="FILE", help=".html: the page; .png: picture, best image, map")
+    page.add_argument("-k", type=int, default=8, metavar="N", help="images at either end (default: 8)")
+
+    for verb in (sites, maps, top, visualize, classify, search, page):
         verb.add_argument("--revision", help="branch, tag or commit on the Hub")
         verb.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
         verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
@@ -360,6 +406,136 @@ def _app(args: Any) -> None:
     launch(host=args.host, port=args.port)
 
 
+def _search(args: Any) -> None:
+    from vitviz_hf.atlas import make_atlas, merge_searches, search_folder
+    from vitviz_hf.search import SearchState, search
+    from vitviz_hf.stream import open_source
+
+    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)
+    config = SearchConfig(
+        kinds=tuple(args.kinds.split(",")), layers=_layers(args.layers), k=args.k, reduce=args.reduce,
+        limit=args.limit, batch=args.batch, workers=workers,
+    )  # fmt: skip
+    out, rank, n_ranks = Path(args.out), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if out.exists():
+        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
+        args.device = _rank_device()
+    source = open_source(args.dataset, args.split)
+    view = _load(args, args.model)
+    n_rows = min(x for x in (source.n_rows, args.limit, 10**12) if x is not None)
+    with _counter("searching", " images", keep=True) as show:
+
+        def progress(state: SearchState) -> None:
+            show(state.n_rows * n_ranks, n_rows if n_rows < 10**12 else 0)
+
+        if n_ranks == 1:
+            atlas = make_atlas(view, source, config, out, args.resume, progress)
+        else:
+            folder = search_folder(out) / f"rank-{rank}"
+            search(view, source, config, folder, args.resume, rank, n_ranks, progress)
+            if rank:
+                return
+            atlas = merge_searches(view, source, config, out, n_ranks)
+    facts = atlas.manifest
+    n_features = sum(atlas.sites.values())
+    print(f"{out}: {n_features:,} features, {facts['n_images']:,} images, {facts['n_stored_images']:,} of them stored")
+    if facts["n_skipped"]:
+        print(f"{facts['n_skipped']} could not be read, listed in manifest.json; first: {facts['skipped'][0]}")
+
+
+def _rank_device() -> str | None:
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            raise ConfigError(f"--layers must be numbers and ranges such as 3-7,11; got {text!r}.")
+        found |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def _atlas_build(args: Any) -> None:
+    from vitviz_hf.atlas import missing_visualizations, open_atlas
+    from vitviz_hf.model import at_size, load_model
+    from vitviz_hf.optimization import default_config, visualize
+
+    atlas = open_atlas(args.atlas)
+    features = [f for text in args.features for f in _feature_range(text)]
+    missing = missing_visualizations(atlas, features)
+    print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
+    if not missing:
+        return
+    view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], args.device)
+    view = at_size(view, tuple(atlas.manifest["input_size"]))
+    config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
+    together = 8  # features of one site share the batches
+    groups = [missing[i : i + together] for i in range(0, len(missing), together)]
+    for group in _progress(groups, len(groups), "optimizing", " batches"):
+        for feature, result in zip(group, visualize(view, group, config), strict=True):
+            path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
+            result.save(path)
+            print(f"{path}  {_describe(result)}")
+
+
+def _feature_range(text: str) -> "list[Feature]":
+    match = re.fullmatch(r"(.+):(\d+)-(\d+)", text.strip())
+    if match is None:
+        return [parse_feature(text)]
+    site, first, last = match.groups()
+    if int(last) < int(first) or int(last) - int(first) > 100_000:
+        raise ConfigError(f"{text!r} is no range of features; write for example 5.mlp_act:0-63.")
+    return [parse_feature(f"{site}:{i}") for i in range(int(first), int(last) + 1)]
+
+
+def _atlas_push(args: Any) -> None:
+    from vitviz_hf.atlas import push_atlas
+
+    print(push_atlas(Path(args.atlas), args.repository, args.private))
+
+
+def _atlas_pull(args: Any) -> None:
+    import shutil
+
+    from vitviz_hf.atlas import pull_atlas
+    from vitviz_hf.manifest import write_dir
+
+    out = Path(args.out)
+    if out.exists():
+        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    with write_dir(out) as folder:
+        shutil.copytree(pull_atlas(args.repository), folder, dirs_exist_ok=True)
+    print(out)
+
+
+def _page(args: Any) -> None:
+    from vitviz_hf.atlas import open_atlas
+    from vitviz_hf.manifest import write_file
+    from vitviz_hf.page import feature_page, page_document, triplet
+
+    out, feature = Path(args.out), parse_feature(args.feature)
+    if out.suffix not in (".html", ".png"):
+        raise ConfigError(f"--out must end in .html or .png; got '{out}'.")
+    if out.exists():
+        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    atlas = open_atlas(args.atlas)
+    atlas.hits(feature)
+    view = _load(args, args.model)
+    if out.suffix == ".png":
+        write_file(out, _png(triplet(view, atlas, feature)))
+    else:
+        text = page_document(feature_page(view, atlas, feature, args.k), f"{feature} of {view.model_id}")
+        write_file(out, text.encode())
+    print(out)
+
+
 def _describe(result: "Visualization") -> str:
     text = f"score {result.score:.3g}, {result.transfer_score:.3g} turned, zoomed and blurred"
     return text if result.alive else f"{text}; it never came alive: the feature did not fire in any step"
@@ -406,24 +582,24 @@ def _reference(view: "ModelView") -> "Reference":
 
 
 @contextmanager
-def _counter(text: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _counter(text: str, unit: str, keep: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar that appears with the first thing done."""
     from tqdm import tqdm
 
-    bar: tqdm[Any] = tqdm(desc=text, unit=unit, leave=False, delay=0.5)
+    bar: tqdm[Any] = tqdm(desc=text, unit=unit, leave=keep, delay=0.5)
 
     def show(done: int, n: int) -> None:
-        bar.total = n
+        bar.total = n or None
         bar.update(done - bar.n)
 
     with bar:
         yield show
 
 
-def _progress(steps: Iterable[Any], n: int, text: str) -> Iterator[Any]:
+def _progress(steps: Iterable[Any], n: int, text: str, unit: str = " steps") -> Iterator[Any]:
     from tqdm import tqdm
 
-    yield from tqdm(steps, desc=text, total=n, unit=" steps")
+    yield from tqdm(steps, desc=text, total=n, unit=unit)
 
 
 def _split_words(words: list[str]) -> tuple[str | None, list[str]]:

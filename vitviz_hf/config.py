@@ -7,6 +7,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS
 
+IMAGENET = "ILSVRC/imagenet-1k"
+"""Dataset that is searched if none is named."""
+
 
 def _knob(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"help": text, "low": low, "high": high})

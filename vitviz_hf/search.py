@@ -273,6 +273,15 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
     return SearchState(folds, **{k: facts[k] for k in _FACTS}, skipped=[(a, b) for a, b in facts["skipped"]])
 
 
+def is_done(folder: Path) -> bool:
+    """Whether the search in this folder has read all its rows."""
+    path = folder / "state.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return bool(json.loads(file.metadata()["state"])["done"])
+
+
 _FACTS = ("n_images", "n_rows", "n_skipped", "position", "done")
 
 

@@ -14,7 +14,6 @@ from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
 from vitviz_hf.images import open_image
 
 BUILTIN = "builtin"
-IMAGENET = "ILSVRC/imagenet-1k"
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
 _LABELS = ("label", "labels", "name", "class", "wnid")
@@ -133,15 +132,15 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
     from datasets import exceptions
 
     local = Path(dataset).expanduser().exists()
+    revision = _local_digest(Path(dataset).expanduser()) if local else _commit(dataset, token)
     try:
-        revision = _local_digest(Path(dataset).expanduser()) if local else _commit(dataset, token)
         options: dict[str, Any] = {"streaming": True} | ({} if local else {"token": token, "revision": revision})
         if dataset.endswith(".parquet"):
             splits = {"train": datasets.load_dataset("parquet", data_files=dataset, split="train", streaming=True)}
         else:
             splits = datasets.load_dataset(dataset, **options)
     except exceptions.DatasetNotFoundError as error:
-        raise _access_error(dataset, error) from error
+        raise _access_error(dataset, gated="gated dataset" in str(error)) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
     split = split or ("validation" if "validation" in splits else next(iter(splits)))
@@ -197,17 +196,17 @@ def _commit(dataset: str, token: str | bool | None) -> str:
     try:
         return str(HfApi().dataset_info(dataset, token=token, timeout=10).sha)
     except GatedRepoError as error:
-        raise _access_error(dataset, error) from error
+        raise _access_error(dataset, gated=True) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise _access_error(dataset, error) from error
+        raise _access_error(dataset, gated=False) from error
     except HfHubHTTPError as error:
         raise DatasetError(
             f"the Hub failed while {dataset!r} was read ({first_line(error)}). Try again later."
         ) from error
 
 
-def _access_error(dataset: str, error: Exception) -> DatasetAccessError:
-    if "gated" in str(error).lower() or type(error).__name__ == "GatedRepoError":
+def _access_error(dataset: str, gated: bool) -> DatasetAccessError:
+    if gated:
         return DatasetAccessError(f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'.")
     return DatasetAccessError(
         f"{dataset!r} is no folder, and no dataset on the Hub that this login can see. Check the spelling."

@@ -1,0 +1,437 @@
+"""Search, atlas and feature page, against sorting everything, and after interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitviz_hf import activations, load_model, parse_feature, to_pixels
+from vitviz_hf.atlas import QUANTILES, make_atlas, open_atlas, push_atlas, unusual_features
+from vitviz_hf.cli import main
+from vitviz_hf.config import SearchConfig
+from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, DatasetError, OutputExistsError, SiteError
+from vitviz_hf.page import feature_page, map_hits
+from vitviz_hf.search import SKETCH_ERROR, Ranking, search, sketch_bins, sketch_centers
+from vitviz_hf.sites import Site
+from vitviz_hf.stream import open_source
+
+N = 24
+
+
+def draw(i):
+    """A picture unlike the others, of its own size."""
+    noise = np.random.default_rng(i).integers(0, 255, (4 + i % 3, 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((40 + i, 36), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(N):
+        (folder / f"class-{i % 3}").mkdir(exist_ok=True)
+        draw(i).save(folder / f"class-{i % 3}" / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(pictures, tmp_path_factory):
+    """The same pictures in the layout of a Hub dataset, in four shards."""
+    folder = tmp_path_factory.mktemp("parquet")
+    (folder / "data").mkdir()
+    files = sorted(pictures.rglob("*.png"), key=lambda p: p.stem)
+    for shard in range(4):
+        rows = [{"image": {"bytes": p.read_bytes(), "path": p.name}, "label": p.parent.name}
+                for p in files[shard::4]]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"validation-{shard:05}-of-00004.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_view, pictures):
+    """Scores of every picture at two sites, {site: [N, F]}, and the keys, one forward pass each."""
+    view = tiny_view("vit")
+    rows = [row for row, _ in open_source(str(pictures)).read(0, 1, None)]
+    sites = [Site(1, "mlp_act"), Site(2, "mlp_act")]
+    scores = {s: [] for s in sites}
+    for row in rows:
+        from vitviz_hf.images import open_image
+
+        pixels = (to_pixels(view, open_image(row.data)) * 255).round() / 255
+        for site, acts in activations(view, pixels, sites).items():
+            scores[site].append(acts[0, 1:].mean(0))
+    return {s: torch.stack(v) for s, v in scores.items()}, rows
+
+
+def atlas_of(view, source, out, **options):
+    config = SearchConfig(**({"k": 5, "batch": 7, "layers": (1, 2)} | options))
+    return make_atlas(view, open_source(str(source)), config, out)
+
+
+def test_the_ranked_images_are_those_of_sorting_everything(whole, tiny_view, pictures, tmp_path):
+    scores, rows = whole
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
+
+    for site, values in scores.items():
+        table = atlas.table(site)
+        for f in (0, 17, 63):
+            order = values[:, f].argsort(descending=True)
+            feature = parse_feature(f"{site}:{f}")
+            assert [atlas.image(h).name for h in atlas.hits(feature)] == [rows[i].name for i in order[:5]]
+            assert [atlas.image(h).name for h in atlas.hits(feature, bottom=True)] == [
+                rows[i].name for i in order.flip(0)[:5]
+            ]
+            assert [h.score for h in atlas.hits(feature)] == pytest.approx(values[order[:5], f].tolist(), abs=1e-4)
+        np.testing.assert_allclose(table.mean, values.mean(0), atol=1e-5)
+        np.testing.assert_allclose(table.std, values.std(0, correction=0), atol=1e-5)
+
+
+def test_labels_and_crops_are_what_the_model_saw(whole, tiny_view, pictures, tmp_path):
+    view = tiny_view("vit")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas")
+    hit = atlas.hits(parse_feature("1.mlp_act:3"))[0]
+    stored = atlas.image(hit)
+
+    crop = np.asarray(Image.open(pictures / stored.name).convert("RGB"))
+    expected = (to_pixels(view, Image.fromarray(crop))[0].permute(1, 2, 0) * 255).round()
+
+    import io
+
+    found = np.asarray(Image.open(io.BytesIO(stored.jpeg)), dtype=float)
+    assert stored.label == Path(stored.name).parent.name
+    assert np.abs(found - expected.numpy()).mean() < 4
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 24}, {"workers": 1}])
+def test_batch_size_and_workers_do_not_change_the_ranking(options, tiny_view, pictures, tmp_path):
+    view = tiny_view("vit")
+    one, other = atlas_of(view, pictures, tmp_path / "a"), atlas_of(view, pictures, tmp_path / "b", **options)
+
+    for site in one.sites:
+        a, b = one.table(site), other.table(site)
+        assert np.array_equal(a.top_rows, b.top_rows) and np.array_equal(a.bottom_rows, b.bottom_rows)
+        np.testing.assert_allclose(a.top_scores, b.top_scores, atol=1e-5)
+    assert (tmp_path / "a/images/images.parquet").read_bytes() == (tmp_path / "b/images/images.parquet").read_bytes()
+
+
+def test_shards_in_another_order_give_the_same_ranking(tiny_view, pictures, parquet, tmp_path):
+    view = tiny_view("vit")
+    files, stream = atlas_of(view, pictures, tmp_path / "a"), atlas_of(view, parquet, tmp_path / "b")
+
+    for site in files.sites:
+        assert np.array_equal(files.table(site).top_rows, stream.table(site).top_rows)
+    assert stream.manifest["split"] == "validation" and stream.manifest["n_images"] == N
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 6), cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_a_ranking_over_any_chunks_is_the_sort_of_the_whole_with_ties_by_key(seed, k, cuts):
+    generator = torch.Generator().manual_seed(seed)
+    n = sum(cuts)
+    values = torch.randint(0, 4, (3, n), generator=generator).float()  # many ties
+    keys = torch.randperm(100, generator=generator)[:n]
+    ranking = Ranking.empty(3, k, torch.device("cpu"))
+
+    for chunk, owners in zip(values.split(cuts, 1), keys.split(cuts), strict=True):
+        ranking.update(chunk, owners.expand(3, -1))
+
+    for row in range(3):
+        expected = sorted(zip((-values[row]).tolist(), keys.tolist(), strict=True))[:k]
+        assert ranking.keys[row, : len(expected)].tolist() == [key for _, key in expected]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-900, 900, allow_nan=False, width=32))
+def test_a_bin_of_the_sketch_stands_for_its_values_within_the_stated_error(value):
+    center = sketch_centers()[int(sketch_bins(torch.tensor([value]))[0])]
+
+    assert abs(center - value) <= max(1e-4, SKETCH_ERROR * abs(value) * 1.001)
+
+
+def test_quantiles_and_sparsity_equal_those_of_all_scores(whole, tiny_view, pictures, tmp_path):
+    scores, _ = whole
+    table = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas").table(Site(1, "mlp_act"))
+
+    exact = np.quantile(scores[Site(1, "mlp_act")].numpy(), QUANTILES, axis=0, method="inverted_cdf").T
+    np.testing.assert_allclose(table.quantiles, exact, rtol=0.04, atol=2e-4)
+    assert ((table.sparsity >= 0) & (table.sparsity <= 1)).all() and table.sparsity.std() > 0
+
+
+def test_the_maximum_over_patches_can_be_the_score(tiny_view, pictures, tmp_path):
+    view = tiny_view("vit")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas", reduce="max", k=1)
+    feature = parse_feature("1.mlp_act:9")
+
+    (best,) = map_hits(view, atlas, feature, 1)
+
+    assert best.hit.score == pytest.approx(float(best.values.max()), abs=0.1)
+
+
+COMMAND = [sys.executable, "-m", "vitviz_hf", "search"]
+
+
+def run_search(model, data, out, *more, seconds=None, kill=None, environment=None):
+    options = ["--out", str(out), "--batch", "2", "-k", "4", "--workers", "0", "--device", "cpu", *more]
+    process = subprocess.Popen(
+        [*COMMAND, str(model), str(data), *options], env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if kill is not None:
+        time.sleep(kill)
+        process.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_any_moment_goes_on_to_the_same_atlas_bit_for_bit(
+    tiny_folder, tiny_view, parquet, tmp_path, monkeypatch
+):
+    model = tiny_folder("vit")
+    assert run_search(model, parquet, tmp_path / "straight")[0] == 0
+    view, source = load_model(str(model), device="cpu"), open_source(str(parquet))
+    config = SearchConfig(batch=2, k=4)
+
+    class Killed(BaseException):
+        pass
+
+    for stop in (1, 5, 11):  # after so many batches, the last of which no checkpoint knows
+        work = tmp_path / f"stopped-{stop}.search" / "rank-0"
+
+        def stopping(state, stop=stop):
+            if state.n_rows >= 2 * stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            search(view, source, config, work, progress=stopping, checkpoint_seconds=0)
+        assert run_search(model, parquet, tmp_path / f"stopped-{stop}", "--resume")[0] == 0
+    run_search(model, parquet, tmp_path / "killed", kill=4.5)
+    if not (tmp_path / "killed").exists():
+        assert run_search(model, parquet, tmp_path / "killed", "--resume")[0] == 0
+
+    for name in ("stopped-1", "stopped-5", "stopped-11", "killed"):
+        for file in ("features/features.parquet", "images/images.parquet", "manifest.json", "README.md"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "straight" / file).read_bytes(), (name, file)
+        assert not (tmp_path / f"{name}.search").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_merge_to_the_atlas_of_one(tiny_folder, parquet, tmp_path):
+    model = tiny_folder("vit")
+    assert run_search(model, parquet, tmp_path / "one")[0] == 0
+    ranks = [
+        subprocess.Popen(
+            [*COMMAND, str(model), str(parquet), "--out", str(tmp_path / "two"), "--batch", "2", "-k", "4",
+             "--workers", "0", "--device", "cpu"],
+            env={**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r)},
+        )
+        for r in (0, 1)
+    ]  # fmt: skip
+    assert [p.wait(120) for p in ranks] == [0, 0]
+
+    one, two = open_atlas(str(tmp_path / "one")), open_atlas(str(tmp_path / "two"))
+    assert two.manifest["n_images"] == N
+    for site in one.sites:
+        a, b = one.table(site), two.table(site)
+        assert np.array_equal(a.top_rows, b.top_rows) and np.array_equal(a.bottom_rows, b.bottom_rows)
+        np.testing.assert_allclose(a.mean, b.mean, atol=1e-6)
+        np.testing.assert_array_equal(a.quantiles, b.quantiles)
+
+
+def test_an_interrupted_search_is_neither_overwritten_nor_mixed(tiny_view, pictures, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(pictures))
+    search(view, source, SearchConfig(k=3, layers=(1,)), tmp_path / "w")
+
+    with pytest.raises(OutputExistsError, match="go on with --resume, or delete it"):
+        search(view, source, SearchConfig(k=3, layers=(1,)), tmp_path / "w")
+    with pytest.raises(ConfigError, match="holds a search with k 3, not 4; give the same options"):
+        search(view, source, SearchConfig(k=4, layers=(1,)), tmp_path / "w", resume=True)
+
+
+def test_odd_and_damaged_images_are_skipped_counted_and_listed(tiny_view, pictures, tmp_path):
+    import shutil
+
+    folder = tmp_path / "odd"
+    shutil.copytree(pictures, folder)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes((pictures / "class-0" / "00.png").read_bytes()[:60])
+    Image.new("CMYK", (30, 30), (9, 90, 0, 0)).save(folder / "cmyk.jpg")
+    Image.new("I;16", (30, 30), 30000).save(folder / "deep.png")
+    Image.new("RGBA", (3, 900), (255, 0, 0, 90)).save(folder / "long.png")
+
+    atlas = atlas_of(tiny_view("vit"), folder, tmp_path / "atlas")
+
+    assert atlas.manifest["n_images"] == N + 2
+    skipped = {name: reason for name, reason in atlas.manifest["skipped"]}
+    assert set(skipped) == {"empty.png", "cut.png", "long.png"}
+    assert "empty" in skipped["empty.png"] and "20 times" in skipped["long.png"]
+
+
+def test_datasets_that_cannot_be_used_are_named(tmp_path, parquet, hub):
+    with pytest.raises(DatasetError, match="holds no images"):
+        open_source(str(tmp_path))
+    with pytest.raises(DatasetAccessError, match=r"there is no folder or file '\./nowhere'"):
+        open_source("./nowhere")
+    with pytest.raises(DatasetError, match="has no split 'tests'; it has validation"):
+        open_source(str(parquet), "tests")
+    with pytest.raises(DatasetAccessError, match="no dataset on the Hub that this login can see"):
+        open_source("nobody/nothing")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    with pytest.raises(DatasetError, match="has no column of images; it has text"):
+        open_source(str(tmp_path / "text.parquet"))
+
+
+def test_a_model_without_features_and_a_missing_kind_are_refused(tiny_view, pictures, tmp_path):
+    with pytest.raises(SiteError, match="has no features"):
+        atlas_of(tiny_view("resnet"), pictures, tmp_path / "a")
+    with pytest.raises(ConfigError, match="has none of the kinds attn_q"):
+        atlas_of(tiny_view("convnext"), pictures, tmp_path / "a", kinds=("attn_q",))
+    with pytest.raises(SiteError, match="has layers 0-2; got layer 9"):
+        atlas_of(tiny_view("vit"), pictures, tmp_path / "a", layers=(9,))
+    with pytest.raises(ConfigError, match="k must be a whole number from 1 to 1000; got 0"):
+        SearchConfig(k=0)
+
+
+def test_a_pyramid_is_searched_at_its_own_grids(tiny_view, pictures, tmp_path):
+    view = tiny_view("timm-twins-svt")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas", layers=(0, 6), kinds=("mlp_act", "attn_k"))
+
+    best = map_hits(view, atlas, parse_feature("6.mlp_act:1"), 1)[0]
+
+    assert set(map(str, atlas.sites)) == {"0.attn_k", "0.mlp_act", "6.attn_k", "6.mlp_act"}
+    assert best.values.shape == (2, 2)
+    assert float(best.values.mean()) == pytest.approx(best.hit.score, abs=0.05)
+
+
+def test_an_atlas_is_a_dataset_that_datasets_reads_with_its_pictures(tiny_view, pictures, tmp_path):
+    import datasets
+
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
+
+    features = datasets.load_dataset(str(atlas.folder), "features", split="train", cache_dir=str(tmp_path / "c"))
+    images = datasets.load_dataset(str(atlas.folder), "images", split="train", cache_dir=str(tmp_path / "c"))
+
+    assert features.num_rows == 128 and features[70]["feature"] == "2.mlp_act:6"
+    best = images[features[70]["top_rows"][0]]
+    assert best["image"].size == (32, 32)
+    assert best["name"] == atlas.image(atlas.hits(parse_feature("2.mlp_act:6"))[0]).name
+    assert "base_model" not in (atlas.folder / "README.md").read_text()  # a folder is no Hub id
+
+
+def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pictures, tmp_path):
+    view = tiny_view("vit")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas", k=4)
+    feature = parse_feature("1.mlp_act:3")
+    rows = atlas.table(feature.site).top_rows
+
+    for neighbour, shared in atlas.neighbours(feature):
+        assert shared == len(set(rows[3]) & set(rows[neighbour.index])) > 0
+    pixels = to_pixels(view, draw(5))
+    site = Site(1, "mlp_act")
+    scores = activations(view, pixels, [site])[site][0, 1:].mean(0).numpy()
+    found = unusual_features(atlas, {site: scores}, 3)
+    table = atlas.table(site)
+    assert found[0][0].index == int(((scores - table.mean) / table.std.clip(0.1 * np.median(table.std))).argmax())
+
+
+def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys):
+    model, atlas = str(tiny_folder("vit")), str(tmp_path / "atlas")
+    assert main(["search", model, str(pictures), "--out", atlas, "--workers", "0", "--layers", "0-1", "-k", "3"]) == 0
+    assert main(["atlas", "build", atlas, "1.mlp_act:4-5", "--preset", "fast"]) == 0
+    assert main(["atlas", "build", atlas, "1.mlp_act:4-5"]) == 0
+    assert "2 of 2 pictures are there already" in capsys.readouterr().err
+    page, figure = tmp_path / "page.html", tmp_path / "triplet.png"
+    assert main(["page", model, "1.mlp_act:4", "--atlas", atlas, "--out", str(page)]) == 0
+    assert main(["page", model, "1.mlp_act:4", "--atlas", atlas, "--out", str(figure)]) == 0
+
+    text = page.read_text()
+    assert "http" not in text.replace("http-equiv", "") and text.count("data:image/jpeg") == 1 + 2 * 2 * 3
+    assert text.count("<img alt=") == 13 and "Histogram of the scores" in text
+    assert Image.open(figure).width > 3 * 32
+    capsys.readouterr()
+    assert main(["page", model, "1.mlp_act:7", "--atlas", atlas, "--out", str(tmp_path / "x.png")]) == 2
+    assert "has no optimized picture; make it with 'vitviz atlas build" in capsys.readouterr().err
+
+
+def test_a_page_of_another_model_or_site_is_refused(tiny_view, pictures, tmp_path):
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
+
+    with pytest.raises(AtlasError, match=r"is of .*tiny/vit'.*, not of .*tiny/clip"):
+        feature_page(tiny_view("clip"), atlas, parse_feature("1.mlp_act:0"))
+    with pytest.raises(SiteError, match=r"has no '0\.mlp_act'; it covers mlp_act of layers 1-2"):
+        atlas.hits(parse_feature("0.mlp_act:1"))
+
+
+def test_what_is_no_atlas_is_refused(tmp_path):
+    with pytest.raises(AtlasError, match=r"there is no atlas '\./nowhere'"):
+        open_atlas("./nowhere")
+    with pytest.raises(AtlasError, match="is no atlas"):
+        open_atlas(str(tmp_path))
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(AtlasError, match="of another version of vitviz_hf"):
+        open_atlas(str(tmp_path))
+
+
+def test_names_from_a_dataset_cannot_inject_html(tiny_view, tmp_path):
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    folder.mkdir()
+    for i in range(3):
+        draw(i).save(folder / f"{i}.png")
+    atlas = atlas_of(tiny_view("vit"), tmp_path, tmp_path.with_name("atlas-html"))
+
+    page = feature_page(tiny_view("vit"), atlas, parse_feature("1.mlp_act:0"))
+
+    assert "<img src=x" not in page and "&lt;img src=x" in page
+
+
+def test_a_dataset_is_streamed_from_the_hub_pinned_to_its_commit(hub, parquet, pictures, tiny_view, tmp_path):
+    sha = hub.publish("datasets/odd/pictures", parquet)
+
+    source = open_source("odd/pictures")
+    rows = [row for row, _ in source.read(0, 1, None)]
+
+    assert source.revision == sha and source.split == "validation"
+    assert {r.name for r in rows} == {p.name for p in pictures.rglob("*.png")}
+    atlas = atlas_of(tiny_view("vit"), "odd/pictures", tmp_path / "atlas", limit=5)
+    assert atlas.manifest["n_images"] == 5
+    assert "source_datasets:\n  - odd/pictures" in (atlas.folder / "README.md").read_text()
+
+
+def test_a_gated_dataset_says_what_to_do(hub, parquet):
+    hub.publish("datasets/odd/gated", parquet, gated=True)
+
+    with pytest.raises(
+        DatasetAccessError, match=r"'odd/gated' is gated\. Accept its terms on the Hub, then run 'hf auth"
+    ):
+        open_source("odd/gated")
+
+
+def test_an_atlas_is_pushed_pulled_and_opened_by_id(hub, tiny_view, pictures, tmp_path, monkeypatch):
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
+    with pytest.raises(AtlasError, match=r"may not write 'friend/mine'\. Run 'hf auth login'"):
+        push_atlas(atlas.folder, "friend/mine")
+    with pytest.raises(AtlasError, match="may not write 'stranger/mine'"):
+        push_atlas(atlas.folder, "stranger/mine", token="hf_friend")
+
+    push_atlas(atlas.folder, "friend/mine", private=True, token="hf_friend")
+
+    with pytest.raises(AtlasError, match="'friend/mine' is not on the Hub, or it is private"):
+        open_atlas("friend/mine", token=False)
+    shared = open_atlas("friend/mine", token="hf_friend")
+    feature = parse_feature("1.mlp_act:8")
+    assert shared.hits(feature) == atlas.hits(feature)
+    assert shared.image(shared.hits(feature)[0]) == atlas.image(atlas.hits(feature)[0])
+    with pytest.raises(AtlasError, match="is no atlas: it has no manifest"):
+        hub.publish("datasets/odd/other", tmp_path / "atlas" / "images")
+        open_atlas("odd/other")
