@@ -33,8 +33,9 @@ fix: .venv/tested ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed ## speed of optimization
+bench: .venv/installed ## speed of optimization and of search
 	$(BIN)/python benchmarks/optimize.py
+	$(BIN)/python benchmarks/search.py
 
 models: .venv/installed ## measure every architecture again and write docs/models.md
 	$(BIN)/python benchmarks/models.py

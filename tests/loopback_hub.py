@@ -116,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.repos:
             return self._fail(409, "Conflict")
         sha = hashlib.sha1(name.encode()).hexdigest()
-        self.hub.repos[name] = {"files": {}, "sha": sha, "gated": False, "sizes": {}, "private": wish.get("private")}
+        private = wish.get("private") or wish.get("visibility") == "private"
+        self.hub.repos[name] = {"files": {}, "sha": sha, "gated": False, "sizes": {}, "private": private}
         return self._json({"url": f"{self.hub.url}/{name}", "id": name, "name": name})
 
     def _commit(self, repo_id, repo):
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 repo["files"][item["value"]["path"]] = base64.b64decode(item["value"]["content"])
         repo["sha"] = hashlib.sha1(self.body).hexdigest()
         return self._json(
-            {"commitUrl": f"{self.hub.url}/commit/{repo['sha']}", "commitOid": repo["sha"], "hookOutput": ""}
+            {"commitUrl": f"{self.hub.url}/{repo_id}/commit/{repo['sha']}", "commitOid": repo["sha"], "hookOutput": ""}
         )
 
     def _file(self, repo_id, revision, name):

@@ -15,7 +15,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from vitviz_hf import load_model
+from vitviz_hf.atlas import make_atlas
+from vitviz_hf.config import SearchConfig
 from vitviz_hf.optimization import read_recipe
+from vitviz_hf.stream import open_source
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -173,6 +177,50 @@ def test_the_models_own_guess_is_told_and_a_network_without_features_is_refused(
     wait_for_text(page, "body", "'tiny/resnet' has no feed-forward blocks, so it has no features")
 
 
+@pytest.fixture(scope="module")
+def atlas(hub, tmp_path_factory):
+    """An atlas of `tiny/vit`, on the Hub as `tiny/atlas`."""
+    out = tmp_path_factory.mktemp("atlas") / "atlas"
+    view = load_model("tiny/vit", device="cpu")
+    make_atlas(view, open_source("builtin"), SearchConfig(k=3), out)
+    hub.publish("datasets/tiny/atlas", out)
+    return "tiny/atlas"
+
+
+def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page, url, atlas):
+    opened(page, url)
+    page.get_by_role("tab", name="Features").click()
+    page.locator("#atlas input, #atlas textarea").first.fill(atlas)
+    page.keyboard.press("Enter")
+    wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
+    page.locator("#features button").nth(2).click()
+    wait_for_text(page, "#page", "Most activating images")
+    feature = value(page, "#page-feature")
+
+    assert feature in text(page, "#page")
+    assert page.locator("#page img").count() == 2 * 2 * 3
+    page.wait_for_function("location.search.includes('shows=')")
+    link = page.url
+    page.locator("#to-map").click()
+    wait_for_text(page, "#map-facts", feature)
+    page.locator("#to-page").click()
+    wait_for_text(page, "#page", "Most activating images")
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#page", feature)
+    page.locator("#find").click()
+    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
+
+
+def test_a_visitors_atlas_is_a_hub_id_not_a_path(page, url):
+    opened(page, url)
+    page.get_by_role("tab", name="Features").click()
+    page.locator("#atlas input, #atlas textarea").first.fill("/etc")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "body", "'/etc' is not a Hub id; write OWNER/NAME of a dataset made by")
+
+
 def test_a_typed_feature_is_drawn(page, url):
     opened(page, url)
     page.locator("#feature textarea, #feature input").first.fill("2.attn_q:7")
@@ -279,7 +327,9 @@ def client(url, tmp_path_factory):
 def test_the_api_is_named_typed_and_described(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
 
-    assert set(endpoints) == {"/rank_features", "/map_feature", "/visualize", "/model_facts"}
+    assert set(endpoints) == {
+        "/rank_features", "/map_feature", "/visualize", "/model_facts", "/sort_features", "/feature_page"
+    }  # fmt: skip
     for endpoint in endpoints.values():
         assert all(p["parameter_name"].isidentifier() for p in endpoint["parameters"])
 

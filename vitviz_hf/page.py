@@ -28,7 +28,7 @@ from vitviz_hf.sites import Feature
 _CSS = """
 .vitviz-page { font: 15px/1.45 system-ui, sans-serif; }
 .vitviz-page .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; }
-.vitviz-page figure { margin: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(0, 1fr)); gap: 3px; }
+.vitviz-page figure { margin: 0; display: grid; grid-template-columns: 1fr; gap: 3px; }
 .vitviz-page .tiles figure { grid-template-columns: 1fr 1fr; }
 .vitviz-page img { width: 100%; display: block; border-radius: 4px; margin: 0; }
 .vitviz-page figcaption { grid-column: 1 / -1; }
@@ -39,8 +39,8 @@ _CSS = """
 """
 _DOCUMENT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>body {{ margin: 20px auto; max-width: 1100px; padding: 0 14px; color-scheme: light dark; }}
-</style></head><body>{body}</body></html>
+<title>{title}</title><style>:root {{ color-scheme: light dark; }}
+body {{ margin: 20px auto; max-width: 1100px; padding: 0 14px; }}</style></head><body>{body}</body></html>
 """
 
 
@@ -181,7 +181,7 @@ def _figure(pictures: dict[str, Image.Image], caption: str) -> str:
     return f"<figure>{tags}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _histogram(values: NDArray[np.float64], counts: NDArray[np.int64], score: float | None, n: int = 48) -> str:
+def _histogram(values: NDArray[np.float64], counts: NDArray[np.int64], score: float | None, n: int = 32) -> str:
     """Scores of the images as bars, and the picture's own score as a line, at the edge if it lies far outside."""
     low, high = float(values.min()), float(values.max())
     span = (high - low) or 1.0
@@ -190,18 +190,18 @@ def _histogram(values: NDArray[np.float64], counts: NDArray[np.int64], score: fl
         span = high - low
     heights = np.bincount(((values - low) / span * (n - 1)).round().astype(int), counts, n)
     bars = "".join(
-        f'<rect x="{i * 8}" y="{100 - 95 * h / heights.max():.1f}" width="7" height="{95 * h / heights.max():.1f}"/>'
+        f'<rect x="{i * 12}" y="{100 - 95 * h / heights.max():.1f}" width="11" height="{95 * h / heights.max():.1f}"/>'
         for i, h in enumerate(heights) if h
     )  # fmt: skip
     line, own = "", ""
     if score is not None:
-        x = min(max((score - low) / span, 0), 1) * (n - 1) * 8 + 3
+        x = min(max((score - low) / span, 0), 1) * (n - 1) * 12 + 5
         line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="100" stroke="#c13639" stroke-width="2"/>'
         where = "" if low <= score <= high else ", beyond the edge"
         own = f"; red, the optimized picture's: {score:.3g}{where}"
     return (
-        f'<svg viewBox="0 0 {8 * n} 118" role="img" aria-label="Histogram of the scores of all images{own}">'
+        f'<svg viewBox="0 0 {12 * n} 118" role="img" aria-label="Histogram of the scores of all images{own}">'
         f'<g fill="#2f79b5">{bars}</g>{line}<g font-size="11" fill="currentColor"><text x="0" y="114">{low:.3g}</text>'
-        f'<text x="{8 * n}" y="114" text-anchor="end">{high:.3g}</text></g></svg>'
+        f'<text x="{12 * n}" y="114" text-anchor="end">{high:.3g}</text></g></svg>'
         f"<p>Scores of all images{own}.</p>"
     )

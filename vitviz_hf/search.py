@@ -346,7 +346,7 @@ def _take_in(
     def fold(site: Site, acts: Tensor) -> None:
         patches = acts[:, find_tap(view, site).n_prefix :].float()
         scores = patches.mean(1) if reduce == "mean" else patches.amax(1)
-        active = (patches > 0).float().mean(1)
+        active = (patches > 0).to(torch.uint8).sum(1, dtype=torch.int32) / patches.shape[1]
         ranked.append(state.folds[site].update(scores, active, keys))
 
     with torch.no_grad():
@@ -393,7 +393,6 @@ _preprocess: Callable[[Image.Image], Tensor] | None = None
 
 def _start_worker(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
     global _preprocess
-    torch.set_num_threads(1)
     own = load_preprocessing(snapshot, config)[0]
 
     def preprocess(image: Image.Image) -> Tensor:
@@ -413,10 +412,15 @@ def _decode(data: bytes) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, st
     return np.asarray(pixels_to_image(pixels.clamp(0, 1).numpy())).transpose(2, 0, 1), ""
 
 
+def _start_process(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
+    torch.set_num_threads(1)  # the model needs the others
+    _start_worker(snapshot, config, size)
+
+
 def _decoders(view: ModelView, n: int) -> Executor:
     snapshot = fetch_model(view.model_id, view.revision)
     start = (snapshot, view.module.config, view.input_size)
     if n:
-        return ProcessPoolExecutor(n, get_context("spawn"), _start_worker, start)
+        return ProcessPoolExecutor(n, get_context("spawn"), _start_process, start)
     _start_worker(*start)
     return ThreadPoolExecutor(2)

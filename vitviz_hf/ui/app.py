@@ -1,6 +1,7 @@
 """The page: model box, tabs, and the link in the address bar."""
 
 import html
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.sites import KINDS, parse_feature
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.common import LINK_JS, OPENED_JS, Gpu, shown
+from vitviz_hf.ui.features_tab import build_features_tab
 from vitviz_hf.ui.jobs import Jobs
 from vitviz_hf.ui.maps_tab import build_maps_tab
 from vitviz_hf.ui.optimize_tab import build_optimize_tab
@@ -20,7 +22,9 @@ _CSS = """
 #crop img { cursor: crosshair; }
 #live img { width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-container, #gallery .grid-container { min-width: 0; }
-#gallery .caption-label, #examples .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
+#gallery .caption-label, #examples .caption-label, #features .caption-label {
+  font-size: 0.7rem; white-space: normal; max-width: 100%;
+}
 """
 _INTRO = """# vitviz: see what a vision transformer learned
 Any vision transformer of the Hub (ViT, CLIP, SigLIP, DINO, Swin and many more), or the built-in one. Find the features
@@ -56,6 +60,8 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 maps = build_maps_tab(jobs, model, gpu, _FIRST_FEATURE)
             with gr.Tab("Feature optimization", id="optimize") as optimize_page:
                 optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
+            with gr.Tab("Features", id="features") as features_page:
+                features = build_features_tab(jobs, gpu)
         tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
 
         def describe(model_id: str, kind: str, layer: int) -> list[Any]:
@@ -88,20 +94,22 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             return describe(model_id, kind, layer)
 
         link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.patch, maps.feature,
-                optimization.objective, optimization.preset, optimization.seed]  # fmt: skip
+                optimization.objective, optimization.preset, optimization.seed, features.atlas,
+                features.feature]  # fmt: skip
 
         def after(event: Any) -> Any:
             return event.then(None, link, None, js=LINK_JS, api_visibility="private")
 
         maps.connect(after)
         optimization.connect(after)
+        features.connect(after, maps.photo)
         after(
             model.input(
                 model_facts, [model, maps.kind, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
                 concurrency_id="gpu", concurrency_limit=1, trigger_mode="always_last", show_progress_on=[facts],
             ).success(shown(maps.move), maps.move_inputs, maps.moved, api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
-        for page, key in ((maps_page, "maps"), (optimize_page, "optimize")):
+        for page, key in ((maps_page, "maps"), (optimize_page, "optimize"), (features_page, "features")):
             after(page.select(None, None, tab_key, js=f"() => {key!r}", api_visibility="private"))
         after(
             maps.optimize.click(
@@ -109,8 +117,21 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 [optimization.objective, tabs, tab_key], api_visibility="private",
             )
         )  # fmt: skip
+        after(
+            maps.to_page.click(
+                lambda feature: (feature, gr.update(selected="features"), "features"), maps.feature,
+                [features.feature, tabs, tab_key], api_visibility="private",
+            ).success(shown(features.show), [features.atlas, features.feature], features.page,
+                      api_visibility="private", concurrency_id="gpu")
+        )  # fmt: skip
+        after(
+            features.to_map.click(
+                shown(_to_map(jobs)), [features.atlas, features.feature],
+                [model, maps.feature, tabs, tab_key], api_visibility="private",
+            ).success(shown(maps.draw), maps.draw_inputs, maps.drawn, api_visibility="private", concurrency_id="gpu")
+        )  # fmt: skip
         drawn_only = [i for i, component in enumerate(maps.shown) if component is not maps.feature]
-        opened = [tabs, *link, maps.photo, facts, *(maps.shown[i] for i in drawn_only)]
+        opened = [tabs, *link, maps.photo, facts, *(maps.shown[i] for i in drawn_only), features.page]
 
         @shown
         def open_page(request: gr.Request) -> list[Any]:
@@ -119,17 +140,18 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             nothing = [gr.skip()] * (len(opened) - len(values))
             if not eager:
                 return [*values, *nothing]
-            _, _, model_id, _, kind, layer, patch, feature, *_, photo = values
+            _, tab, model_id, _, kind, layer, patch, feature, *_, atlas, page_feature, photo = values
             try:
                 text, kind_update, layer_update = describe(model_id, kind, layer)
                 values[4:6] = kind_update, layer_update
                 kind, layer = kind_update["value"], layer_update["value"]
                 drawn = maps.show(model_id, photo, kind, layer, patch, "unusual", "overlay", feature)
+                page = features.show(atlas, page_feature) if tab == "features" and page_feature else gr.skip()
             except VitvizError as error:
                 gr.Warning(html.escape(str(error)))
                 return [*values, *nothing]
             values[7] = drawn[maps.shown.index(maps.feature)]
-            return [*values, text, *(drawn[i] for i in drawn_only)]
+            return [*values, text, *(drawn[i] for i in drawn_only), page]
 
         loaded = demo.load(open_page, None, opened, api_visibility="private", concurrency_id="gpu", concurrency_limit=1)
         after(loaded.then(None, js=OPENED_JS, api_visibility="private"))
@@ -151,13 +173,21 @@ def launch(
     )  # fmt: skip
 
 
+def _to_map(jobs: Jobs) -> Callable[[str, str], list[Any]]:
+    def to_map(atlas: str, feature: str) -> list[Any]:
+        model_id = jobs.atlas(atlas).manifest["model_id"]
+        return [model_id, str(parse_feature(feature)), gr.update(selected="maps"), "maps"]
+
+    return to_map
+
+
 def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
     """Values of the tabs, the link's components and the photograph, from the address bar; odd ones are ignored."""
     photos = builtin_paths()
     photo = query.get("photo", "")
     if photo not in photos:
         photo = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
-    tab = "optimize" if query.get("tab") == "optimize" else "maps"
+    tab = query["tab"] if query.get("tab") in ("optimize", "features") else "maps"
     kind, preset = query.get("kind"), query.get("preset")
     site = parse_feature(_FIRST_FEATURE).site
     layer, seed = _whole(query.get("layer")), _whole(query.get("seed"))
@@ -165,6 +195,7 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
         gr.update(selected=tab), tab, query.get("model", own_model), photo, kind if kind in KINDS else site.kind,
         site.layer if layer is None else layer, query.get("patch", ""), query.get("feature", ""),
         query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
+        query.get("atlas", os.environ.get("VITVIZ_ATLAS", "")), query.get("shows", ""),
         str(photos[photo]) if photo else None,
     ]  # fmt: skip
 

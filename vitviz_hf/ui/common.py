@@ -17,7 +17,9 @@ from vitviz_hf.images import open_image
 Gpu = Callable[[Any], Callable[[Callable[..., Any]], Callable[..., Any]]]
 """Duration in seconds, or a function of the job's arguments -> decorator, as spaces.GPU."""
 
-LINK_KEYS = ("tab", "model", "photo", "kind", "layer", "patch", "feature", "objective", "preset", "seed")
+LINK_KEYS = (
+    "tab", "model", "photo", "kind", "layer", "patch", "feature", "objective", "preset", "seed", "atlas", "shows",
+)  # fmt: skip
 # Keeps the address bar in step; a Space's page is told as well, since the app lives in a frame there. Until the page
 # has read its own link, nothing may write it: the request that opens the page sends the address bar as it is then.
 LINK_JS = f"""(...values) => {{

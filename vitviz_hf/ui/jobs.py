@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitviz_hf.atlas import Atlas, open_atlas, unusual_features
 from vitviz_hf.classification import classify
 from vitviz_hf.config import VisualizeConfig
-from vitviz_hf.errors import ModelNotFoundError
+from vitviz_hf.errors import AtlasError, ConfigError, ModelNotFoundError
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
-from vitviz_hf.images import pixels_to_image
-from vitviz_hf.maps import activation_map, site_scores, top_features, unusualness
-from vitviz_hf.model import ModelView, check_feature, find_tap, list_sites, load_snapshot, to_pixels
+from vitviz_hf.images import open_image, pixels_to_image
+from vitviz_hf.maps import activation_map, site_scores, split_tokens, top_features, unusualness
+from vitviz_hf.model import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.objectives import to_objective
 from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
+from vitviz_hf.page import check_model, feature_page
 from vitviz_hf.recording import activations
 from vitviz_hf.reference import best_photograph, reference_scores
 from vitviz_hf.sites import KINDS, Feature, Site
@@ -90,8 +92,9 @@ class Jobs:
         self._lock = threading.Lock()
         self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
         self._views: OrderedDict[str, ModelView] = OrderedDict()
+        self._atlases: OrderedDict[str, Atlas] = OrderedDict()
 
-    def prepare(self, model_id: str) -> Snapshot:
+    def prepare(self, model_id: str, revision: str | None = None) -> Snapshot:
         """Checked local files; downloads, but needs no GPU. Asks the Hub without the server's token.
 
         Raises:
@@ -103,19 +106,76 @@ class Jobs:
                 f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
             )
         with self._lock:
-            if model_id not in self._snapshots:
-                self._snapshots[model_id] = fetch_model(model_id, token=False)
-            return self._snapshots[model_id]
+            known = self._snapshots.get(model_id)
+            if known is None or revision not in (None, known.revision):
+                known = self._snapshots[model_id] = fetch_model(model_id, revision, token=False)
+            return known
 
     def view(self, snapshot: Snapshot) -> ModelView:
         """The loaded model."""
         with self._lock:
-            if snapshot.model_id not in self._views:
+            known = self._views.get(snapshot.model_id)
+            if known is None or known.revision != snapshot.revision:
                 self._views[snapshot.model_id] = load_snapshot(snapshot)
                 while len(self._views) > _KEEP:
                     self._views.popitem(last=False)
             self._views.move_to_end(snapshot.model_id)
             return self._views[snapshot.model_id]
+
+    def atlas(self, name: str) -> Atlas:
+        """An atlas by Hub id, or the server's own (`VITVIZ_ATLAS`), which may be a folder.
+
+        Raises:
+            AtlasError: nothing given, a path, or no usable atlas.
+        """
+        name = (name or "").strip()
+        if name != os.environ.get("VITVIZ_ATLAS") and not (is_hub_id(name) and "/" in name):
+            raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
+        with self._lock:
+            if name not in self._atlases:
+                self._atlases[name] = open_atlas(name, token=False)
+                while len(self._atlases) > _KEEP:
+                    self._atlases.popitem(last=False)
+            return self._atlases[name]
+
+    def prepare_atlas(self, name: str) -> Snapshot:
+        """Checked files of the model that an atlas is of, at its revision."""
+        manifest = self.atlas(name).manifest
+        return self.prepare(str(manifest["model_id"]), manifest["revision"])
+
+    def sorted_features(self, name: str, site: Site, sort: str, n: int) -> list[tuple[Feature, float]]:
+        """The first n features of a site by `maximum`, `unusual` or `sparse`, with that value."""
+        table = self.atlas(name).table(site)
+        sorts: dict[str, NDArray[np.floating]] = {
+            "maximum": table.top_scores[:, 0],
+            "unusual": (table.top_scores[:, 0] - table.mean) / np.maximum(table.std, 1e-12),
+            "sparse": table.sparsity,
+        }
+        if sort not in sorts:
+            raise ConfigError(f"sort must be one of {', '.join(sorts)}; got {sort!r}.")
+        values = sorts[sort]
+        return [(Feature(site, int(i)), float(values[i])) for i in np.argsort(-values, kind="stable")[:n]]
+
+    def best_crops(self, name: str, features: list[Feature]) -> list[Image.Image]:
+        """The most activating image of each feature."""
+        atlas = self.atlas(name)
+        return [open_image(atlas.image(atlas.hits(f)[0]).jpeg) for f in features]
+
+    def page(self, snapshot: Snapshot, name: str, feature: Feature) -> str:
+        """The page of a feature as HTML."""
+        atlas = self.atlas(name)
+        return feature_page(at_size(self.view(snapshot), tuple(atlas.manifest["input_size"])), atlas, feature)
+
+    def find(self, snapshot: Snapshot, name: str, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
+        """The features whose statistics a picture exceeds most, with the deviations above the mean."""
+        atlas = self.atlas(name)
+        view = at_size(self.view(snapshot), tuple(atlas.manifest["input_size"]))
+        check_model(view, atlas)
+        sites = list(atlas.sites)
+        acts = activations(view, to_pixels(view, image), sites)
+        reduce = {"mean": lambda p: p.mean(1), "max": lambda p: p.amax(1)}[atlas.manifest["reduce"]]
+        scores = {s: reduce(split_tokens(view, acts[s].float(), s)[1])[0].cpu().numpy() for s in sites}
+        return unusual_features(atlas, scores, n)
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
         """Layers, kinds and sizes of a model. Needs no GPU."""

@@ -31,6 +31,7 @@ class MapsTab:
     patch: gr.Textbox
     feature: gr.Textbox
     optimize: gr.Button
+    to_page: gr.Button
     connect: Callable[[Callable[[Any], Any]], None]
     show: Callable[..., list[Any]]
     """(model_id, image, kind, layer, patch, rank_by, style, feature) -> values of `shown`."""
@@ -40,6 +41,10 @@ class MapsTab:
     """As `show` for another layer, kind or model: the patch keeps its place in the picture."""
     move_inputs: list[Any]
     moved: list[Any]
+    draw: Callable[..., list[Any]]
+    """Draws the chosen feature alone."""
+    draw_inputs: list[Any]
+    drawn: list[Any]
 
 
 def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str) -> MapsTab:
@@ -93,7 +98,9 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
                     max_lines=1, min_width=200,
                 )  # fmt: skip
                 style = gr.Radio(["overlay", "heatmap"], value="overlay", label="Draw", elem_id="style", min_width=160)
-            optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize")
+            with gr.Row():
+                optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=200)
+                to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140)
             gallery = gr.Gallery(
                 label="Strongest features: choose one to see it large", columns=4, allow_preview=False,
                 interactive=False, format="png", elem_id="gallery", height="auto", buttons=[],
@@ -245,8 +252,9 @@ def build_maps_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str)
         after(gallery.select(pick_feature, [model, photo, style, ranked], [feature, *map_outputs], **private))
 
     return MapsTab(
-        photo, photo_key, kind, layer, patch, feature, optimize, connect, show, show_outputs,
+        photo, photo_key, kind, layer, patch, feature, optimize, to_page, connect, show, show_outputs,
         move, [*show_inputs, layout], [patch, *show_outputs],
+        draw, [model, photo, feature, style], map_outputs,
     )  # fmt: skip
 
 
