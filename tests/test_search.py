@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,71 @@ def test_two_processes_merge_to_the_atlas_of_one(tiny_folder, parquet, tmp_path)
         assert np.array_equal(a.top_rows, b.top_rows) and np.array_equal(a.bottom_rows, b.bottom_rows)
         np.testing.assert_allclose(a.mean, b.mean, atol=1e-6)
         np.testing.assert_array_equal(a.quantiles, b.quantiles)
+
+
+def test_a_connection_that_is_lost_for_good_keeps_what_was_read(tiny_view, pictures, tmp_path):
+    view, whole = tiny_view("vit"), open_source(str(pictures))
+    config = SearchConfig(k=3, batch=4, layers=(1,))
+
+    def breaking(rank, n_ranks, position):
+        for i, row in enumerate(whole.read(rank, n_ranks, position)):
+            if i == 13:
+                raise DatasetError("the connection was lost.")
+            yield row
+
+    with pytest.raises(DatasetError, match="connection was lost"):
+        search(view, replace(whole, read=breaking), config, tmp_path / "w")
+    resumed = search(view, whole, config, tmp_path / "w", resume=True)
+    straight = search(view, whole, config, tmp_path / "s")
+
+    assert resumed.n_images == N
+    for site, fold in straight.folds.items():
+        for name, tensor in fold.tensors().items():
+            assert torch.equal(tensor, resumed.folds[site].tensors()[name]), name
+
+
+class _Flaky:
+    """A stream of datasets that fails twice where it stands."""
+
+    def __init__(self, stream):
+        self.stream, self.failures = stream, [5, 9]
+
+    def decode(self, _):
+        return self
+
+    def load_state_dict(self, state):
+        self.stream.load_state_dict(state)
+
+    def state_dict(self):
+        return self.stream.state_dict()
+
+    def __iter__(self):
+        for i, item in enumerate(self.stream):
+            if self.failures and i + 1 == self.failures[0]:
+                self.failures.pop(0)
+                raise OSError("connection reset")
+            yield item
+
+
+def test_a_connection_that_comes_back_loses_and_repeats_no_row(parquet, monkeypatch):
+    import datasets
+
+    from vitviz_hf import stream
+
+    monkeypatch.setattr(stream, "_RETRIES", (0, 0, 0))
+    source = open_source(str(parquet))
+    expected = [row.name for row, _ in source.read(0, 1, None)]
+    real = datasets.IterableDataset.decode
+    flaky = []
+
+    def decode(self, enable):
+        flaky.append(_Flaky(real(self, enable)))
+        return flaky[-1]
+
+    monkeypatch.setattr(datasets.IterableDataset, "decode", decode)
+
+    assert [row.name for row, _ in source.read(0, 1, None)] == expected
+    assert flaky[0].failures == []
 
 
 def test_an_interrupted_search_is_neither_overwritten_nor_mixed(tiny_view, pictures, tmp_path):

@@ -219,13 +219,17 @@ def search(
     saved = time.monotonic()
     with closing(open_crops(folder)) as crops, _decoders(view, config.workers) as pool:
         rows = source.read(rank, n_ranks, state.position)
-        for batch in _decoded(rows, pool, config.batch, limit, state.n_rows):
-            _take_in(view, state, sites, config.reduce, batch, crops)
-            if progress:
-                progress(state)
-            if time.monotonic() - saved >= checkpoint_seconds:
-                _checkpoint(state, recipe, state_file, crops)
-                saved = time.monotonic()
+        try:
+            for batch in _decoded(rows, pool, config.batch, limit, state.n_rows):
+                _take_in(view, state, sites, config.reduce, batch, crops)
+                if progress:
+                    progress(state)
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    _checkpoint(state, recipe, state_file, crops)
+                    saved = time.monotonic()
+        except DatasetError:
+            _checkpoint(state, recipe, state_file, crops)
+            raise
         state.done = True
         _checkpoint(state, recipe, state_file, crops)
     if not state.n_images:

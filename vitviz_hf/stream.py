@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from PIL import Image
 
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
@@ -169,22 +170,34 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         part = stream.decode(False)
         if n_ranks > 1:
             part = split_dataset_by_node(part, rank, n_ranks)
-        for attempt in range(len(_RETRIES) + 1):
-            if position is not None:
-                part.load_state_dict(position)
+        known, since = position or part.state_dict(), 0  # a position that was asked for, and rows read after it
+
+        def mark() -> Any:
+            nonlocal known, since
+            known, since = part.state_dict(), 0
+            return known
+
+        failures = 0
+        while True:
+            part.load_state_dict(known)
+            again = since
             try:
                 for item in part:
-                    position = None
-                    yield to_row(item), part.state_dict
+                    if again:
+                        again -= 1
+                        continue
+                    since += 1
+                    failures = 0
+                    yield to_row(item), mark
                 return
-            except (OSError, RuntimeError) as error:
-                if attempt == len(_RETRIES):
+            except (OSError, RuntimeError, httpx2.HTTPError) as error:
+                if failures == len(_RETRIES):
                     raise DatasetError(
                         f"the connection to {dataset!r} was lost ({first_line(error)}). What was read is kept; "
                         "run the same command with --resume."
                     ) from error
-                position = part.state_dict()
-                time.sleep(_RETRIES[attempt])
+                time.sleep(_RETRIES[failures])
+                failures += 1
 
     return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, read=read)
 
