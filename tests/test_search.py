@@ -449,6 +449,27 @@ def test_what_is_no_atlas_is_refused(tmp_path):
         open_atlas(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"reduce": "<script>alert(1)</script>"}, {"revision": "<b>"}, {"k": "<b>"}, {"input_size": [10**9, 32]},
+     {"sites": {"<b>": 1}}, {"sites": {"1.mlp_act": "<b>"}}, {"n_images": None}, {"split": ["a"]}],
+)  # fmt: skip
+def test_a_strangers_manifest_is_checked_before_it_is_shown(change, tiny_view, pictures, tmp_path):
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
+    (atlas.folder / "manifest.json").write_text(json.dumps(atlas.manifest | change))
+
+    with pytest.raises((AtlasError, SiteError)):
+        open_atlas(str(atlas.folder))
+
+
+def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictures, tmp_path):
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
+    hub.publish("datasets/odd/huge", atlas.folder, sizes={"images/images.parquet": 9_000_000_000})
+
+    with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
+        open_atlas("odd/huge")
+
+
 def test_names_from_a_dataset_cannot_inject_html(tiny_view, tmp_path):
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()

@@ -11,6 +11,7 @@ Maps are not stored: they are computed from the crop when they are shown.
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from vitviz_hf import __version__
 from vitviz_hf.config import SearchConfig
 from vitviz_hf.errors import AtlasError, FeatureError, OutputExistsError, SiteError, first_line
-from vitviz_hf.hub import is_hub_id
+from vitviz_hf.hub import is_hub_id, size_limit
 from vitviz_hf.manifest import versions, write_dir
 from vitviz_hf.model import ModelView
 from vitviz_hf.search import (
@@ -253,13 +254,34 @@ def open_atlas(name: str, token: str | bool | None = None) -> Atlas:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         if manifest["schema"] != _SCHEMA:
             raise AtlasError(f"the atlas {name!r} is of another version of vitviz_hf; update the package.")
+        _check_manifest(manifest)
         atlas = Atlas(name, folder, manifest)
-        atlas.sites  # noqa: B018  readable
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, AtlasError):
             raise
         raise AtlasError(f"{name!r} is no atlas: {first_line(error)}") from error
     return atlas
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise a ValueError unless every value is of its kind: an atlas on the Hub comes from a stranger."""
+    texts = ("model_id", "revision", "dataset", "dataset_revision", "split")
+    wrong = [k for k in texts if not (manifest[k] is None or isinstance(manifest[k], str))]
+    wrong += [k for k in ("k", "n_images", "n_skipped", "n_stored_images") if not isinstance(manifest[k], int)]
+    wrong += [
+        k for k in ("revision", "dataset_revision") if manifest[k] and not re.fullmatch(r"[0-9a-f]+", manifest[k])
+    ]
+    if manifest["reduce"] not in ("mean", "max"):
+        wrong.append("reduce")
+    size = manifest["input_size"]
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(x, int) and 0 < x <= 4096 for x in size)):
+        wrong.append("input_size")
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {manifest[wrong[0]]!r}")
+    for site, n in manifest["sites"].items():
+        parse_site(site)
+        if not isinstance(n, int):
+            raise ValueError(f"{site} has {n!r} features")
 
 
 def pull_atlas(dataset_id: str, token: str | bool | None = None) -> Path:
@@ -272,7 +294,12 @@ def pull_atlas(dataset_id: str, token: str | bool | None = None) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        info = HfApi().dataset_info(dataset_id, token=token, timeout=10)
+        info = HfApi().dataset_info(dataset_id, token=token, timeout=10, files_metadata=True)
+        if (size := sum(s.size or 0 for s in info.siblings or ())) > size_limit():
+            raise AtlasError(
+                f"the atlas {dataset_id!r} takes {size / 1e9:.1f} GB, more than the limit of "
+                f"{size_limit() / 1e9:.1f} GB; raise it with the environment variable VITVIZ_MAX_GB."
+            )
         if not any(s.rfilename == "manifest.json" for s in info.siblings or ()):
             raise AtlasError(f"the dataset {dataset_id!r} is no atlas: it has no manifest.json.")
         patterns = ["manifest.json", "README.md", "features/*.parquet", "images/*.parquet", "visualizations/*.png"]
