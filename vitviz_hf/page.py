@@ -26,7 +26,7 @@ from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature
 
 _CSS = """
-.vitviz-page { font: 15px/1.45 system-ui, sans-serif; }
+.vitviz-page { font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 .vitviz-page .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; }
 .vitviz-page figure { margin: 0; display: grid; grid-template-columns: 1fr; gap: 3px; }
 .vitviz-page .tiles figure { grid-template-columns: 1fr 1fr; }
