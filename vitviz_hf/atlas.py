@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from vitviz_hf import __version__
 from vitviz_hf.config import SearchConfig
-from vitviz_hf.errors import AtlasError, FeatureError, OutputExistsError, SiteError, first_line
+from vitviz_hf.errors import AtlasError, FeatureError, SiteError, first_line
 from vitviz_hf.hub import is_hub_id, size_limit
-from vitviz_hf.manifest import versions, write_dir
+from vitviz_hf.manifest import check_absent, versions, write_dir
 from vitviz_hf.model import ModelView
 from vitviz_hf.search import (
     NO_KEY,
@@ -176,8 +176,7 @@ def make_atlas(
         OutputExistsError: `out` exists, or an unfinished search that `resume` was not asked for.
         DatasetError: the stream failed; go on with `resume`.
     """
-    if out.exists():
-        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    check_absent(out)
     work = search_folder(out)
     state = search(view, source, config, work / "rank-0", resume, progress=progress)
     recipe = search_recipe(view, source, config)
@@ -223,7 +222,7 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
     keys = sorted(ranked_keys(state))
     rows = {key: row for row, key in enumerate(keys)}
     manifest = {
-        "schema": _SCHEMA, **{k: v for k, v in recipe.items() if k != "schema"}, "n_images": state.n_images,
+        **recipe, "schema": _SCHEMA, "n_images": state.n_images,
         "n_skipped": state.n_skipped, "skipped": state.skipped, "n_stored_images": len(keys),
         "sketch_relative_error": SKETCH_ERROR, "versions": versions(),
         "sites": {str(s): len(f.total) for s, f in state.folds.items()},
@@ -232,9 +231,10 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
         for name in ("features", "images", "visualizations"):
             (folder / name).mkdir()
         _write_images(folder / "images" / "images.parquet", keys, crops)
-        with pq.ParquetWriter(folder / "features" / "features.parquet", _feature_schema()) as writer:
+        schema = _feature_schema()
+        with pq.ParquetWriter(folder / "features" / "features.parquet", schema) as writer:
             for site, fold in state.folds.items():
-                writer.write_table(_feature_rows(site, fold, state.n_images, rows))
+                writer.write_table(_feature_rows(schema, site, fold, state.n_images, rows))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         (folder / "README.md").write_text(_card(manifest), "utf-8")
 
@@ -378,7 +378,7 @@ def _feature_schema() -> Any:
     return datasets.Features(columns).arrow_schema
 
 
-def _feature_rows(site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> Any:
+def _feature_rows(schema: Any, site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> Any:
     n_features = len(fold.total)
     mean = (fold.total / n).cpu().numpy()
     std = np.sqrt(np.maximum((fold.squares / n).cpu().numpy() - mean**2, 0))
@@ -400,7 +400,6 @@ def _feature_rows(site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> A
     filled = counts > 0
     columns["sketch_bins"] = _lists(np.broadcast_to(np.arange(counts.shape[1], dtype=np.int16), counts.shape), filled)
     columns["sketch_counts"] = _lists(counts, filled)
-    schema = _feature_schema()
     return pa.table([pa.array(columns[f.name], f.type) if not isinstance(columns[f.name], pa.Array)
                      else columns[f.name].cast(f.type) for f in schema], schema=schema)  # fmt: skip
 

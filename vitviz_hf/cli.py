@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from vitviz_hf import __version__
 from vitviz_hf.config import IMAGENET, PRESETS, SearchConfig, VisualizeConfig
-from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
+from vitviz_hf.errors import ConfigError, VitvizError
+from vitviz_hf.manifest import check_absent
 from vitviz_hf.sites import KINDS, file_stem, parse_feature, parse_site
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ def _classify(args: Any) -> None:
 
 
 def _map(args: Any) -> None:
-    from vitviz_hf.images import map_panel, map_range, pixels_to_image
+    from vitviz_hf.images import encode, map_panel, map_range, pixels_to_image
     from vitviz_hf.manifest import versions, write_file
     from vitviz_hf.maps import activation_map
     from vitviz_hf.model import check_feature, to_pixels
@@ -323,7 +324,7 @@ def _map(args: Any) -> None:
             "model_id": view.model_id, "revision": view.revision, "input_size": view.input_size,
             "feature": str(feature), "image": Path(args.image).name, "map": values.tolist(), "versions": versions(),
         }  # fmt: skip
-        write_file(Path(f"{path}.png"), _png(panel))
+        write_file(Path(f"{path}.png"), encode(panel, "PNG"))
         write_file(Path(f"{path}.json"), json.dumps(facts).encode())
         print(f"{path}.png  values {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}")
 
@@ -387,8 +388,8 @@ def _replay(args: Any) -> None:
     from vitviz_hf.optimization import read_recipe, replay
 
     recipe = read_recipe(args.png)
-    if args.out and Path(args.out).exists():
-        raise OutputExistsError(f"'{args.out}' already exists; choose another --out.")
+    if args.out:
+        check_absent(args.out)
     print(f"{recipe.get('address')} of {recipe.get('model_id')}, made on {recipe.get('device')}", file=sys.stderr)
     result = replay(args.png)
     before = np.asarray(_open(args.png), dtype=int)
@@ -417,8 +418,7 @@ def _search(args: Any) -> None:
         limit=args.limit, batch=args.batch, workers=workers,
     )  # fmt: skip
     out, rank, n_ranks = Path(args.out), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if out.exists():
-        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
         args.device = _rank_device()
     source = open_source(args.dataset, args.split)
@@ -508,8 +508,6 @@ def _atlas_pull(args: Any) -> None:
     from vitviz_hf.manifest import write_dir
 
     out = Path(args.out)
-    if out.exists():
-        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
     with write_dir(out) as folder:
         shutil.copytree(pull_atlas(args.repository), folder, dirs_exist_ok=True)
     print(out)
@@ -517,19 +515,19 @@ def _atlas_pull(args: Any) -> None:
 
 def _page(args: Any) -> None:
     from vitviz_hf.atlas import open_atlas
+    from vitviz_hf.images import encode
     from vitviz_hf.manifest import write_file
     from vitviz_hf.page import feature_page, page_document, triplet
 
     out, feature = Path(args.out), parse_feature(args.feature)
     if out.suffix not in (".html", ".png"):
         raise ConfigError(f"--out must end in .html or .png; got '{out}'.")
-    if out.exists():
-        raise OutputExistsError(f"'{out}' already exists; choose another --out.")
+    check_absent(out)
     atlas = open_atlas(args.atlas)
     atlas.hits(feature)
     view = _load(args, args.model)
     if out.suffix == ".png":
-        write_file(out, _png(triplet(view, atlas, feature)))
+        write_file(out, encode(triplet(view, atlas, feature), "PNG"))
     else:
         text = page_document(feature_page(view, atlas, feature, args.k), f"{feature} of {view.model_id}")
         write_file(out, text.encode())
@@ -615,8 +613,7 @@ def _new_files(folder: str, addresses: Sequence[object], endings: Sequence[str])
     paths = [Path(folder) / file_stem(a) for a in addresses]
     for path in paths:
         for ending in endings:
-            if Path(f"{path}{ending}").exists():
-                raise OutputExistsError(f"'{path}{ending}' already exists; choose another --out.")
+            check_absent(f"{path}{ending}")
     return paths
 
 
@@ -632,11 +629,3 @@ def _open(path: str) -> Any:
     from vitviz_hf.stream import builtin_paths
 
     return open_image(path if Path(path).exists() else builtin_paths().get(path, path))
-
-
-def _png(image: Any) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -59,9 +59,10 @@ SUGGESTED_MODELS = (
 )
 _PROBE_SECONDS = 3.0
 _PROBE_AGAIN_SECONDS = 30.0
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+"""A tokenizer has at least one of these."""
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
 )  # fmt: skip
 _TOKENIZER_LIMIT = 100_000_000
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

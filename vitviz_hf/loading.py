@@ -23,13 +23,11 @@ from torchvision.transforms import v2
 
 from vitviz_hf.errors import ModelError, NoClassifierError, first_line
 from vitviz_hf.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM
-from vitviz_hf.hub import Snapshot
+from vitviz_hf.hub import VOCABULARY_FILES, Snapshot
 from vitviz_hf.images import cover
 
 # transformers finds the vision tower in a repository with two towers by itself, except in AIMv2's.
 _AIMV2_KEYS = {r"^vision_model\.": ""}
-# Without one of these transformers makes a tokenizer that knows no words, and says nothing.
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str, ...] | None]:
@@ -73,7 +71,8 @@ def load_text_tower(snapshot: Snapshot, tokenizer_folder: Path, dtype: torch.dty
         raise NoClassifierError(
             f"{snapshot.model_id!r} has no text tower; give a whole CLIP, SigLIP or AIMv2 repository."
         )
-    if not any((tokenizer_folder / name).is_file() for name in _VOCABULARIES):
+    # Without one of these transformers makes a tokenizer that knows no words, and says nothing.
+    if not any((tokenizer_folder / name).is_file() for name in VOCABULARY_FILES):
         raise ModelError(f"{snapshot.model_id!r} has no tokenizer files, so its text tower cannot read.")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -221,6 +220,12 @@ def cover_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """The picture scaled to cover (height, width) and cropped at the center, [3, H, W] in [0, 1]."""
     pixels: Tensor = v2.functional.to_dtype(v2.functional.to_image(cover(image, size)), torch.float32, scale=True)
     return pixels
+
+
+def sized_pixels(preprocess: Callable[[Image.Image], Tensor], image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The checkpoint's own preprocessing if it gives (height, width), else as `cover_pixels`."""
+    pixels = preprocess(image)
+    return pixels if tuple(pixels.shape[1:]) == size else cover_pixels(image, size)
 
 
 def module_inputs(module: Any) -> Callable[[Tensor], dict[str, Any]]:

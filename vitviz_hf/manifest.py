@@ -29,6 +29,16 @@ def _version(name: str) -> str:
         return "absent"
 
 
+def check_absent(path: str | Path) -> None:
+    """Raise if there is something that would have to be overwritten.
+
+    Raises:
+        OutputExistsError: `path` exists already.
+    """
+    if Path(path).exists():
+        raise OutputExistsError(f"'{path}' already exists; choose another --out.")
+
+
 @contextmanager
 def write_dir(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `folder` when the block succeeds and vanishes when it fails.
@@ -36,8 +46,7 @@ def write_dir(folder: Path) -> Iterator[Path]:
     Raises:
         OutputExistsError: `folder` exists already.
     """
-    if folder.exists():
-        raise OutputExistsError(f"'{folder}' already exists; choose another --out.")
+    check_absent(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -39,9 +39,10 @@ def activation_map(view: ModelView, acts: Tensor, feature: Feature) -> Tensor:
     return patches[..., feature.index].reshape(-1, *find_tap(view, feature.site).patch_grid)
 
 
-def site_scores(view: ModelView, acts: Tensor, site: Site) -> Tensor:
-    """Score of every feature of a site: mean over patch tokens, [B, T, F] -> [B, F]."""
-    return split_tokens(view, acts, site)[1].mean(dim=1)
+def site_scores(view: ModelView, acts: Tensor, site: Site, reduce: str = "mean") -> Tensor:
+    """Score of every feature of a site: `mean` or `max` over patch tokens, [B, T, F] -> [B, F]."""
+    patches = split_tokens(view, acts, site)[1]
+    return patches.mean(dim=1) if reduce == "mean" else patches.amax(dim=1)
 
 
 def top_features(
@@ -71,7 +72,19 @@ def top_features(
     site = to_site(site)
     if pixels.shape[0] != 1:
         raise ConfigError(f"top_features takes one image; got a batch of {pixels.shape[0]}.")
-    acts = activations(view, pixels, [site])[site].float()
+    return rank_features(view, activations(view, pixels, [site])[site], site, k, patch, reference)
+
+
+def rank_features(
+    view: ModelView,
+    acts: Tensor,
+    site: Site,
+    k: int,
+    patch: tuple[int, int] | None = None,
+    reference: Mapping[Site, Tensor] | None = None,
+) -> list[tuple[Feature, float]]:
+    """As `top_features`, from the values [1, T, F] of the site."""
+    acts = acts.float()
     if patch is None:
         values = site_scores(view, acts, site)[0]
     else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb
-from vitviz_hf.loading import cover_pixels, is_naflex, is_tested, load_module, load_preprocessing, module_inputs
+from vitviz_hf.loading import is_naflex, is_tested, load_module, load_preprocessing, module_inputs, sized_pixels
 from vitviz_hf.measure import Layer, Tap, keeps_places, measure_layers
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
 
@@ -141,10 +141,7 @@ def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
     Raises:
         ImageError: the picture is unusable, see images.py.
     """
-    image = to_rgb(image)
-    pixels = view.preprocess(image)
-    if tuple(pixels.shape[1:]) != view.input_size:
-        pixels = cover_pixels(image, view.input_size)
+    pixels = sized_pixels(view.preprocess, to_rgb(image), view.input_size)
     return pixels.clamp(0, 1).unsqueeze(0).to(view.device)
 
 

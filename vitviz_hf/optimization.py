@@ -1,7 +1,6 @@
 """Feature visualization: optimize images that maximize objectives. One loop for Python, command line and app."""
 
 import base64
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from vitviz_hf import transforms
 from vitviz_hf.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import ConfigError, RecipeError, VitvizError
-from vitviz_hf.images import pixels_to_image
+from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
 from vitviz_hf.maps import split_tokens
 from vitviz_hf.measure import PRE_ACT
@@ -86,9 +85,7 @@ class Visualization:
         """PNG file that carries the recipe."""
         info = PngImagePlugin.PngInfo()
         info.add_text(_CHUNK, json.dumps(self.recipe))
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()
+        return encode(self.image, "PNG", pnginfo=info)
 
     def save(self, path: str | Path) -> None:
         """Write the PNG with its recipe.

@@ -5,10 +5,8 @@ One HTML fragment for the app and for a file of its own, and the papers' figure 
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from PIL import Image
 
 from vitviz_hf.atlas import QUANTILES, Atlas, Hit
 from vitviz_hf.errors import AtlasError
-from vitviz_hf.images import contact_sheet, map_range, open_image, overlay
+from vitviz_hf.images import contact_sheet, encode, map_range, open_image, overlay
 from vitviz_hf.maps import activation_map
 from vitviz_hf.model import ModelView
 from vitviz_hf.optimization import read_recipe
@@ -94,14 +92,11 @@ def check_model(view: ModelView, atlas: Atlas) -> None:
         )
 
 
-def feature_page(
-    view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, picture: Path | Image.Image | None = None
-) -> str:
+def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) -> str:
     """The page as an HTML fragment with its pictures inside.
 
     Args:
         n: images at either end.
-        picture: an optimized picture; the atlas's own if None.
 
     Raises:
         AtlasError: the atlas is of another model.
@@ -111,13 +106,15 @@ def feature_page(
     top, bottom = map_hits(view, atlas, feature, n), map_hits(view, atlas, feature, n, bottom=True)
     scale = map_range(*(h.values for h in (*top, *bottom)))
     table, i = atlas.table(feature.site), feature.index
-    picture = picture or atlas.visualization(feature)
+    picture = atlas.visualization(feature)
     score = float(read_recipe(picture)["score"]) if picture else None
     quantiles = ", ".join(f"{q:.0%}: {v:.3g}" for q, v in zip(QUANTILES, table.quantiles[i], strict=True))
     neighbours = ", ".join(f"<code>{f}</code> ({shared})" for f, shared in atlas.neighbours(feature)) or "none"
     facts = atlas.manifest
     shown = (
-        _figure({"The picture optimized for this feature": _picture(picture)}, f"optimized picture, score {score:.3g}")
+        _figure(
+            {"The picture optimized for this feature": open_image(picture)}, f"optimized picture, score {score:.3g}"
+        )
         if picture and score is not None
         else "<p>No optimized picture yet.</p>"
     )
@@ -151,15 +148,11 @@ def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
         raise AtlasError(f"'{feature}' has no optimized picture; make it with 'vitviz atlas build ATLAS {feature}'.")
     best = map_hits(view, atlas, feature, 1)[0]
     tiles = [
-        _picture(picture).resize(best.crop.size),
+        open_image(picture).resize(best.crop.size),
         best.crop,
         overlay(best.crop, best.values, map_range(best.values)),
     ]
     return contact_sheet(tiles, [str(feature), best.label or best.name, f"score {best.hit.score:.3g}"], 3)
-
-
-def _picture(source: Path | Image.Image) -> Image.Image:
-    return source if isinstance(source, Image.Image) else open_image(source)
 
 
 def _tiles(hits: Sequence[MappedHit], scale: tuple[float, float]) -> str:
@@ -174,9 +167,7 @@ def _tiles(hits: Sequence[MappedHit], scale: tuple[float, float]) -> str:
 def _figure(pictures: dict[str, Image.Image], caption: str) -> str:
     tags = ""
     for alt, image in pictures.items():
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=88)
-        data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(encode(image, "JPEG", quality=88)).decode()
         tags += f'<img alt="{html.escape(alt, quote=True)}" src="data:image/jpeg;base64,{data}">'
     return f"<figure>{tags}<figcaption>{html.escape(caption)}</figcaption></figure>"
 

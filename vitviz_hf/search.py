@@ -5,7 +5,6 @@ memory is O(features x k) and never O(images). Images are told apart by a number
 scores are ordered by it. So the order of a dataset, its shards and the number of processes do not change the answer.
 """
 
-import io
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from torch import Tensor
 from vitviz_hf.config import SearchConfig
 from vitviz_hf.errors import ConfigError, DatasetError, ImageError, OutputExistsError
 from vitviz_hf.hub import Snapshot, fetch_model
-from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.loading import cover_pixels, load_preprocessing
+from vitviz_hf.images import encode, open_image, pixels_to_image
+from vitviz_hf.loading import load_preprocessing, sized_pixels
+from vitviz_hf.maps import site_scores, split_tokens
 from vitviz_hf.model import ModelView, find_tap, list_sites
 from vitviz_hf.recording import record_each
 from vitviz_hf.sites import Site, parse_site
@@ -348,9 +349,10 @@ def _take_in(
     ranked = []
 
     def fold(site: Site, acts: Tensor) -> None:
-        patches = acts[:, find_tap(view, site).n_prefix :].float()
-        scores = patches.mean(1) if reduce == "mean" else patches.amax(1)
-        active = (patches > 0).to(torch.uint8).sum(1, dtype=torch.int32) / patches.shape[1]
+        acts = acts.float()
+        fires = split_tokens(view, acts, site)[1] > 0
+        active = fires.to(torch.uint8).sum(1, dtype=torch.int32) / fires.shape[1]
+        scores = site_scores(view, acts, site, reduce)
         ranked.append(state.folds[site].update(scores, active, keys))
 
     with torch.no_grad():
@@ -364,9 +366,7 @@ def _take_in(
 
 
 def _jpeg(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "JPEG", quality=92, subsampling=0)
-    return buffer.getvalue()
+    return encode(Image.fromarray(pixels.transpose(1, 2, 0)), "JPEG", quality=92, subsampling=0)
 
 
 def _decoded(
@@ -397,13 +397,7 @@ _preprocess: Callable[[Image.Image], Tensor] | None = None
 
 def _start_worker(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
     global _preprocess
-    own = load_preprocessing(snapshot, config)[0]
-
-    def preprocess(image: Image.Image) -> Tensor:
-        pixels = own(image)
-        return pixels if tuple(pixels.shape[1:]) == size else cover_pixels(image, size)
-
-    _preprocess = preprocess
+    _preprocess = partial(sized_pixels, load_preprocessing(snapshot, config)[0], size=size)
 
 
 def _decode(data: bytes) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]:

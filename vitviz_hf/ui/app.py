@@ -124,9 +124,15 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             ).success(shown(features.show), [features.atlas, features.feature], features.page,
                       api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
+
+        @shown
+        def to_map(atlas: str, feature: str) -> list[Any]:
+            model_id = jobs.atlas(atlas).manifest["model_id"]
+            return [model_id, str(parse_feature(feature)), gr.update(selected="maps"), "maps"]
+
         after(
             features.to_map.click(
-                shown(_to_map(jobs)), [features.atlas, features.feature],
+                to_map, [features.atlas, features.feature],
                 [model, maps.feature, tabs, tab_key], api_visibility="private",
             ).success(shown(maps.draw), maps.draw_inputs, maps.drawn, api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
@@ -171,14 +177,6 @@ def launch(
         server_name=host, server_port=port, css=_CSS, ssr_mode=False, mcp_server=True, run_history=False,
         max_file_size="30mb", footer_links=["api", "settings"], **options,
     )  # fmt: skip
-
-
-def _to_map(jobs: Jobs) -> Callable[[str, str], list[Any]]:
-    def to_map(atlas: str, feature: str) -> list[Any]:
-        model_id = jobs.atlas(atlas).manifest["model_id"]
-        return [model_id, str(parse_feature(feature)), gr.update(selected="maps"), "maps"]
-
-    return to_map
 
 
 def _from_link(query: dict[str, str], own_model: str) -> list[Any]:

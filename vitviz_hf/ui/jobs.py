@@ -8,22 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas import Atlas, open_atlas, unusual_features
-from vitviz_hf.classification import classify
+from vitviz_hf.classification import Classification
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import AtlasError, ConfigError, ModelNotFoundError
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.maps import activation_map, site_scores, split_tokens, top_features, unusualness
+from vitviz_hf.maps import activation_map, rank_features, site_scores, unusualness
 from vitviz_hf.model import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.objectives import to_objective
 from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
 from vitviz_hf.page import check_model, feature_page
-from vitviz_hf.recording import activations
+from vitviz_hf.recording import activations, record_with_logits
 from vitviz_hf.reference import best_photograph, reference_scores
 from vitviz_hf.sites import KINDS, Feature, Site
 
@@ -173,8 +174,8 @@ class Jobs:
         check_model(view, atlas)
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
-        reduce = {"mean": lambda p: p.mean(1), "max": lambda p: p.amax(1)}[atlas.manifest["reduce"]]
-        scores = {s: reduce(split_tokens(view, acts[s].float(), s)[1])[0].cpu().numpy() for s in sites}
+        reduce = atlas.manifest["reduce"]
+        scores = {s: site_scores(view, acts[s].float(), s, reduce)[0].cpu().numpy() for s in sites}
         return unusual_features(atlas, scores, n)
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
@@ -205,10 +206,15 @@ class Jobs:
         if patch and chosen_on:
             patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
         reference = reference_scores(view) if unusual else None
-        ranked = top_features(view, pixels, site, k, patch, reference)
-        acts = activations(view, pixels, [site])[site]
-        maps = [activation_map(view, acts, f)[0].float().cpu().numpy() for f, _ in ranked]
-        classes = classify(view, pixels).top(3)[0] if view.labels else []
+        classes: list[tuple[str, float]] = []
+        if view.labels:
+            with torch.no_grad():
+                acts, logits = record_with_logits(view, pixels, [site])
+            classes = Classification(logits, view.labels).top(3)[0]
+        else:
+            acts = activations(view, pixels, [site])
+        ranked = rank_features(view, acts[site], site, k, patch, reference)
+        maps = [activation_map(view, acts[site], f)[0].float().cpu().numpy() for f, _ in ranked]
         return RankResult(
             _picture(pixels[0]), grid, patch, [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)], classes
         )
