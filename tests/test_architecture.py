@@ -17,7 +17,7 @@ ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
     "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms",
     "hub stream measure", "loading", "model", "recording", "maps objectives classification search",
-    "reference optimization atlas", "page", "ui", "cli", "__main__",
+    "reference optimization atlas", "naming page", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
 FENCES = {

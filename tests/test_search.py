@@ -2,7 +2,8 @@
 
 import json
 import os
-import signal
+import random
+import re
 import subprocess
 import sys
 import time
@@ -18,11 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitviz_hf import activations, load_model, parse_feature, to_pixels
+from vitviz_hf import Feature, activations, classify, load_model, load_zero_shot, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas import QUANTILES, make_atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.cli import main
 from vitviz_hf.config import SearchConfig
-from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, DatasetError, OutputExistsError, SiteError
+from vitviz_hf.errors import (
+    AtlasError,
+    ConfigError,
+    DatasetAccessError,
+    DatasetError,
+    NoClassifierError,
+    OutputExistsError,
+    SiteError,
+)
+from vitviz_hf.naming import TEMPLATES, agreements, chance_agreement, name_features, vocabulary
 from vitviz_hf.page import feature_page, map_hits
 from vitviz_hf.search import SKETCH_ERROR, Ranking, search, sketch_bins, sketch_centers
 from vitviz_hf.sites import Site
@@ -67,8 +77,6 @@ def whole(tiny_view, pictures):
     sites = [Site(1, "mlp_act"), Site(2, "mlp_act")]
     scores = {s: [] for s in sites}
     for row in rows:
-        from vitviz_hf.images import open_image
-
         pixels = (to_pixels(view, open_image(row.data)) * 255).round() / 255
         for site, acts in activations(view, pixels, sites).items():
             scores[site].append(acts[0, 1:].mean(0))
@@ -89,8 +97,8 @@ def test_the_ranked_images_are_those_of_sorting_everything(whole, tiny_view, pic
         for f in (0, 17, 63):
             order = values[:, f].argsort(descending=True)
             feature = parse_feature(f"{site}:{f}")
-            assert [atlas.image(h).name for h in atlas.hits(feature)] == [rows[i].name for i in order[:5]]
-            assert [atlas.image(h).name for h in atlas.hits(feature, bottom=True)] == [
+            assert [atlas.image(h.row).name for h in atlas.hits(feature)] == [rows[i].name for i in order[:5]]
+            assert [atlas.image(h.row).name for h in atlas.hits(feature, bottom=True)] == [
                 rows[i].name for i in order.flip(0)[:5]
             ]
             assert [h.score for h in atlas.hits(feature)] == pytest.approx(values[order[:5], f].tolist(), abs=1e-4)
@@ -102,7 +110,7 @@ def test_labels_and_crops_are_what_the_model_saw(whole, tiny_view, pictures, tmp
     view = tiny_view("vit")
     atlas = atlas_of(view, pictures, tmp_path / "atlas")
     hit = atlas.hits(parse_feature("1.mlp_act:3"))[0]
-    stored = atlas.image(hit)
+    stored = atlas.image(hit.row)
 
     crop = np.asarray(Image.open(pictures / stored.name).convert("RGB"))
     expected = (to_pixels(view, Image.fromarray(crop))[0].permute(1, 2, 0) * 255).round()
@@ -182,17 +190,37 @@ def test_the_maximum_over_patches_can_be_the_score(tiny_view, pictures, tmp_path
 COMMAND = [sys.executable, "-m", "vitviz_hf", "search"]
 
 
-def run_search(model, data, out, *more, seconds=None, kill=None, environment=None):
+def run_search(model, data, out, *more):
     options = ["--out", str(out), "--batch", "2", "-k", "4", "--workers", "0", "--device", "cpu", *more]
     process = subprocess.Popen(
-        [*COMMAND, str(model), str(data), *options], env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    if kill is not None:
-        time.sleep(kill)
-        process.send_signal(signal.SIGKILL)
+        [*COMMAND, str(model), str(data), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+SEARCHING = """
+import sys
+from pathlib import Path
+from vitviz_hf import SearchConfig, load_model, open_source
+from vitviz_hf.search import search
+view, source = load_model(sys.argv[1], device="cpu"), open_source(sys.argv[2])
+tell = lambda state: print(state.n_rows, flush=True)
+search(view, source, SearchConfig(batch=2, k=4), Path(sys.argv[3]), True, progress=tell, checkpoint_seconds=0)
+"""
+
+
+def kill_between_batches(model, data, out, n_batches, seconds):
+    """Start or go on with a search that saves after every batch, and kill it some time after it told n of them."""
+    work = out.with_name(f"{out.name}.search") / "rank-0"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCHING, str(model), str(data), str(work)], stdout=subprocess.PIPE
+    )
+    for _ in range(n_batches):
+        process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
 
 
 @pytest.mark.slow
@@ -217,9 +245,10 @@ def test_a_search_killed_at_any_moment_goes_on_to_the_same_atlas_bit_for_bit(
         with pytest.raises(Killed):
             search(view, source, config, work, progress=stopping, checkpoint_seconds=0)
         assert run_search(model, parquet, tmp_path / f"stopped-{stop}", "--resume")[0] == 0
-    run_search(model, parquet, tmp_path / "killed", kill=4.5)
-    if not (tmp_path / "killed").exists():
-        assert run_search(model, parquet, tmp_path / "killed", "--resume")[0] == 0
+    moments = random.Random()
+    for _ in range(3):
+        kill_between_batches(model, parquet, tmp_path / "killed", moments.randint(1, 4), moments.uniform(0, 0.05))
+    assert run_search(model, parquet, tmp_path / "killed", "--resume")[0] == 0
 
     for name in ("stopped-1", "stopped-5", "stopped-11", "killed"):
         for file in ("features/features.parquet", "images/images.parquet", "manifest.json", "README.md"):
@@ -391,7 +420,7 @@ def test_an_atlas_is_a_dataset_that_datasets_reads_with_its_pictures(tiny_view, 
     assert features.num_rows == 128 and features[70]["feature"] == "2.mlp_act:6"
     best = images[features[70]["top_rows"][0]]
     assert best["image"].size == (32, 32)
-    assert best["name"] == atlas.image(atlas.hits(parse_feature("2.mlp_act:6"))[0]).name
+    assert best["name"] == atlas.image(atlas.hits(parse_feature("2.mlp_act:6"))[0].row).name
     assert "base_model" not in (atlas.folder / "README.md").read_text()  # a folder is no Hub id
 
 
@@ -518,7 +547,131 @@ def test_an_atlas_is_pushed_pulled_and_opened_by_id(hub, tiny_view, pictures, tm
     shared = open_atlas("friend/mine", token="hf_friend")
     feature = parse_feature("1.mlp_act:8")
     assert shared.hits(feature) == atlas.hits(feature)
-    assert shared.image(shared.hits(feature)[0]) == atlas.image(atlas.hits(feature)[0])
+    assert shared.image(shared.hits(feature)[0].row) == atlas.image(atlas.hits(feature)[0].row)
     with pytest.raises(AtlasError, match="is no atlas: it has no manifest"):
         hub.publish("datasets/odd/other", tmp_path / "atlas" / "images")
         open_atlas("odd/other")
+
+
+@pytest.fixture(scope="module")
+def named(tiny_folder, pictures, tmp_path_factory):
+    """An atlas of a tiny CLIP, and what its own text tower calls its features."""
+    view = load_model(str(tiny_folder("clip")), device="cpu")
+    out = tmp_path_factory.mktemp("named") / "atlas"
+    atlas = atlas_of(view, pictures, out, k=4)
+    words = ["cat", "dog", "bus", "a red bus", "from above", "many"]
+    return view, atlas, words, name_features(atlas, view, words)
+
+
+def test_words_are_those_that_stand_out_most_in_a_features_top_images(named):
+    view, atlas, words, found = named
+    zero_shot = load_zero_shot(view, words, TEMPLATES)
+    n = atlas.manifest["n_stored_images"]
+    one_by_one = [
+        classify(view, to_pixels(view, open_image(atlas.image(row).jpeg)), zero_shot).logits[0] for row in range(n)
+    ]
+    similarity = torch.stack(one_by_one).double().numpy()
+    deviations = (similarity - similarity.mean(0)) / similarity.std(0)
+
+    for address in ("1.mlp_act:3", "2.mlp_act:7"):
+        feature = parse_feature(address)
+        expected = deviations[[hit.row for hit in atlas.hits(feature)]].mean(0)
+        order = np.argsort(-expected)
+        above = [i for i in order if expected[i] > found.chance]
+        got = atlas.feature_words(feature)
+        assert [w for w, _ in got] == [words[i] for i in above]
+        np.testing.assert_allclose([x for _, x in got], expected[above], atol=1e-3)
+
+
+def test_missing_images_do_not_count_in_the_agreement():
+    deviations = torch.tensor([[1.0, 0.0], [3.0, -2.0], [10.0, 10.0]])
+
+    found = agreements(deviations, torch.tensor([[0, 1], [2, -1]]))
+
+    assert found.tolist() == [[2.0, -1.0], [10.0, 10.0]]
+
+
+def test_meaningless_features_rarely_pass_chance_and_planted_ones_do():
+    generator = torch.Generator().manual_seed(1)
+    deviations = torch.randn(400, 50, generator=generator)
+    deviations[:20, 7] += 3
+    chance = chance_agreement(deviations, 20)
+    random = torch.stack([torch.randperm(400, generator=generator)[:20] for _ in range(500)])
+
+    passed = (agreements(deviations, random).amax(1) > chance).float().mean()
+
+    assert 0.01 < passed < 0.1
+    planted = agreements(deviations, torch.arange(20)[None])[0]
+    assert planted.argmax() == 7 and planted[7] > 2 * chance
+
+
+def test_naming_twice_is_refused_and_leaves_the_words(named):
+    view, atlas, words, _ = named
+    before = (atlas.folder / "words" / "words.parquet").read_bytes()
+
+    with pytest.raises(OutputExistsError, match="words' already exists"):
+        name_features(atlas, view, words[:2])
+
+    assert (atlas.folder / "words" / "words.parquet").read_bytes() == before
+
+
+def test_words_are_on_the_page_in_the_card_and_found_again(named):
+    view, atlas, _, found = named
+    feature = next(
+        f for s, n in atlas.sites.items() for f in (Feature(s, i) for i in range(n)) if atlas.feature_words(f)
+    )
+    word, strength = atlas.feature_words(feature)[0]
+
+    assert f"<b>{word}</b> {strength:.1f}" in feature_page(view, atlas, feature)
+    assert (feature, strength) in atlas.find_word(word.upper(), 10_000)
+    assert found.chance < strength
+    card = (atlas.folder / "README.md").read_text()
+    assert "config_name: words" in card and f"stays below {found.chance:.2f}" in card
+    with pytest.raises(AtlasError, match="is named 'zebra'"):
+        atlas.find_word("zebra", 5)
+
+
+def test_an_atlas_is_named_by_its_own_model_or_by_another_from_the_command_line(
+    hub, tiny_view, tiny_folder, pictures, tmp_path, capsys
+):
+    (tmp_path / "words.txt").write_text("cat\ndog\n\nbus\n")
+    atlas_of(tiny_view("clip"), pictures, tmp_path / "own")
+    atlas_of(tiny_view("vit"), pictures, tmp_path / "other")
+
+    assert main(["atlas", "name", str(tmp_path / "own"), "--words", str(tmp_path / "words.txt")]) == 0
+    command = ["atlas", "name", str(tmp_path / "other"), "--words", str(tmp_path / "words.txt")]
+    assert main([*command, "--namer", "tiny/siglip"]) == 0
+
+    assert "features have a word whose agreement is above" in capsys.readouterr().out
+    assert open_atlas(str(tmp_path / "own")).words.namer == str(tiny_folder("clip"))
+    named = open_atlas(str(tmp_path / "other")).words
+    assert named.namer == "tiny/siglip" and re.fullmatch("[0-9a-f]{40}", named.namer_revision) and named.n_words == 3
+    assert main(["atlas", "name", str(tmp_path / "own"), "--namer", "tiny/vit"]) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_a_namer_without_a_text_tower_is_refused(tiny_view, pictures, tmp_path):
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
+
+    with pytest.raises(NoClassifierError, match="no text tower"):
+        name_features(atlas, tiny_view("vit"), ["cat"])
+
+    assert not (tmp_path / "atlas" / "words").exists()
+
+
+def test_a_strangers_words_are_escaped_and_damaged_ones_refused(tiny_view, pictures, tmp_path):
+    view = tiny_view("clip")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas", k=2)
+    name_features(atlas, view, ["<script>alert(1)</script>", "cat"])
+    feature = atlas.find_word("script", 1)[0][0]
+
+    assert "<script>" not in feature_page(view, atlas, feature)
+    (tmp_path / "atlas" / "words" / "manifest.json").write_text('{"namer": 3}')
+    with pytest.raises(AtlasError, match="is no atlas"):
+        open_atlas(str(tmp_path / "atlas"))
+
+
+def test_the_vocabulary_has_no_word_twice():
+    words = vocabulary()
+
+    assert len(words) == len(set(words)) == 1665 and {"fur", "from above", "many", "tench"} <= set(words)

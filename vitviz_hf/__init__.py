@@ -8,11 +8,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitviz_hf.atlas import Atlas as Atlas
+    from vitviz_hf.atlas import make_atlas as make_atlas
+    from vitviz_hf.atlas import open_atlas as open_atlas
     from vitviz_hf.classification import Classification as Classification
     from vitviz_hf.classification import ZeroShot as ZeroShot
     from vitviz_hf.classification import classify as classify
     from vitviz_hf.classification import imagenet_labels as imagenet_labels
     from vitviz_hf.classification import load_zero_shot as load_zero_shot
+    from vitviz_hf.config import SearchConfig as SearchConfig
     from vitviz_hf.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.images import open_image as open_image
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from vitviz_hf.model import list_sites as list_sites
     from vitviz_hf.model import load_model as load_model
     from vitviz_hf.model import to_pixels as to_pixels
+    from vitviz_hf.naming import name_features as name_features
     from vitviz_hf.objectives import Direction as Direction
     from vitviz_hf.objectives import Logit as Logit
     from vitviz_hf.objectives import Objective as Objective
@@ -32,23 +37,27 @@ if TYPE_CHECKING:
     from vitviz_hf.optimization import replay as replay
     from vitviz_hf.optimization import visualize as visualize
     from vitviz_hf.optimization import visualize_steps as visualize_steps
+    from vitviz_hf.page import feature_page as feature_page
     from vitviz_hf.recording import activations as activations
     from vitviz_hf.reference import reference_scores as reference_scores
     from vitviz_hf.sites import Feature as Feature
     from vitviz_hf.sites import Site as Site
     from vitviz_hf.sites import parse_feature as parse_feature
     from vitviz_hf.sites import parse_site as parse_site
+    from vitviz_hf.stream import open_source as open_source
 
 __version__ = "0.1.0"
 
 # Imported when first used: torch and transformers take seconds, 'vitviz --help' must not.
 _HOMES = {
+    "Atlas": "atlas",
     "Classification": "classification",
     "Direction": "objectives",
     "Feature": "sites",
     "Logit": "objectives",
     "ModelView": "model",
     "Objective": "objectives",
+    "SearchConfig": "config",
     "Site": "sites",
     "Step": "optimization",
     "Visualization": "optimization",
@@ -59,11 +68,16 @@ _HOMES = {
     "activations": "recording",
     "at_size": "model",
     "classify": "classification",
+    "feature_page": "page",
     "imagenet_labels": "classification",
     "list_sites": "model",
     "load_model": "model",
     "load_zero_shot": "classification",
+    "make_atlas": "atlas",
+    "name_features": "naming",
+    "open_atlas": "atlas",
     "open_image": "images",
+    "open_source": "stream",
     "parse_feature": "sites",
     "parse_objective": "objectives",
     "parse_site": "sites",

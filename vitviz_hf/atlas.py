@@ -6,6 +6,7 @@ A folder, or a dataset repository on the Hub, for one model and one dataset:
     features/features.parquet    a row for each feature, a row group for each site
     images/images.parquet        the crops of ranked images, each once, as the model saw them
     visualizations/*.png         optimized pictures, each with its recipe
+    words/words.parquet          if it was named: words for each feature, a row group for each site
 
 Maps are not stored: they are computed from the crop when they are shown.
 """
@@ -14,9 +15,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from vitviz_hf.stream import Source
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _SCHEMA = 1
 _IMAGES_TOGETHER = 64
+_WORDS_CONFIG = "  - config_name: words\n    data_files: words/*.parquet\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,18 @@ class SiteTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """How the features of an atlas were named, see naming.py."""
+
+    namer: str
+    namer_revision: str | None
+    n_words: int
+    templates: tuple[str, ...]
+    chance: float
+    """The agreement that the best word of 95 % of random sets of k images stays below."""
+
+
+@dataclass(frozen=True, slots=True)
 class Atlas:
     """A stored atlas. Reads from its folder when asked."""
 
@@ -126,10 +140,49 @@ class Atlas:
         pairs = zip(rows[feature.index].tolist(), scores[feature.index].tolist(), strict=True)
         return [Hit(row, score) for row, score in pairs if row >= 0]
 
-    def image(self, hit: Hit) -> StoredImage:
-        """The crop of a ranked image."""
-        group = _read_images(self.folder, hit.row // _IMAGES_TOGETHER)
-        return group[hit.row % _IMAGES_TOGETHER]
+    def image(self, row: int) -> StoredImage:
+        """The crop in one row of the table of images."""
+        return _read_images(self.folder, row // _IMAGES_TOGETHER)[row % _IMAGES_TOGETHER]
+
+    @property
+    def words(self) -> Words | None:
+        """How the features were named, if they were."""
+        path = self.folder / "words" / "manifest.json"
+        if not path.is_file():
+            return None
+        facts = json.loads(path.read_text("utf-8"))
+        return Words(
+            str(facts["namer"]), facts["namer_revision"], int(facts["n_words"]), tuple(map(str, facts["templates"])),
+            float(facts["chance"]),
+        )  # fmt: skip
+
+    def feature_words(self, feature: Feature) -> list[tuple[str, float]]:
+        """Words for a feature with their agreement, best first; only those above chance. Empty without `words`."""
+        known = self.words
+        if known is None:
+            return []
+        words, strengths = _read_words(self.folder, self._group(feature.site))
+        pairs = zip(words[feature.index], strengths[feature.index], strict=True)
+        return [(str(w), float(x)) for w, x in pairs if x > known.chance]
+
+    def find_word(self, word: str, n: int) -> list[tuple[Feature, float]]:
+        """The n features that a word names best, with the agreement; parts of words count.
+
+        Raises:
+            AtlasError: the atlas has no words, or no feature has this one.
+        """
+        known, wanted = self.words, word.strip().lower()
+        if known is None:
+            raise AtlasError(f"the features of {self.name!r} have no words yet; make them with 'vitviz atlas name'.")
+        found = []
+        for group, site in enumerate(self.sites):
+            for i, (words, strengths) in enumerate(zip(*_read_words(self.folder, group), strict=True)):
+                fitting = [x for w, x in zip(words, strengths, strict=True) if wanted in w.lower() and x > known.chance]
+                if fitting:
+                    found.append((Feature(site, i), max(fitting)))
+        if not found or not wanted:
+            raise AtlasError(f"no feature of {self.name!r} is named {word!r}.")
+        return sorted(found, key=lambda pair: -pair[1])[:n]
 
     def histogram(self, feature: Feature) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Scores that stand for the filled bins of the sketch, and the images in each."""
@@ -256,6 +309,7 @@ def open_atlas(name: str, token: str | bool | None = None) -> Atlas:
             raise AtlasError(f"the atlas {name!r} is of another version of vitviz_hf; update the package.")
         _check_manifest(manifest)
         atlas = Atlas(name, folder, manifest)
+        _ = atlas.words  # so that unreadable ones are refused here
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, AtlasError):
             raise
@@ -302,7 +356,8 @@ def pull_atlas(dataset_id: str, token: str | bool | None = None) -> Path:
             )
         if not any(s.rfilename == "manifest.json" for s in info.siblings or ()):
             raise AtlasError(f"the dataset {dataset_id!r} is no atlas: it has no manifest.json.")
-        patterns = ["manifest.json", "README.md", "features/*.parquet", "images/*.parquet", "visualizations/*.png"]
+        patterns = ["manifest.json", "README.md", "features/*.parquet", "images/*.parquet", "visualizations/*.png",
+                    "words/*"]  # fmt: skip
         return Path(
             snapshot_download(dataset_id, repo_type="dataset", revision=info.sha, token=token, allow_patterns=patterns)
         )
@@ -342,6 +397,36 @@ def push_atlas(folder: Path, dataset_id: str, private: bool = False, token: str 
             ) from error
         raise AtlasError(f"the Hub refused {dataset_id!r} ({first_line(error)}).") from error
     return str(url)
+
+
+def write_words(
+    atlas: Atlas, words: Words, vocabulary: Sequence[str],
+    best: Mapping[Site, tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> None:  # fmt: skip
+    """Keep words in an atlas.
+
+    Args:
+        best: for each site, places in `vocabulary` and agreements, both [F, n], best first.
+
+    Raises:
+        OutputExistsError: it has words already.
+    """
+    schema = pa.schema(
+        [("feature", pa.string()), ("words", pa.list_(pa.string())), ("agreement", pa.list_(pa.float32()))]
+    )
+    with write_dir(atlas.folder / "words") as folder:
+        with pq.ParquetWriter(folder / "words.parquet", schema) as writer:
+            for site in atlas.sites:
+                indices, strengths = best[site]
+                columns = [
+                    [str(Feature(site, i)) for i in range(len(indices))],
+                    [[vocabulary[i] for i in row] for row in indices.tolist()], strengths.tolist(),
+                ]  # fmt: skip
+                writer.write_table(
+                    pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+                )
+        (folder / "manifest.json").write_text(json.dumps(asdict(words), indent=1), "utf-8")
+        (atlas.folder / "README.md").write_text(_card(atlas.manifest, words), "utf-8")
 
 
 def unusual_features(atlas: Atlas, scores: dict[Site, NDArray[np.float32]], n: int) -> list[tuple[Feature, float]]:
@@ -463,6 +548,12 @@ def _read_site(folder: Path, group: int) -> SiteTable:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=64)
+def _read_words(folder: Path, group: int) -> tuple[list[list[str]], list[list[float]]]:
+    table = pq.ParquetFile(folder / "words" / "words.parquet").read_row_group(group)
+    return table["words"].to_pylist(), table["agreement"].to_pylist()
+
+
 @lru_cache(maxsize=32)
 def _read_images(folder: Path, group: int) -> list[StoredImage]:
     table = pq.ParquetFile(folder / "images" / "images.parquet").read_row_group(group)
@@ -476,7 +567,16 @@ def _spans(names: Sequence[str]) -> str:
     return ", ".join(f"{kind} of layers {min(x)}-{max(x)}" for kind, x in kinds.items())
 
 
-def _card(manifest: dict[str, Any]) -> str:
+def _about_words(manifest: dict[str, Any], words: Words) -> str:
+    return f"""
+`words` names each feature by {words.n_words:,} words in the eyes of `{words.namer}` (revision
+{words.namer_revision or "-"}). Agreement: how many standard deviations the word's similarity to the feature's
+{manifest["k"]} most activating images lies above its mean over all stored images. The best word of 95 % of random sets
+of {manifest["k"]} images stays below {words.chance:.2f}.
+"""
+
+
+def _card(manifest: dict[str, Any], words: Words | None = None) -> str:
     model, dataset = manifest["model_id"], manifest["dataset"]
     linked = f"base_model: {model}\n" if is_hub_id(model) and "/" in model else ""
     linked += f"source_datasets:\n  - {dataset}\n" if is_hub_id(dataset) and "/" in dataset else ""
@@ -493,7 +593,7 @@ tags:
     data_files: features/*.parquet
   - config_name: images
     data_files: images/*.parquet
----
+{"" if words is None else _WORDS_CONFIG}---
 
 # Atlas of {model}
 
@@ -506,7 +606,7 @@ Score of an image: {manifest["reduce"]} over patch tokens of the activation, pre
 from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001.
 {manifest["n_skipped"]} images could not be read and were left out. The crops are what the model saw; the rights in them
 are those of the dataset.
-
+{"" if words is None else _about_words(manifest, words)}
 Made with vitviz_hf {__version__}: `vitviz search {model} {dataset}`; open it with
 `vitviz page {model} {next(iter(manifest["sites"]))}:0 --atlas THIS`.
 """

@@ -66,7 +66,7 @@ def map_hits(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, bottom
     hits = atlas.hits(feature, bottom)[:n]
     if not hits:
         return []
-    stored = [atlas.image(hit) for hit in hits]
+    stored = [atlas.image(hit.row) for hit in hits]
     crops = [open_image(s.jpeg) for s in stored]
     pixels = torch.stack([torch.from_numpy(np.array(c)).permute(2, 0, 1).float() / 255 for c in crops])
     acts = activations(view, pixels.to(view.device), [feature.site])[feature.site]
@@ -122,7 +122,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) ->
 <h2><code>{feature}</code> of {html.escape(facts["model_id"])}</h2>
 <p>{facts["n_images"]:,} images of {html.escape(facts["dataset"])}; score: {facts["reduce"]} over patches;
 mean {table.mean[i]:.3g}, standard deviation {table.std[i]:.3g}, {table.sparsity[i]:.0%} of patches not active.</p>
-<div class="main"><div>{shown}</div><div>{_histogram(*atlas.histogram(feature), score)}
+{_words(atlas, feature)}<div class="main"><div>{shown}</div><div>{_histogram(*atlas.histogram(feature), score)}
 <p>Quantiles: {quantiles}.</p><p>Features with the same images among their top {facts["k"]} (shared): {neighbours}.</p>
 </div></div>
 <h3>Most activating images, and where</h3><div class="tiles">{_tiles(top, scale)}</div>
@@ -153,6 +153,18 @@ def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
         overlay(best.crop, best.values, map_range(best.values)),
     ]
     return contact_sheet(tiles, [str(feature), best.label or best.name, f"score {best.hit.score:.3g}"], 3)
+
+
+def _words(atlas: Atlas, feature: Feature) -> str:
+    how = atlas.words
+    if how is None:
+        return ""
+    found = ", ".join(f"<b>{html.escape(w)}</b> {x:.1f}" for w, x in atlas.feature_words(feature))
+    return (
+        f"<p>{'Words: ' + found if found else 'No word stands out'} (standard deviations of the similarity that "
+        f"{html.escape(how.namer)} sees in the top images, above all stored images; of {how.n_words:,} words the best "
+        f"for random images reaches {how.chance:.1f}).</p>"
+    )
 
 
 def _tiles(hits: Sequence[MappedHit], scale: tuple[float, float]) -> str:

@@ -43,6 +43,10 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
             site = gr.Dropdown([], label="Site", elem_id="atlas-site")
             sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
             find = gr.Button("Find the features of the picture in Activation maps", elem_id="find")
+            word = gr.Textbox(
+                label="Find features by a word", placeholder="fur, water, from above ...", elem_id="find-word",
+                max_lines=1, info="in atlases that were named with 'vitviz atlas name'",
+            )  # fmt: skip
             gallery = gr.Gallery(
                 label="Features, each with its most activating image: choose one", columns=3, allow_preview=False,
                 interactive=False, format="jpeg", elem_id="features", height="auto", buttons=[], object_fit="cover",
@@ -61,9 +65,9 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
     page_job, find_job = gpu(30)(jobs.page), gpu(30)(jobs.find)
 
     def tiles(name: str, features: list[tuple[Any, str]]) -> list[Any]:
-        pictures = jobs.best_crops(name, [f for f, _ in features])
+        crops = jobs.best_crops(name, [f for f, _ in features])
         return [
-            list(zip(pictures, [f"{f}  {text}" for f, text in features], strict=True)),
+            [(crop, f"{f}  {text}  {word}".strip()) for (crop, word), (f, text) in zip(crops, features, strict=True)],
             [str(f) for f, _ in features],
         ]
 
@@ -119,6 +123,19 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
         return tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
 
     @shown
+    def find_word(atlas: str, word: str) -> list[Any]:
+        """Find the features that a word names, in an atlas that was named.
+
+        Args:
+            atlas: Hub id of a dataset made by 'vitviz search' and 'vitviz atlas name'.
+            word: a word or part of one, such as fur.
+
+        Returns:
+            Pictures with address and agreement, and the addresses.
+        """
+        return tiles(atlas, [(f, f"{value:.1f} sd") for f, value in jobs.find_word(atlas, word, _SHOWN)])
+
+    @shown
     def pick(name: str, listed: list[str], event: gr.SelectData) -> list[str]:
         return [listed[event.index], show(name, listed[event.index])]
 
@@ -127,6 +144,7 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         hidden = gr.Button(visible=False)
         hidden.click(sort_features, [atlas, site, sort], [gallery, listed], api_name="sort_features", **lane)
+        word.submit(find_word, [atlas, word], [gallery, listed], api_name="find_word", **lane)
         after(feature.submit(feature_page, [atlas, feature], page, api_name="feature_page", **lane))
         opening = gr.on(
             [open_button.click, atlas.submit], open_it, [atlas, sort], [facts, site, gallery, listed], **private

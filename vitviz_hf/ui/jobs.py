@@ -157,10 +157,16 @@ class Jobs:
         values = sorts[sort]
         return [(Feature(site, int(i)), float(values[i])) for i in np.argsort(-values, kind="stable")[:n]]
 
-    def best_crops(self, name: str, features: list[Feature]) -> list[Image.Image]:
-        """The most activating image of each feature."""
+    def best_crops(self, name: str, features: list[Feature]) -> list[tuple[Image.Image, str]]:
+        """The most activating image of each feature, and its best word if it has one."""
         atlas = self.atlas(name)
-        return [open_image(atlas.image(atlas.hits(f)[0]).jpeg) for f in features]
+        words = [next((w for w, _ in atlas.feature_words(f)), "") for f in features]
+        crops = [open_image(atlas.image(atlas.hits(f)[0].row).jpeg) for f in features]
+        return list(zip(crops, words, strict=True))
+
+    def find_word(self, name: str, word: str, n: int) -> list[tuple[Feature, float]]:
+        """The n features that a word names best, with the agreement."""
+        return self.atlas(name).find_word(word or "", n)
 
     def page(self, snapshot: Snapshot, name: str, feature: Feature) -> str:
         """The page of a feature as HTML."""

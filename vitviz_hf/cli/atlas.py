@@ -1,0 +1,222 @@
+"""Commands about datasets: search, atlas, page."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from vitviz_hf.cli.common import (
+    add_model_options,
+    add_verb,
+    counter,
+    describe,
+    load_view,
+    parse_layers,
+    progress_bar,
+)
+from vitviz_hf.config import IMAGENET, PRESETS, SearchConfig, VisualizeConfig
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.manifest import check_absent
+from vitviz_hf.sites import Feature, file_stem, parse_feature
+
+_NAMER = "openai/clip-vit-base-patch32"
+
+
+def add_atlas_commands(verbs: Any) -> None:
+    """Search, atlas and page."""
+    search = add_verb(verbs, "search", _search, "find the images that activate every feature most, and make an atlas")
+    search.add_argument("model", metavar="MODEL")
+    search.add_argument(
+        "dataset", nargs="?", default=IMAGENET, metavar="DATASET",
+        help=f"Hub id (streamed), folder of images, parquet, or 'builtin' (default: {IMAGENET})",
+    )  # fmt: skip
+    search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
+    search.add_argument("--split", help="default: validation if there is one")
+    search.add_argument("--kinds", default="mlp_act", metavar="A,B", help="default: mlp_act, the neurons")
+    search.add_argument("--layers", metavar="A-B,C", help="for example 3-7,11 (default: all)")
+    search.add_argument("--limit", type=int, metavar="N", help="rows to read (default: all)")
+    search.add_argument(
+        "-k", type=int, default=20, metavar="N", help="images for each feature at either end (default: 20)"
+    )
+    search.add_argument("--reduce", choices=("mean", "max"), default="mean", help="score over patches (default: mean)")
+    search.add_argument("--batch", type=int, default=32, metavar="N", help="images in a forward pass (default: 32)")
+    search.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: by the CPU count)")
+    search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+
+    atlas = verbs.add_parser("atlas", help="add pictures to an atlas, and share it on the Hub")
+    tasks = atlas.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    build = add_verb(tasks, "build", _atlas_build, "optimize pictures for features of an atlas; what exists is kept")
+    build.add_argument("atlas", metavar="ATLAS")
+    build.add_argument("features", nargs="+", metavar="FEATURE", help="5.mlp_act:10, or a range 5.mlp_act:0-63")
+    build.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
+    name.add_argument("atlas", metavar="ATLAS")
+    name.add_argument(
+        "--namer", metavar="MODEL",
+        help=f"CLIP, MetaCLIP, SigLIP or AIMv2 (default: the atlas's own model if it is one, else {_NAMER})",
+    )  # fmt: skip
+    name.add_argument(
+        "--words", metavar="FILE", help="one word or phrase a line (default: ImageNet's classes and 667 common words)"
+    )
+    name.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    push = add_verb(tasks, "push", _atlas_push, "upload an atlas as a dataset repository")
+    push.add_argument("atlas", metavar="ATLAS")
+    push.add_argument("repository", metavar="OWNER/NAME")
+    push.add_argument("--private", action="store_true", help="only you can see it")
+    pull = add_verb(tasks, "pull", _atlas_pull, "download an atlas")
+    pull.add_argument("repository", metavar="OWNER/NAME")
+    pull.add_argument("--out", required=True, metavar="DIR")
+
+    page = add_verb(verbs, "page", _page, "write the page of a feature as one HTML file, or its triplet as a PNG")
+    page.add_argument("model", metavar="MODEL")
+    page.add_argument("feature", metavar="FEATURE")
+    page.add_argument("--atlas", required=True, metavar="ATLAS", help="folder or Hub id")
+    page.add_argument("--out", required=True, metavar="FILE", help=".html: the page; .png: picture, best image, map")
+    page.add_argument("-k", type=int, default=8, metavar="N", help="images at either end (default: 8)")
+    for verb in (search, page):
+        add_model_options(verb)
+
+
+def _search(args: Any) -> None:
+    from vitviz_hf.atlas import make_atlas, merge_searches, search_folder
+    from vitviz_hf.search import SearchState, search
+    from vitviz_hf.stream import open_source
+
+    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)
+    config = SearchConfig(
+        kinds=tuple(args.kinds.split(",")), layers=parse_layers(args.layers), k=args.k, reduce=args.reduce,
+        limit=args.limit, batch=args.batch, workers=workers,
+    )  # fmt: skip
+    out, rank, n_ranks = Path(args.out), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    check_absent(out)
+    if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
+        args.device = _rank_device()
+    source = open_source(args.dataset, args.split)
+    view = load_view(args, args.model)
+    n_rows = min(x for x in (source.n_rows, args.limit, 10**12) if x is not None)
+    with counter("searching", " images", keep=True) as show:
+
+        def progress(state: SearchState) -> None:
+            show(state.n_rows * n_ranks, n_rows if n_rows < 10**12 else 0)
+
+        if n_ranks == 1:
+            atlas = make_atlas(view, source, config, out, args.resume, progress)
+        else:
+            folder = search_folder(out) / f"rank-{rank}"
+            search(view, source, config, folder, args.resume, rank, n_ranks, progress)
+            if rank:
+                return
+            atlas = merge_searches(view, source, config, out, n_ranks)
+    facts = atlas.manifest
+    n_features = sum(atlas.sites.values())
+    print(f"{out}: {n_features:,} features, {facts['n_images']:,} images, {facts['n_stored_images']:,} of them stored")
+    if facts["n_skipped"]:
+        print(f"{facts['n_skipped']} could not be read, listed in manifest.json; first: {facts['skipped'][0]}")
+
+
+def _rank_device() -> str | None:
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
+
+
+def _atlas_build(args: Any) -> None:
+    from vitviz_hf.atlas import missing_visualizations, open_atlas
+    from vitviz_hf.model import at_size, load_model
+    from vitviz_hf.optimization import default_config, visualize
+
+    atlas = open_atlas(args.atlas)
+    features = [f for text in args.features for f in _feature_range(text)]
+    missing = missing_visualizations(atlas, features)
+    print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
+    if not missing:
+        return
+    view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], args.device)
+    view = at_size(view, tuple(atlas.manifest["input_size"]))
+    config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
+    together = 8  # features of one site share the batches
+    groups = [missing[i : i + together] for i in range(0, len(missing), together)]
+    for group in progress_bar(groups, len(groups), "optimizing", " batches"):
+        for feature, result in zip(group, visualize(view, group, config), strict=True):
+            path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
+            result.save(path)
+            print(f"{path}  {describe(result)}")
+
+
+def _feature_range(text: str) -> list[Feature]:
+    match = re.fullmatch(r"(.+):(\d+)-(\d+)", text.strip())
+    if match is None:
+        return [parse_feature(text)]
+    site, first, last = match.groups()
+    if int(last) < int(first) or int(last) - int(first) > 100_000:
+        raise ConfigError(f"{text!r} is no range of features; write for example 5.mlp_act:0-63.")
+    return [parse_feature(f"{site}:{i}") for i in range(int(first), int(last) + 1)]
+
+
+def _atlas_name(args: Any) -> None:
+    from vitviz_hf.atlas import open_atlas
+    from vitviz_hf.hub import fetch_model
+    from vitviz_hf.model import load_model
+    from vitviz_hf.naming import name_features
+
+    words = None
+    if args.words:
+        try:
+            words = [w.strip() for w in Path(args.words).read_text("utf-8").splitlines() if w.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the words in '{args.words}' cannot be read: {error}") from error
+    atlas = open_atlas(args.atlas)
+    check_absent(atlas.folder / "words")
+    own = atlas.manifest["model_id"], atlas.manifest["revision"]
+    namer = (args.namer, None)
+    if not args.namer:
+        namer = own if "text_config" in fetch_model(*own).config else (_NAMER, None)
+    view = load_model(*namer, args.device)
+    with counter("reading words and images", "") as show:
+        found = name_features(atlas, view, words, progress=show)
+    named = sum(bool(atlas.feature_words(Feature(s, i))) for s, n in atlas.sites.items() for i in range(n))
+    print(
+        f"{atlas.folder / 'words'}: {named:,} of {sum(atlas.sites.values()):,} features have a word whose agreement is "
+        f"above {found.chance:.2f}, which 95 % of random sets of images stay below"
+    )
+
+
+def _atlas_push(args: Any) -> None:
+    from vitviz_hf.atlas import push_atlas
+
+    print(push_atlas(Path(args.atlas), args.repository, args.private))
+
+
+def _atlas_pull(args: Any) -> None:
+    import shutil
+
+    from vitviz_hf.atlas import pull_atlas
+    from vitviz_hf.manifest import write_dir
+
+    out = Path(args.out)
+    with write_dir(out) as folder:
+        shutil.copytree(pull_atlas(args.repository), folder, dirs_exist_ok=True)
+    print(out)
+
+
+def _page(args: Any) -> None:
+    from vitviz_hf.atlas import open_atlas
+    from vitviz_hf.images import encode
+    from vitviz_hf.manifest import write_file
+    from vitviz_hf.page import feature_page, page_document, triplet
+
+    out, feature = Path(args.out), parse_feature(args.feature)
+    if out.suffix not in (".html", ".png"):
+        raise ConfigError(f"--out must end in .html or .png; got '{out}'.")
+    check_absent(out)
+    atlas = open_atlas(args.atlas)
+    atlas.hits(feature)
+    view = load_view(args, args.model)
+    if out.suffix == ".png":
+        write_file(out, encode(triplet(view, atlas, feature), "PNG"))
+    else:
+        text = page_document(feature_page(view, atlas, feature, args.k), f"{feature} of {view.model_id}")
+        write_file(out, text.encode())
+    print(out)

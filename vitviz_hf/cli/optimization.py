@@ -1,0 +1,146 @@
+"""Commands that optimize pictures: visualize, replay."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from vitviz_hf.cli.common import (
+    add_model_options,
+    add_verb,
+    describe,
+    load_view,
+    new_files,
+    open_picture,
+    photograph_scores,
+    progress_bar,
+    split_words,
+)
+from vitviz_hf.config import PRESETS, VisualizeConfig
+from vitviz_hf.manifest import check_absent
+from vitviz_hf.sites import parse_feature
+
+if TYPE_CHECKING:
+    from vitviz_hf.optimization import Visualization
+    from vitviz_hf.reference import Reference
+
+
+def add_optimization_commands(verbs: Any) -> None:
+    """Visualize and replay."""
+    visualize = add_verb(verbs, "visualize", _visualize, "optimize pictures that maximize features")
+    visualize.add_argument(
+        "words", nargs="+", metavar="[MODEL] FEATURE",
+        help="features, 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; "
+        "minimize with --minimize",
+    )  # fmt: skip
+    visualize.add_argument("--minimize", action="store_true", help="minimize instead")
+    visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
+    visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    _add_knobs(visualize)
+    add_model_options(visualize)
+
+    replay = add_verb(verbs, "replay", _replay, "make a picture again from the recipe in its PNG, and compare")
+    replay.add_argument("png", metavar="PNG")
+    replay.add_argument("--out", metavar="FILE.png", help="also save the new picture")
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("knobs (defaults are the preset's)")
+    types = get_type_hints(VisualizeConfig)
+    for knob in fields(VisualizeConfig):
+        kind = types[knob.name]
+        option = "--" + knob.name.replace("_", "-")
+        if kind is bool:
+            group.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=knob.metadata["help"]
+            )
+        else:
+            group.add_argument(
+                option, default=argparse.SUPPRESS, type=_reader(kind), metavar=_metavar(kind),
+                help=knob.metadata["help"],
+            )  # fmt: skip
+
+
+def _metavar(kind: Any) -> str:
+    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
+    return "|".join(choices) if choices else "N" if kind is int else "X"
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return int(text) if kind is int else float(text)
+        except ValueError:
+            return text  # VisualizeConfig says what is possible
+
+    return read
+
+
+def _visualize(args: Any) -> None:
+    from vitviz_hf.objectives import check_objective, parse_objective
+    from vitviz_hf.optimization import default_config, finish, visualize_steps
+
+    model, addresses = split_words(args.words)
+    objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
+    paths = new_files(args.out, objectives, (".png",))
+    knobs = {f.name: getattr(args, f.name) for f in fields(VisualizeConfig) if hasattr(args, f.name)}
+    VisualizeConfig.preset(args.preset or "fourier", **knobs)
+    view = load_view(args, model)
+    for objective in objectives:
+        check_objective(view, objective)
+    config = VisualizeConfig.from_dict(
+        {**(PRESETS[args.preset] if args.preset else default_config(view).to_dict()), **knobs}
+    )
+    bar = progress_bar(visualize_steps(view, objectives, config), config.steps, "optimizing")
+    for step in bar:  # noqa: B007
+        pass
+    results = finish(view, objectives, config, step)
+    for result, path in zip(results, paths, strict=True):
+        result.save(f"{path}.png")
+        print(f"{path}.png  {describe(result)}")
+    if any(_single_feature(r) for r in results):
+        reference = photograph_scores(view)
+        for result in results:
+            if line := _compared(result, reference):
+                print(line)
+
+
+def _replay(args: Any) -> None:
+    import numpy as np
+
+    from vitviz_hf.optimization import read_recipe, replay
+
+    recipe = read_recipe(args.png)
+    if args.out:
+        check_absent(args.out)
+    print(f"{recipe.get('address')} of {recipe.get('model_id')}, made on {recipe.get('device')}", file=sys.stderr)
+    result = replay(args.png)
+    before = np.asarray(open_picture(args.png), dtype=int)
+    after = np.asarray(result.image, dtype=int)
+    difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
+    if args.out:
+        result.save(args.out)
+    same = "identical" if difference == 0 else f"largest difference {difference} of 255"
+    print(f"{same}; score {result.score:.4g}, was {recipe.get('score', float('nan')):.4g}")
+
+
+def _single_feature(result: "Visualization") -> str | None:
+    terms = result.recipe["objective"]
+    address = str(terms[0].get("target", ""))
+    return address if len(terms) == 1 and terms[0]["weight"] == 1 and "." in address else None
+
+
+def _compared(result: "Visualization", reference: "Reference") -> str | None:
+    from vitviz_hf.reference import best_photograph
+
+    address = _single_feature(result)
+    if address is None:
+        return None
+    feature = parse_feature(address)
+    name, best = best_photograph(reference, feature)
+    scores = reference[feature.site][:, feature.index]
+    return (
+        f"{address}: picture {result.score:.3g}; {len(scores)} built-in photographs: "
+        f"mean {float(scores.mean()):.3g}, highest {best:.3g} ({name})"
+    )

@@ -1,0 +1,111 @@
+"""Words for features: what their most activating images have in common in the eyes of CLIP or SigLIP.
+
+After Oikarinen and Weng, CLIP-Dissect, arXiv:2204.10965, with another measure of agreement. The cosine of every stored
+image with every word is put in standard deviations above that word's mean over all stored images, so that words
+which fit everything win nothing; the agreement of a feature with a word is the mean of that over the feature's k most
+activating images. Random sets of k images tell how far the best word of a meaningless feature comes.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitviz_hf.atlas import Atlas, Words, write_words
+from vitviz_hf.classification import classify, imagenet_labels, load_zero_shot
+from vitviz_hf.images import open_image
+from vitviz_hf.manifest import check_absent
+from vitviz_hf.model import ModelView, to_pixels
+
+TEMPLATES = ("{}", "a photo of {}")
+_RANDOM_SETS = 1000
+_WORDS_KEPT = 8
+_IMAGES_AT_ONCE = 32
+
+
+def vocabulary() -> tuple[str, ...]:
+    """The classes of ImageNet and 667 common nouns, adjectives and prepositions."""
+    common = (files("vitviz_hf") / "words.txt").read_text("utf-8").splitlines()
+    return tuple(dict.fromkeys((*imagenet_labels(), *common)))
+
+
+def name_features(
+    atlas: Atlas,
+    namer: ModelView,
+    words: Sequence[str] | None = None,
+    token: str | bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Words:
+    """Find words for every feature of an atlas, from its stored crops, and keep them in it.
+
+    Args:
+        namer: any CLIP, MetaCLIP, SigLIP or AIMv2, often the atlas's own model.
+        words: the vocabulary; `vocabulary()` if None.
+        token: Hub token, as in `load_model`.
+        progress: called with the images and texts read and their number.
+
+    Returns:
+        How they were found; the words themselves are then `atlas.feature_words(feature)`.
+
+    Raises:
+        OutputExistsError: the atlas has words already.
+        NoClassifierError: the namer has no text tower.
+        ConfigError: an empty vocabulary.
+    """
+    check_absent(atlas.folder / "words")
+    words = vocabulary() if words is None else tuple(dict.fromkeys(words))
+    n_texts, n_images = len(words) * len(TEMPLATES), int(atlas.manifest["n_stored_images"])
+
+    def show(done: int, before: int) -> None:
+        if progress:
+            progress(before + done, n_texts + n_images)
+
+    zero_shot = load_zero_shot(namer, words, TEMPLATES, token, lambda done, _: show(done, 0))
+    similarity = []
+    for start in range(0, n_images, _IMAGES_AT_ONCE):
+        rows = range(start, min(start + _IMAGES_AT_ONCE, n_images))
+        pixels = torch.cat([to_pixels(namer, open_image(atlas.image(row).jpeg)) for row in rows])
+        similarity.append(classify(namer, pixels, zero_shot).logits.float().cpu())
+        show(rows.stop, n_texts)
+    deviations = _standardize(torch.cat(similarity))
+    best = {}
+    for site in atlas.sites:
+        agreement = agreements(deviations, torch.from_numpy(atlas.table(site).top_rows).long())
+        strengths, indices = agreement.topk(min(_WORDS_KEPT, len(words)), dim=1)
+        best[site] = indices.numpy(), strengths.numpy()
+    chance = chance_agreement(deviations, int(atlas.manifest["k"]))
+    found = Words(namer.model_id, namer.revision, len(words), TEMPLATES, chance)
+    write_words(atlas, found, words, best)
+    return found
+
+
+def agreements(deviations: Tensor, rows: Tensor) -> Tensor:
+    """Mean over each feature's images of how far every word stands out in them.
+
+    Args:
+        deviations: [N, V], images by words.
+        rows: [F, k] images of each feature, -1 where there are fewer.
+
+    Returns:
+        [F, V]
+    """
+    absent = len(deviations)
+    table = torch.cat([deviations, torch.zeros(1, deviations.shape[1])])
+    return functional.embedding_bag(rows.where(rows >= 0, absent), table, mode="mean", padding_idx=absent)
+
+
+def chance_agreement(deviations: Tensor, k: int) -> float:
+    """The agreement that the best word of 95 % of random sets of k images stays below."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randperm, len(deviations), generator=generator)
+    rows = torch.stack([draw()[:k] for _ in range(_RANDOM_SETS)])
+    return float(agreements(deviations, rows).amax(1).quantile(0.95))
+
+
+def _standardize(similarity: Tensor) -> Tensor:
+    """Standard deviations of [N, V] above each word's mean over the images; 0 for a word that never moves."""
+    std = similarity.std(0, correction=0)
+    return (similarity - similarity.mean(0)) / torch.where(std > 1e-6, std, torch.inf)
