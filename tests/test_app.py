@@ -18,6 +18,7 @@ from PIL import Image
 from vitviz_hf import load_model
 from vitviz_hf.atlas import make_atlas
 from vitviz_hf.config import SearchConfig
+from vitviz_hf.naming import name_features
 from vitviz_hf.optimization import read_recipe
 from vitviz_hf.stream import open_source
 
@@ -179,10 +180,11 @@ def test_the_models_own_guess_is_told_and_a_network_without_features_is_refused(
 
 @pytest.fixture(scope="module")
 def atlas(hub, tmp_path_factory):
-    """An atlas of `tiny/vit`, on the Hub as `tiny/atlas`."""
+    """An atlas of `tiny/vit` with words, on the Hub as `tiny/atlas`."""
     out = tmp_path_factory.mktemp("atlas") / "atlas"
     view = load_model("tiny/vit", device="cpu")
-    make_atlas(view, open_source("builtin"), SearchConfig(k=3), out)
+    made = make_atlas(view, open_source("builtin"), SearchConfig(k=3), out)
+    name_features(made, load_model("tiny/clip", device="cpu"), ["cat", "dog", "bus"])
     hub.publish("datasets/tiny/atlas", out)
     return "tiny/atlas"
 
@@ -210,6 +212,11 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     wait_for_text(page, "#page", "Most activating images")
     page.locator("#find").click()  # answered after the page: one job at a time
     page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
+    page.locator("#find-word input, #find-word textarea").first.fill("cat")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
+    page.locator("#features button").nth(0).click()
+    page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
 
 
 def test_a_visitors_atlas_is_a_hub_id_not_a_path(page, url):
