@@ -583,6 +583,11 @@ def test_words_are_those_that_stand_out_most_in_a_features_top_images(named):
         np.testing.assert_allclose([x for _, x in got], expected[above], atol=1e-3)
 
 
+def test_local_parquet_tells_its_number_of_rows(parquet):
+    assert open_source(str(parquet)).n_rows == N
+    assert open_source(str(next(parquet.rglob("*.parquet")))).n_rows == N // 4
+
+
 def test_missing_images_do_not_count_in_the_agreement():
     deviations = torch.tensor([[1.0, 0.0], [3.0, -2.0], [10.0, 10.0]])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pyarrow.parquet as pq
 from PIL import Image
 
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
@@ -153,6 +154,9 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         raise DatasetError(f"split {split!r} of {dataset!r} is empty.")
     image = _image_column(dataset, stream, first)
     n_rows = getattr(stream.info.splits.get(split), "num_examples", None) if stream.info.splits else None
+    if local:
+        files = [dataset] if dataset.endswith(".parquet") else _files_of(dataset, split)
+        n_rows = sum(pq.read_metadata(f).num_rows for f in files) if files else None
     names = _class_names(stream)
 
     def to_row(item: dict[str, Any]) -> Row:
@@ -200,6 +204,14 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
                 failures += 1
 
     return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, read=read)
+
+
+def _files_of(folder: str, split: str) -> list[str]:
+    """The parquet files of a split; none if it has others."""
+    import datasets
+
+    files = (datasets.load_dataset_builder(folder).config.data_files or {}).get(split, [])
+    return list(map(str, files)) if all(str(f).endswith(".parquet") for f in files) else []
 
 
 def _commit(dataset: str, token: str | bool | None) -> str:
