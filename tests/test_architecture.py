@@ -15,9 +15,9 @@ import vitviz_hf
 
 ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
-    "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms",
-    "hub stream measure", "loading", "model", "recording", "maps objectives classification search",
-    "reference optimization atlas", "naming page", "ui", "cli", "__main__",
+    "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms tables figures",
+    "hub stream measure", "loading", "model", "recording labels", "maps objectives classification search tokens",
+    "reference optimization atlas", "naming page", "experiments", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
 FENCES = {
@@ -28,7 +28,8 @@ FENCES = {
     "spaces": set(),
     "argparse": {"cli"},
     "datasets": {"stream", "atlas"},
-    "matplotlib": set(),
+    "matplotlib": {"figures"},
+    "scipy": {"experiments"},
 }
 
 

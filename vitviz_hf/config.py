@@ -15,8 +15,24 @@ def _knob(default: Any, text: str, low: float | None = None, high: float | None 
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
+class _Checked:
+    """Options whose fields say what they may be."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for knob in fields(self):  # type: ignore[arg-type]
+            if knob.metadata:
+                _check(knob, types[knob.name], getattr(self, knob.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisualizeConfig:
+class VisualizeConfig(_Checked):
     """Every knob of feature visualization; the defaults are the preset `fourier`.
 
     Start from a preset: `VisualizeConfig.preset("paper", steps=60, seed=0)`.
@@ -46,11 +62,6 @@ class VisualizeConfig:
     batch: int = _knob(64, "images in one forward pass; a limit for memory, not for the result", 1, 4096)
     seed: int = _knob(0, "same seed, same picture", 0, 2**53)
 
-    def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for knob in fields(self):
-            _check(knob, types[knob.name], getattr(self, knob.name))
-
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "VisualizeConfig":
         """`paper`, `fourier` or `fast`, with some values changed.
@@ -73,10 +84,6 @@ class VisualizeConfig:
         if unknown := sorted(set(values) - set(names)):
             raise ConfigError(f"unknown option {unknown[0]!r}; options are {', '.join(names)}.")
         return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -128,8 +135,105 @@ class SearchConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
 
 
+_LIMIT = "rows of the dataset to read; 0 for all"
+_ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
+_FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
+_PRESET = "recipe of the optimized pictures"
+_STEPS = "optimizer steps; 0 for the preset's"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenMixingConfig(_Checked):
+    """Options of the experiment `token-mixing`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundConfig(_Checked):
+    """Options of the experiment `background`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    boxes: str = _knob("", "boxes: CSV or folder of XML as ILSVRC has them, or a dataset; empty: the dataset's own")
+    box_format: Literal["xyxy", "xywh"] = _knob("xyxy", "of a dataset's boxes: corners, or corner and size")
+    seed: int = _knob(0, "of the bootstrap", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowPassConfig(_Checked):
+    """Options of the experiment `low-pass`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    seed: int = _knob(0, "of the bootstrap", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionConfig(_Checked):
+    """Options of the experiment `position`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    tile: int = _knob(0, "side of the shuffled tiles in pixels; 0: the divisor of the input nearest to 32", 0, 4096)
+    seed: int = _knob(0, "of the shuffling and the bootstrap", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpatialConfig(_Checked):
+    """Options of the experiment `spatial`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    atlas: str = _knob("", _ATLAS)
+    features: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
+    threshold: float = _knob(0.5, "a patch is active above it", -1e6, 1e6)
+    seed: int = _knob(0, "of the draws", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressionConfig(_Checked):
+    """Options of the experiment `progression`."""
+
+    features: str = _knob("", _FEATURES)
+    columns: int = _knob(6, "pictures for each layer", 1, 64)
+    preset: Literal["paper", "fourier", "fast"] = _knob("fast", _PRESET)
+    steps: int = _knob(0, _STEPS, 0, 10_000)
+    seed: int = _knob(0, "same seed, same pictures", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowSitesConfig(_Checked):
+    """Options of the experiment `narrow-sites`."""
+
+    layers: str = _knob("", "such as 2,9; empty: one at a sixth of the depth, the middle, and one at five sixths")
+    columns: int = _knob(4, "features of each site, drawn at random", 1, 64)
+    preset: Literal["paper", "fourier", "fast"] = _knob("paper", _PRESET)
+    steps: int = _knob(0, _STEPS, 0, 10_000)
+    seed: int = _knob(0, "same seed, same features and pictures", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TripletsConfig(_Checked):
+    """Options of the experiments `triplets` and `concepts`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    atlas: str = _knob("", _ATLAS)
+    features: str = _knob("", _FEATURES)
+    rows: int = _knob(6, "features, if they are chosen by the rule", 1, 256)
+    preset: Literal["paper", "fourier", "fast"] = _knob("fast", _PRESET)
+    steps: int = _knob(0, _STEPS, 0, 10_000)
+    seed: int = _knob(0, "same seed, same pictures", 0, 2**53)
+
+
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:
     name, low, high = knob.name, knob.metadata["low"], knob.metadata["high"]
+    if kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be text; got {value!r}.")
+        return
     choices = [c for part in (kind, *get_args(kind)) for c in get_args(part) if isinstance(c, str)]
     if low is None:
         allowed: list[Any] = list(choices) or [True, False]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Reader = Callable[[Any], None]
 
@@ -42,4 +42,44 @@ def read_inputs_and_outputs(
             stack.callback(module.get_submodule(name).register_forward_pre_hook(pre(readers)).remove)
         for name, readers in outputs.items():
             stack.callback(module.get_submodule(name).register_forward_hook(post(readers)).remove)
+        yield
+
+
+@contextmanager
+def replace_inputs_and_outputs(
+    module: nn.Module,
+    inputs: Mapping[str, Callable[[Tensor], Tensor]],
+    outputs: Mapping[str, Callable[[Tensor], Tensor]],
+) -> Iterator[None]:
+    """Change the first tensor that named submodules are given or return, inside the block.
+
+    Only forwards of the calling thread are changed.
+    """
+    owner = threading.get_ident()
+
+    def pre(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if threading.get_ident() != owner:
+                return None
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+            return args, {**kwargs, name: change(kwargs[name])}
+
+        return hook
+
+    def post(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(_: Any, __: Any, output: Any) -> Any:
+            if threading.get_ident() != owner:
+                return None
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, change in inputs.items():
+            hook = module.get_submodule(name).register_forward_pre_hook(pre(change), with_kwargs=True)
+            stack.callback(hook.remove)
+        for name, change in outputs.items():
+            stack.callback(module.get_submodule(name).register_forward_hook(post(change)).remove)
         yield

@@ -246,6 +246,12 @@ def _mae_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:
     return {"pixel_values": pixel_values, "noise": noise, "interpolate_pos_encoding": True}
 
 
+def imagenet_synsets() -> dict[str, str]:
+    """WordNet ids of ImageNet's 1000 classes in order, with their names, `tench, Tinca tinca` and so on."""
+    info = timm.data.ImageNetInfo()
+    return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+
+
 def is_naflex(config: Any) -> bool:
     """Whether the model takes patches instead of an image."""
     return str(config.model_type).startswith("siglip2")

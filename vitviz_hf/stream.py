@@ -1,6 +1,7 @@
 """Pictures to look at: from Hub datasets, parquet files, folders, and the photographs that installed packages bring."""
 
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ BUILTIN = "builtin"
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
 _LABELS = ("label", "labels", "name", "class", "wnid")
+_BOXES = ("bbox", "bboxes", "boxes")
 _RETRIES = (1, 4, 15)
 
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
@@ -49,6 +51,12 @@ class Row:
     """File name, or the dataset's own id of the item; empty if it has none."""
     label: str
     data: bytes
+    class_id: int | None = None
+    """Place of the label in the source's `class_names`."""
+    wnid: str = ""
+    """WordNet id of the label, such as n01440764, if the dataset tells it."""
+    boxes: tuple[tuple[float, ...], ...] = ()
+    """Four numbers each, as the dataset has them."""
 
     @property
     def key(self) -> int:
@@ -67,6 +75,8 @@ class Source:
     split: str | None
     n_rows: int | None
     """If it is known before reading."""
+    class_names: tuple[str, ...] = ()
+    """Of the column of labels, if the dataset names its classes."""
     read: Callable[[int, int, Any], Iterator[tuple[Row, Callable[[], Any]]]]
     """(rank, n_ranks, position or None) -> rows, each with a function that gives the position after it."""
 
@@ -121,7 +131,8 @@ def _files(dataset: str, paths: dict[str, Path]) -> Source:
             if i % n_ranks == rank:
                 name, path = items[i]
                 label = path.parent.name if len(Path(name).parts) > 1 else ""
-                yield Row(name, label, path.read_bytes()), lambda i=i: i + 1  # type: ignore[misc]
+                row = Row(name, label, path.read_bytes(), wnid=label if is_wnid(label) else "")
+                yield row, lambda i=i: i + 1  # type: ignore[misc]
 
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in paths.items())
     return Source(
@@ -166,7 +177,9 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         if data is None and path:
             data = Path(path).read_bytes()
         name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
-        return Row(name, _label(item, names), data or b"")
+        label, class_id = _label(item, names)
+        wnid = next((str(x) for x in (item.get("wnid"), label) if isinstance(x, str) and is_wnid(x)), "")
+        return Row(name, label, data or b"", class_id, wnid, _boxes(item))
 
     def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
         from datasets.distributed import split_dataset_by_node
@@ -203,7 +216,8 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
                 time.sleep(_RETRIES[failures])
                 failures += 1
 
-    return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, read=read)
+    classes = next((tuple(names[c]) for c in _LABELS if c in names), ())
+    return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, class_names=classes, read=read)
 
 
 def _files_of(folder: str, split: str) -> list[str]:
@@ -256,11 +270,27 @@ def _class_names(stream: Any) -> dict[str, list[str]]:
     return {c: f.names for c, f in (stream.features or {}).items() if type(f).__name__ == "ClassLabel"}
 
 
-def _label(item: dict[str, Any], names: dict[str, list[str]]) -> str:
+def _label(item: dict[str, Any], names: dict[str, list[str]]) -> tuple[str, int | None]:
     for column in _LABELS:
         value = item.get(column)
         if isinstance(value, int) and column in names and 0 <= value < len(names[column]):
-            return str(names[column][value])
+            return str(names[column][value]), value
         if isinstance(value, str | int) and not isinstance(value, bool):
-            return str(value)
-    return ""
+            return str(value), None
+    return "", None
+
+
+def is_wnid(text: str) -> bool:
+    """Whether this is a WordNet id."""
+    return re.fullmatch(r"n\d{8}", text) is not None
+
+
+def _boxes(item: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
+    objects = item.get("objects")
+    found = next((item[c] for c in _BOXES if item.get(c) is not None), None)
+    if found is None and isinstance(objects, dict):
+        found = next((objects[c] for c in _BOXES if objects.get(c) is not None), None)
+    if found is None or not len(found):
+        return ()
+    boxes = found if isinstance(found[0], list | tuple) else [found]
+    return tuple(tuple(map(float, box)) for box in boxes if len(box) == 4)

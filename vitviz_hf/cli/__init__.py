@@ -9,6 +9,7 @@ from typing import Any
 from vitviz_hf import __version__
 from vitviz_hf.cli.atlas import add_atlas_commands
 from vitviz_hf.cli.common import add_verb
+from vitviz_hf.cli.experiment import add_experiment_commands
 from vitviz_hf.cli.optimization import add_optimization_commands
 from vitviz_hf.cli.picture import add_picture_commands
 from vitviz_hf.errors import VitvizError
@@ -30,6 +31,8 @@ examples:
   vitviz atlas build atlas 5.mlp_act:1059
   vitviz atlas name atlas --namer openai/clip-vit-base-patch32
   vitviz page builtin 5.mlp_act:1059 --atlas atlas --out page.html
+  vitviz experiment progression builtin --out progression
+  vitviz experiment background google/vit-base-patch16-224 microsoft/resnet-50 DATASET --out background
   vitviz classify openai/clip-vit-base-patch32 --image chelsea --labels "cat, dog, coins"
   vitviz app
 """
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_picture_commands(verbs)
     add_optimization_commands(verbs)
     add_atlas_commands(verbs)
+    add_experiment_commands(verbs)
     app = add_verb(verbs, "app", _app, "start the app in the browser")
     app.add_argument("--port", type=int, default=7860, help="default: 7860")
     app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
@@ -31,6 +32,39 @@ def add_model_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--revision", help="branch, tag or commit on the Hub")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
+
+
+def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str, defaults: bool = False) -> None:
+    """An option for every field of a config; one that is not given is absent from the arguments.
+
+    Args:
+        defaults: tell the class's own.
+    """
+    group = parser.add_argument_group(title)
+    types = get_type_hints(config)
+    for knob in fields(config):
+        kind, help_text = types[knob.name], knob.metadata["help"]
+        if defaults and knob.default != "":
+            help_text += f" (default: {knob.default})"
+        options: dict[str, Any] = {"type": _reader(kind), "metavar": _metavar(kind)}
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        group.add_argument("--" + knob.name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text, **options)
+
+
+def _metavar(kind: Any) -> str:
+    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
+    return "|".join(choices) if choices else "N" if kind is int else "X"
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return text if kind is str else int(text) if kind is int else float(text)
+        except ValueError:
+            return text  # the config says what is possible
+
+    return read
 
 
 def load_view(args: Any, model_id: str | None) -> "ModelView":

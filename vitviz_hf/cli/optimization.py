@@ -1,12 +1,11 @@
 """Commands that optimize pictures: visualize, replay."""
 
-import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from vitviz_hf.cli.common import (
+    add_knobs,
     add_model_options,
     add_verb,
     describe,
@@ -37,44 +36,12 @@ def add_optimization_commands(verbs: Any) -> None:
     visualize.add_argument("--minimize", action="store_true", help="minimize instead")
     visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
     visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
-    _add_knobs(visualize)
+    add_knobs(visualize, VisualizeConfig, "knobs (defaults are the preset's)")
     add_model_options(visualize)
 
     replay = add_verb(verbs, "replay", _replay, "make a picture again from the recipe in its PNG, and compare")
     replay.add_argument("png", metavar="PNG")
     replay.add_argument("--out", metavar="FILE.png", help="also save the new picture")
-
-
-def _add_knobs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("knobs (defaults are the preset's)")
-    types = get_type_hints(VisualizeConfig)
-    for knob in fields(VisualizeConfig):
-        kind = types[knob.name]
-        option = "--" + knob.name.replace("_", "-")
-        if kind is bool:
-            group.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=knob.metadata["help"]
-            )
-        else:
-            group.add_argument(
-                option, default=argparse.SUPPRESS, type=_reader(kind), metavar=_metavar(kind),
-                help=knob.metadata["help"],
-            )  # fmt: skip
-
-
-def _metavar(kind: Any) -> str:
-    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
-    return "|".join(choices) if choices else "N" if kind is int else "X"
-
-
-def _reader(kind: Any) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return int(text) if kind is int else float(text)
-        except ValueError:
-            return text  # VisualizeConfig says what is possible
-
-    return read
 
 
 def _visualize(args: Any) -> None:

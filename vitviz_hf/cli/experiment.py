@@ -1,0 +1,136 @@
+"""The command experiment: tables and figures of the papers."""
+
+import argparse
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vitviz_hf.cli.common import add_knobs, add_model_options, add_verb, counter, load_view
+from vitviz_hf.config import IMAGENET
+from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
+from vitviz_hf.experiments import EXPERIMENTS, Experiment
+from vitviz_hf.manifest import check_absent
+
+ALL = "all"
+
+
+def add_experiment_commands(verbs: Any) -> None:
+    """One subcommand for each experiment, and `all`."""
+    group = verbs.add_parser(
+        "experiment", help="make a table and a figure of a paper for any model",
+        description="Make a table and a figure of a paper for any model. 'vitviz experiment NAME --help' has the options.",
+    )  # fmt: skip
+    names = group.add_subparsers(title="experiments", required=True, metavar="NAME")
+    for name, experiment in EXPERIMENTS.items():
+        verb = add_verb(names, name, _run, experiment.title)
+        verb.epilog = f"source: {experiment.source}"
+        verb.set_defaults(experiment=name)
+        _add_inputs(verb, experiment)
+        add_knobs(verb, experiment.config, "of this experiment", defaults=True)
+    verb = add_verb(names, ALL, _run_all, "run all of them and write a report")
+    _add_inputs(verb, EXPERIMENTS["token-mixing"])
+    verb.add_argument("--limit", type=int, default=0, metavar="N", help="rows of the dataset to read; 0 for all")
+    verb.add_argument("--batch", type=int, default=32, metavar="N", help="images in one forward pass (default: 32)")
+    verb.add_argument("--boxes", default="", metavar="X", help="for background: CSV, folder of XML, or a dataset")
+
+
+def _add_inputs(verb: argparse.ArgumentParser, experiment: Experiment) -> None:
+    if experiment.dataset == "none":
+        verb.add_argument("words", nargs=1, metavar="MODEL")
+    elif experiment.dataset == "any":
+        help_text = "a dataset to search; default: --atlas, else the built-in photographs"
+        verb.add_argument("words", nargs="+", metavar="MODEL [DATASET]", help=help_text)
+    else:
+        help_text = f"one or more classifiers, then a labelled dataset such as {IMAGENET}"
+        verb.add_argument("words", nargs="+", metavar="MODEL ... DATASET", help=help_text)
+    if experiment.dataset != "none":
+        verb.add_argument("--split", help="default: validation if there is one")
+    verb.add_argument("--out", required=True, metavar="DIR", help="new folder for tables, figures and manifest")
+    verb.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_model_options(verb)
+
+
+def _run(args: Any) -> None:
+    experiment = EXPERIMENTS[args.experiment]
+    config = experiment.config(
+        **{f.name: getattr(args, f.name) for f in fields(experiment.config) if hasattr(args, f.name)}
+    )
+    out = Path(args.out)
+    check_absent(out)
+    models, source = _inputs(args, experiment)
+    result = _run_one(args.experiment, models, source, config, out, args.resume)
+    for name, table in result.tables.items():
+        if name == "table":
+            print(table.to_markdown())
+    print(", ".join(str(p) for p in sorted(out.iterdir())))
+
+
+def _inputs(args: Any, experiment: Experiment) -> tuple[list[Any], Any]:
+    from vitviz_hf.stream import open_source
+
+    models, data = args.words, None
+    if experiment.dataset != "none" and len(models) > 1:
+        *models, data = models
+    elif experiment.dataset == "labelled":
+        raise ConfigError(f"give a model and then a dataset, such as {models[0]} {IMAGENET}; got only {models[0]!r}.")
+    source = open_source(data, args.split) if data else None
+    return [load_view(args, model) for model in models], source
+
+
+def _run_one(name: str, views: list[Any], source: Any, config: Any, out: Path, resume: bool) -> Any:
+    from vitviz_hf.experiments import run_experiment
+
+    work = out.with_name(f"{out.name}.experiment")
+    if work.exists() and not resume:
+        raise OutputExistsError(f"'{work}' holds an interrupted run; go on with --resume, or delete it.")
+    with counter(name, "", keep=True) as show:
+        result = run_experiment(name, views, source, config, work, show)
+    result.save(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _run_all(args: Any) -> None:
+    from vitviz_hf.experiments.result import report
+    from vitviz_hf.manifest import write_file
+
+    out = Path(args.out)
+    if not args.resume:
+        check_absent(out)
+    views, source = _inputs(args, EXPERIMENTS["token-mixing"])
+    failed = {}
+    for name, experiment in EXPERIMENTS.items():
+        if (out / name).is_dir():
+            continue
+        wanted = {"limit": args.limit, "batch": args.batch, "boxes": args.boxes}
+        known = {f.name for f in fields(experiment.config)}
+        config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
+        able = views if experiment.dataset == "labelled" else [v for v in views if v.layers][:1]
+        try:
+            if name == "token-mixing":
+                able = _plain_ones(views)
+            _run_one(name, able, source, config, out / name, args.resume)
+        except VitvizError as error:
+            failed[name] = str(error)
+            print(f"{name}: {error}")
+    if len(failed) == len(EXPERIMENTS):
+        raise ConfigError("no experiment could be run.")
+    (out / "report.md").unlink(missing_ok=True)
+    write_file(out / "report.md", report(out, failed).encode())
+    print(out / "report.md")
+
+
+def _plain_ones(views: list[Any]) -> list[Any]:
+    from vitviz_hf.tokens import check_plain
+
+    able, reasons = [], []
+    for view in views:
+        try:
+            check_plain(view)
+            able.append(view)
+        except VitvizError as error:
+            reasons.append(str(error))
+    if not able:
+        raise ConfigError(" ".join(reasons))
+    return able

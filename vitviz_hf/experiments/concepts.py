@@ -1,0 +1,77 @@
+"""Optimized picture, the seven most activating images, and words: what CLIP's features mean (Fig. 2, 10 and 11)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitviz_hf.atlas import Atlas
+from vitviz_hf.config import TripletsConfig
+from vitviz_hf.errors import NoClassifierError
+from vitviz_hf.experiments.accuracy import Progress
+from vitviz_hf.experiments.pictures import (
+    RULE,
+    atlas_for,
+    given_features,
+    one_model,
+    optimized,
+    picture_config,
+    strong_in_atlas,
+)
+from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.figures import picture_grid
+from vitviz_hf.images import open_image
+from vitviz_hf.model import ModelView
+from vitviz_hf.naming import name_features
+from vitviz_hf.stream import Source
+from vitviz_hf.tables import Table
+
+_SHOWN, _RANKED = 7, 10
+
+
+def run(
+    views: Sequence[ModelView], source: Source | None, config: TripletsConfig, work: Path,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """A row of eight pictures for each feature, with its words if the model or the atlas has them.
+
+    Raises:
+        ConfigError: several models.
+        AtlasError: the atlas is of another model.
+        SiteError: a feature that the model or the atlas lacks.
+    """
+    view = one_model("concepts", views)
+    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, _RANKED, work, progress)
+    if not config.atlas:
+        _name(atlas, view, progress)
+    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
+    for feature in chosen:
+        atlas.hits(feature)
+    how = picture_config(config.preset, config.steps, config.seed)
+    pictures = optimized(view, chosen, how, work, progress, atlas)
+    grid, rows = [], []
+    for feature, picture in pictures.items():
+        words = ", ".join(f"{w} {x:.1f}" for w, x in atlas.feature_words(feature)[:3])
+        stored = [atlas.image(hit.row) for hit in atlas.hits(feature)[:_SHOWN]]
+        names = [s.label or s.name for s in stored]
+        images = [(name[:18], open_image(s.jpeg)) for name, s in zip(names, stored, strict=True)]
+        grid.append((str(feature), [(words.rsplit(" ", 1)[0][:24], picture.image), *images]))
+        rows.append((str(feature), words or None, picture.score, "; ".join(names)))
+    how_named = atlas.words
+    notes = (
+        "Features as given." if config.features else RULE.format(images="of the searched images"),
+        f"The {_SHOWN} most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
+        f"Words in the eyes of {how_named.namer}, with their agreement; the best word for random images reaches "
+        f"{how_named.chance:.2f}." if how_named else "No words: the model has no text tower, the atlas no names.",
+    )  # fmt: skip
+    header = ("feature", "words", "picture's score", "most activating images")
+    manifest = describe_run("concepts", views, source, config)
+    table = Table(header, tuple(rows), notes)
+    return Result("concepts", {"table": table}, {"figure": picture_grid(grid, 1.3)}, manifest)
+
+
+def _name(atlas: Atlas, view: ModelView, progress: Progress | None) -> None:
+    """Words by the model itself, if it has a text tower."""
+    if atlas.words is None:
+        try:
+            name_features(atlas, view, progress=progress)
+        except NoClassifierError:
+            return

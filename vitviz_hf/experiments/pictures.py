@@ -1,0 +1,168 @@
+"""What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitviz_hf.atlas import Atlas, make_atlas, open_atlas
+from vitviz_hf.config import SearchConfig, VisualizeConfig
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.accuracy import Progress
+from vitviz_hf.images import open_image
+from vitviz_hf.model import ModelView, check_feature, find_tap
+from vitviz_hf.optimization import read_recipe, visualize
+from vitviz_hf.page import check_model
+from vitviz_hf.reference import reference_scores
+from vitviz_hf.search import SearchState
+from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
+from vitviz_hf.stream import Source, open_source
+
+RULE = "Features: those whose best {images} lies furthest above their mean, in median standard deviations of the layer."
+_TOGETHER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An optimized picture."""
+
+    feature: Feature
+    image: Image.Image
+    score: float
+    transfer_score: float
+    alive: bool
+
+
+def one_model(name: str, views: Sequence[ModelView]) -> ModelView:
+    """The only model.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if len(views) != 1:
+        raise ConfigError(f"{name} takes one model; got {', '.join(v.model_id for v in views)}.")
+    find_tap(views[0], Site(0, "mlp_act"))
+    return views[0]
+
+
+def given_features(view: ModelView, text: str) -> list[Feature]:
+    """The features of addresses with commas between.
+
+    Raises:
+        SiteError: a malformed address, or one that the model lacks.
+    """
+    features = [parse_feature(part) for part in text.split(",") if part.strip()]
+    for feature in features:
+        check_feature(view, feature)
+    return features
+
+
+def strong_on_photographs(view: ModelView, n: int) -> list[Feature]:
+    """For each layer the n neurons that `RULE` gives on the built-in photographs."""
+    reference = reference_scores(view)
+    features = []
+    for layer in range(len(view.layers)):
+        site = Site(layer, "mlp_act")
+        scores = reference[site].numpy()
+        features += _strongest(site, scores.max(0), scores.mean(0), scores.std(0), n)
+    return features
+
+
+def strong_in_atlas(atlas: Atlas, n: int) -> list[Feature]:
+    """The n neurons that `RULE` gives, the best of as many layers as possible, in order of the layers."""
+    sites = [s for s in atlas.sites if s.kind == "mlp_act"]
+    if not sites:
+        raise ConfigError(f"the atlas {atlas.name!r} has no site of kind mlp_act; name features yourself.")
+    chosen = np.linspace(0, len(sites) - 1, min(n, len(sites))).round().astype(int).tolist()
+    shares = [n // len(chosen) + (i < n % len(chosen)) for i in range(len(chosen))]
+    features = []
+    for place, share in zip(chosen, shares, strict=True):
+        table = atlas.table(sites[place])
+        features += _strongest(sites[place], table.top_scores[:, 0], table.mean, table.std, share)
+    return features
+
+
+def _strongest(site: Site, best: NDArray[Any], mean: NDArray[Any], std: NDArray[Any], n: int) -> list[Feature]:
+    strength = (best - mean) / (np.median(std) + 1e-12)
+    return [Feature(site, int(i)) for i in np.argsort(-strength, kind="stable")[:n]]
+
+
+def optimized(
+    view: ModelView, features: Sequence[Feature], config: VisualizeConfig, work: Path, progress: Progress | None = None,
+    known: Atlas | None = None,
+) -> dict[Feature, Picture]:  # fmt: skip
+    """Optimized pictures of features, each kept in `work` as soon as it is there.
+
+    Args:
+        known: an atlas whose own pictures are taken instead.
+    """
+    folder = work / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def path_of(feature: Feature) -> Path:
+        return (known.visualization(feature) if known else None) or folder / f"{file_stem(feature)}.png"
+
+    wanted = list(dict.fromkeys(features))
+    missing = [f for f in wanted if not _made(path_of(f), config)]
+    done = len(wanted) - len(missing)
+    for _, same_site in groupby(missing, lambda f: f.site):
+        group = list(same_site)
+        for start in range(0, len(group), _TOGETHER):
+            some = group[start : start + _TOGETHER]
+            for feature, result in zip(some, visualize(view, some, config), strict=True):
+                path_of(feature).unlink(missing_ok=True)
+                result.save(path_of(feature))
+            done += len(some)
+            if progress:
+                progress(done, len(wanted))
+    return {f: _read(f, path_of(f)) for f in wanted}
+
+
+def _made(path: Path, config: VisualizeConfig) -> bool:
+    """Whether there is a picture already; one of ours must be of the same recipe."""
+    if not path.is_file():
+        return False
+    return path.parent.name == "visualizations" or read_recipe(path)["config"] == config.to_dict()
+
+
+def _read(feature: Feature, path: Path) -> Picture:
+    recipe: Mapping[str, Any] = read_recipe(path)
+    return Picture(
+        feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), bool(recipe["alive"])
+    )
+
+
+def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:
+    """A preset with its steps, or others."""
+    return VisualizeConfig.preset(preset, seed=seed, **({"steps": steps} if steps else {}))
+
+
+def atlas_for(
+    view: ModelView, source: Source | None, name: str, limit: int, batch: int, k: int, work: Path,
+    progress: Progress | None = None,
+) -> Atlas:  # fmt: skip
+    """The named atlas; without one the dataset is searched, or the built-in photographs.
+
+    Raises:
+        AtlasError: there is none, or it is of another model.
+    """
+    if name:
+        atlas = open_atlas(name)
+        check_model(view, atlas)
+        return atlas
+    folder = work / "atlas"
+    if folder.is_dir():
+        return open_atlas(str(folder))
+    source = source or open_source("builtin")
+    config = SearchConfig(k=k, limit=limit or None, batch=batch)
+
+    def show(state: SearchState) -> None:
+        if progress:
+            progress(state.n_rows, limit or source.n_rows or 0)
+
+    return make_atlas(view, source, config, folder, resume=True, progress=show)

@@ -1,0 +1,124 @@
+"""Accuracy without position embeddings, and with the tiles of the picture shuffled (released notes)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitviz_hf.config import PositionConfig
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.accuracy import (
+    UNKNOWN,
+    Example,
+    Flags,
+    Progress,
+    accuracy,
+    check_classifiers,
+    count_right,
+    how_scored,
+    is_right,
+)  # fmt: skip
+from vitviz_hf.experiments.pixels import logits_of, model_bytes
+from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.figures import bars
+from vitviz_hf.model import ModelView
+from vitviz_hf.stream import Source
+from vitviz_hf.tables import Interval, Table
+from vitviz_hf.tokens import without_positions
+
+_WAYS = ("natural", "positions zeroed", "tiles shuffled")
+# Top-1 in %, zeroed and shuffled 32-px tiles; from the released notes of 384-px models.
+_PAPER = {"google/vit-base-patch16-384": (84.0, 22.0, 33.0), "google/vit-base-patch32-384": (81.0, 58.0, 54.0)}
+
+
+def run(
+    views: Sequence[ModelView], source: Source, config: PositionConfig, work: Path, progress: Progress | None = None
+) -> Result:
+    """Top-1 accuracy as it is, with position embeddings set to zero, and with shuffled tiles.
+
+    Raises:
+        NoClassifierError: a model has no trained classifier.
+        ConfigError: tiles that do not divide the input.
+    """
+    check_classifiers(views)
+    tiles = [tile_size(view, config.tile) for view in views]
+    blind = [_without(view) for view in views]
+    manifest = describe_run("position", views, source, config) | {"tiles": tiles}
+
+    def prepare(example: Example) -> list[tuple[Tensor, Tensor]]:
+        pairs = []
+        for view, tile in zip(views, tiles, strict=True):
+            natural = model_bytes(view, example.image)
+            pairs.append((natural, shuffle_tiles(natural, tile, example.row.key ^ config.seed)))
+        return pairs
+
+    def score(examples: list[Example], prepared: list[list[tuple[Tensor, Tensor]]]) -> Flags:
+        columns = []
+        for m, (view, zeroed) in enumerate(zip(views, blind, strict=True)):
+            targets = [e.targets[m] for e in examples]
+            natural, shuffled = (torch.stack([p[m][i] for p in prepared]) for i in (0, 1))
+            columns.append(is_right(logits_of(view, natural, config.batch), targets, 1))
+            if zeroed is None:
+                columns.append(np.full(len(targets), UNKNOWN, np.uint8))
+            else:
+                columns.append(is_right(logits_of(zeroed, natural, config.batch), targets, 1))
+            columns.append(is_right(logits_of(view, shuffled, config.batch), targets, 1))
+        return np.stack(columns, 1)
+
+    names = [f"{m} {way}" for m in range(len(views)) for way in _WAYS]
+    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)
+    rows, groups = [], {}
+    for m, view in enumerate(views):
+        ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]
+        paper = _PAPER.get(view.model_id, (None,) * 3)
+        rows.append((view.model_id, f"{tiles[m]} px", *(x for pair in zip(paper, ours, strict=True) for x in pair)))
+        groups[view.model_id] = {
+            way: (x.value, x.low, x.high) for way, x in zip(_WAYS, ours, strict=True) if isinstance(x, Interval)
+        }
+    header = ["model", "tile"] + [f"{way}, {whose}" for way in _WAYS for whose in ("paper", "ours")]
+    notes = [
+        *how_scored(tally, source, views), "Top-1 accuracy in %. Tiles are shuffled after resize and crop, each image "
+        "in its own order. '-' under zeroed: the model has no learned position embeddings.",
+    ]  # fmt: skip
+    table = Table(tuple(header), tuple(rows), tuple(notes))
+    return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, manifest)
+
+
+def tile_size(view: ModelView, wanted: int = 0) -> int:
+    """Side of the tiles: as wanted, or the divisor of the input nearest to 32, of whole patches if possible.
+
+    Raises:
+        ConfigError: the wanted one does not divide the input.
+    """
+    height, width = view.input_size
+    fitting = [t for t in range(2, min(height, width)) if height % t == 0 and width % t == 0]
+    if wanted:
+        if wanted not in fitting:
+            raise ConfigError(
+                f"tiles of {wanted} px do not divide the input of {view.model_id!r}, {height}x{width}; "
+                f"possible are {', '.join(map(str, fitting))}."
+            )
+        return wanted
+    patch = height // view.layers[0].patch_grid[0] if view.layers else 1
+    whole = [t for t in fitting if t % patch == 0] or fitting
+    if not whole:
+        raise ConfigError(f"the input of {view.model_id!r}, {height}x{width}, cannot be cut into tiles.")
+    return min(whole, key=lambda t: (abs(t - 32), t))
+
+
+def shuffle_tiles(picture: Tensor, tile: int, seed: int) -> Tensor:
+    """[3, H, W] with its square tiles in a random order."""
+    channels, height, width = picture.shape
+    rows, cols = height // tile, width // tile
+    tiles = picture.reshape(channels, rows, tile, cols, tile).permute(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+    tiles = tiles[torch.randperm(rows * cols, generator=torch.Generator().manual_seed(seed))]
+    return tiles.reshape(rows, cols, channels, tile, tile).permute(2, 0, 3, 1, 4).reshape(channels, height, width)
+
+
+def _without(view: ModelView) -> ModelView | None:
+    try:
+        return without_positions(view)
+    except ConfigError:
+        return None

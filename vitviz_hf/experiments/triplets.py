@@ -1,0 +1,60 @@
+"""Optimized picture, most activating image, activation map (Fig. 3, 6 and 9a)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitviz_hf.config import TripletsConfig
+from vitviz_hf.experiments.accuracy import Progress
+from vitviz_hf.experiments.pictures import (
+    RULE,
+    atlas_for,
+    given_features,
+    one_model,
+    optimized,
+    picture_config,
+    strong_in_atlas,
+)
+from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.figures import picture_grid
+from vitviz_hf.images import map_range, overlay
+from vitviz_hf.model import ModelView
+from vitviz_hf.page import map_hits
+from vitviz_hf.stream import Source
+from vitviz_hf.tables import Table
+
+
+def run(
+    views: Sequence[ModelView], source: Source | None, config: TripletsConfig, work: Path,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """A row of three for each feature.
+
+    Raises:
+        ConfigError: several models.
+        AtlasError: the atlas is of another model.
+        SiteError: a feature that the model or the atlas lacks.
+    """
+    view = one_model("triplets", views)
+    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, 10, work, progress)
+    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
+    for feature in chosen:
+        atlas.hits(feature)
+    how = picture_config(config.preset, config.steps, config.seed)
+    pictures = optimized(view, chosen, how, work, progress, atlas)
+    grid, rows = [], []
+    for feature, picture in pictures.items():
+        best = map_hits(view, atlas, feature, 1)[0]
+        name = best.label or best.name
+        drawn = overlay(best.crop, best.values, map_range(best.values))
+        three = [picture.image, best.crop, drawn]
+        captions = [f"score {picture.score:.3g}", name[:30], f"score {best.hit.score:.3g}"]
+        grid.append((str(feature), list(zip(captions, three, strict=True))))
+        rows.append((str(feature), picture.score, picture.transfer_score, name, best.hit.score))
+    notes = (
+        "Features as given." if config.features else RULE.format(images="of the searched images"),
+        f"Most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
+    )
+    header = ("feature", "picture's score", "turned, zoomed, blurred", "most activating image", "its score")
+    manifest = describe_run("triplets", views, source, config)
+    table = Table(header, tuple(rows), notes)
+    return Result("triplets", {"table": table}, {"figure": picture_grid(grid, 1.8)}, manifest)

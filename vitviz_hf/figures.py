@@ -1,0 +1,112 @@
+"""Figures of results. The only place that imports matplotlib; no global state of it is used."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure as Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+Floats = NDArray[np.floating]
+Row = tuple[str, Sequence[tuple[str, Image.Image | None]]]
+
+
+def heat_map(values: Mapping[str, Floats], label: str) -> Figure:
+    """Maps [R, C] side by side on one color scale, each with its title."""
+    figure = Figure(figsize=(4.2 * len(values), 3.6), layout="constrained")
+    low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+    for i, (title, grid) in enumerate(values.items()):
+        axes = figure.add_subplot(1, len(values), i + 1)
+        drawn = axes.imshow(grid, vmin=low, vmax=high, cmap="viridis")
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="column", ylabel="row")
+    figure.colorbar(drawn, ax=figure.axes, label=label)
+    return figure
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats | None, Floats | None]]], x: str, y: str,
+    by_order: bool = False,
+) -> Figure:  # fmt: skip
+    """Lines in panels side by side.
+
+    Args:
+        panels: title -> name of the line -> x, y, and the lower and upper end of its band, or None.
+        x: label of the axis.
+        y: label of the axis.
+        by_order: color the lines by their order, as for layers, instead of telling them apart.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        for i, (name, (xs, ys, low, high)) in enumerate(lines.items()):
+            color = _ordered_color(i, len(lines)) if by_order else f"C{i % 10}"
+            ax.plot(xs, ys, marker="o", markersize=3, label=name, color=color)
+            if low is not None and high is not None:
+                ax.fill_between(xs, low, high, color=color, alpha=0.12, linewidth=0)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(x)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(y)
+    axes[-1].legend(fontsize=8, ncols=1 + len(axes[-1].lines) // 9)
+    return figure
+
+
+def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], y: str) -> Figure:
+    """Groups of bars, each a value with the ends of its confidence interval."""
+    figure = Figure(figsize=(2.2 + 1.6 * len(groups), 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        at = [g + i * width for g, group in enumerate(groups.values()) if name in group]
+        cells = np.array([group[name] for group in groups.values() if name in group])
+        ends = np.maximum(np.stack([cells[:, 0] - cells[:, 1], cells[:, 2] - cells[:, 0]]), 0)
+        axes.bar(at, cells[:, 0], width * 0.92, yerr=ends, label=name, capsize=2)
+    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [_wrapped(g) for g in groups], fontsize=8)
+    axes.set_ylabel(y)
+    axes.legend(fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def picture_grid(rows: Sequence[Row], size: float = 1.5) -> Figure:
+    """Rows of pictures with a label at the left and a caption below each; None leaves a place empty.
+
+    Args:
+        size: width of a picture in inches.
+    """
+    n = max(len(pictures) for _, pictures in rows)
+    figure = Figure(figsize=(size * n + 0.8, (size + 0.22) * len(rows) + 0.1), layout="constrained")
+    grid = figure.subplots(len(rows), n, squeeze=False)
+    for (label, pictures), axes in zip(rows, grid, strict=True):
+        for i, ax in enumerate(axes):
+            ax.set(xticks=[], yticks=[])
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+            if i == 0:
+                ax.set_ylabel(label, fontsize=8)
+            if i < len(pictures) and pictures[i][1] is not None:
+                ax.imshow(np.asarray(pictures[i][1]), interpolation="antialiased")
+                ax.set_xlabel(pictures[i][0], fontsize=7, labelpad=2)
+    return figure
+
+
+def encode_figure(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` or `svg`; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _ordered_color(i: int, n: int) -> tuple[float, float, float]:
+    import matplotlib
+
+    red, green, blue, _ = matplotlib.colormaps["viridis"](0.92 * i / max(n - 1, 1))
+    return red, green, blue
+
+
+def _wrapped(name: str) -> str:
+    return name.rsplit("/", 1)[-1].replace("-", "-\n", 2)
