@@ -19,7 +19,7 @@ def heat_map(values: Mapping[str, Floats], label: str) -> Figure:
     for i, (title, grid) in enumerate(values.items()):
         axes = figure.add_subplot(1, len(values), i + 1)
         drawn = axes.imshow(grid, vmin=low, vmax=high, cmap="viridis")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(_short(title), fontsize=9)
         axes.set(xlabel="column", ylabel="row")
     figure.colorbar(drawn, ax=figure.axes, label=label)
     return figure
@@ -42,7 +42,7 @@ def curves(
     for ax, (title, lines) in zip(axes, panels.items(), strict=True):
         for i, (name, (xs, ys, low, high)) in enumerate(lines.items()):
             color = _ordered_color(i, len(lines)) if by_order else f"C{i % 10}"
-            ax.plot(xs, ys, marker="o", markersize=3, label=name, color=color)
+            ax.plot(xs, ys, marker="o", markersize=3, label=_short(name), color=color)
             if low is not None and high is not None:
                 ax.fill_between(xs, low, high, color=color, alpha=0.12, linewidth=0)
         ax.set_title(title, fontsize=10)
@@ -109,4 +109,9 @@ def _ordered_color(i: int, n: int) -> tuple[float, float, float]:
 
 
 def _wrapped(name: str) -> str:
-    return name.rsplit("/", 1)[-1].replace("-", "-\n", 2)
+    return _short(name).replace("-", "-\n", 2)
+
+
+def _short(name: str) -> str:
+    """A model without its owner."""
+    return name.rsplit("/", 1)[-1]

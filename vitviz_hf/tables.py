@@ -61,6 +61,24 @@ class Table:
         return json.dumps({"rows": self.records(), "notes": list(self.notes)}, indent=1)
 
 
+def paper_and_ours(
+    names: Sequence[str], rows: Sequence[Sequence[Sequence[Cell]]]
+) -> tuple[list[str], list[list[Cell]]]:
+    """Header and cells where each quantity stands twice: from the paper, and ours; only ours if the paper has none.
+
+    Args:
+        rows: for each row (from the paper, ours), one of each for every name.
+    """
+    known = [any(paper[i] is not None for paper, _ in rows) for i in range(len(names))]
+    header: list[str] = []
+    cells: list[list[Cell]] = [[] for _ in rows]
+    for i, (name, both) in enumerate(zip(names, known, strict=True)):
+        header += [f"{name}, paper", f"{name}, ours"] if both else [name]
+        for row, (paper, ours) in zip(cells, rows, strict=True):
+            row += [paper[i], ours[i]] if both else [ours[i]]
+    return header, cells
+
+
 def _values(name: str, cell: Cell) -> Sequence[tuple[str, Any]]:
     if isinstance(cell, Interval):
         return (name, cell.value), (f"{name} low", cell.low), (f"{name} high", cell.high)

@@ -19,7 +19,7 @@ def add_experiment_commands(verbs: Any) -> None:
     """One subcommand for each experiment, and `all`."""
     group = verbs.add_parser(
         "experiment", help="make a table and a figure of a paper for any model",
-        description="Make a table and a figure of a paper for any model. 'vitviz experiment NAME --help' has the options.",
+        description="Make a table and a figure of a paper for any model. Options: 'vitviz experiment NAME --help'.",
     )  # fmt: skip
     names = group.add_subparsers(title="experiments", required=True, metavar="NAME")
     for name, experiment in EXPERIMENTS.items():

@@ -31,7 +31,7 @@ from vitviz_hf.figures import Figure, bars, picture_grid
 from vitviz_hf.images import open_image
 from vitviz_hf.model import ModelView
 from vitviz_hf.stream import Row, Source, open_source
-from vitviz_hf.tables import Cell, Interval, Table
+from vitviz_hf.tables import Cell, Interval, Table, paper_and_ours
 
 _WAYS = ("full", "foreground", "background")
 _TOP = (5, 1)
@@ -106,36 +106,37 @@ def run(
 
     names = [f"{m} {way} {k}" for m in range(len(views)) for way in _WAYS for k in _TOP]
     tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)
-    relative, raw, groups = [], [], {}
+    pairs: list[tuple[list[Cell], list[Cell]]] = []
+    plain: list[tuple[Cell, ...]] = []
+    groups = {}
     for m, view in enumerate(views):
-        cells: list[Cell] = [view.model_id]
-        plain: list[Cell] = [view.model_id]
-        for t, k in enumerate(_TOP):
+        ours: list[Cell] = []
+        absolute: list[Cell] = []
+        for k in _TOP:
             flags = [tally.flags(f"{m} {way} {k}") for way in _WAYS]
-            ours = [accuracy(flags[0], config.seed), *(accuracy(f, config.seed, flags[0]) for f in flags[1:])]
-            paper = _PAPER[_PAPER_NAMES[view.model_id]][t] if view.model_id in _PAPER_NAMES else (None,) * 3
-            cells += [x for pair in zip(paper, ours, strict=True) for x in pair]
-            plain += [accuracy(f, config.seed) for f in flags]
-        relative.append(tuple(cells))
-        raw.append(tuple(plain))
+            ours += [accuracy(flags[0], config.seed), *(accuracy(f, config.seed, flags[0]) for f in flags[1:])]
+            absolute += [accuracy(f, config.seed) for f in flags]
+        known = _PAPER.get(_PAPER_NAMES.get(view.model_id, ""))
+        pairs.append(([x for three in known for x in three] if known else [None] * 6, ours))
+        plain.append((view.model_id, *absolute))
         groups[view.model_id] = {
             f"{way}, top-1": (x.value, x.low, x.high)
-            for way, x in zip(_WAYS[1:], (cells[-3], cells[-1]), strict=True)
-            if isinstance(x, Interval)
-        }
-    header = [f"top-{k} {way}" for k in _TOP for way in _WAYS]
+            for way, x in zip(_WAYS[1:], ours[-2:], strict=True) if isinstance(x, Interval)
+        }  # fmt: skip
+    quantities = [f"top-{k} {way}" for k in _TOP for way in _WAYS]
+    header, cells = paper_and_ours(quantities, pairs)
+    relative = tuple((view.model_id, *row) for view, row in zip(views, cells, strict=True))
     notes = (
         *how_scored(tally, source, views),
         "Boxes are blacked out (background), or all but the boxes (foreground), in the original picture, before resize "
         "and crop; only boxes of the true class.",
     )
+    first = "Full: accuracy in %. Foreground and background: in % of it, on the same images."
+    permuted = (_PERMUTED,) if any(v.model_id in _PAPER_NAMES for v in views) else ()
     tables = {
-        "table": Table(
-            ("model", *(f"{h}, {whose}" for h in header for whose in ("paper", "ours"))), tuple(relative),
-            ("Full: accuracy in %. Foreground and background: in % of it, on the same images.", *notes, _PERMUTED),
-        ),
-        "table-plain": Table(("model", *header), tuple(raw), ("Accuracy in %, not normalized.", *notes)),
-    }  # fmt: skip
+        "table": Table(("model", *header), relative, (first, *notes, *permuted)),
+        "table-plain": Table(("model", *quantities), tuple(plain), ("Accuracy in %, not normalized.", *notes)),
+    }
     figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}
     return Result("background", tables, figures, manifest)
 

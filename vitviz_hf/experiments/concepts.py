@@ -57,7 +57,7 @@ def run(
         rows.append((str(feature), words or None, picture.score, "; ".join(names)))
     how_named = atlas.words
     notes = (
-        "Features as given." if config.features else RULE.format(images="of the searched images"),
+        "Features as given." if config.features else RULE.format(images="the searched images"),
         f"The {_SHOWN} most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
         f"Words in the eyes of {how_named.namer}, with their agreement; the best word for random images reaches "
         f"{how_named.chance:.2f}." if how_named else "No words: the model has no text tower, the atlas no names.",

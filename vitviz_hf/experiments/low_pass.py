@@ -61,6 +61,7 @@ def run(
     few = max(1, config.batch // 8)  # each picture waits as 34 of them
     tally = count_right(views, source, names, prepare, score, few, config.limit, work, manifest, progress)
     rows: list[tuple[Cell, ...]] = []
+    wide: list[tuple[Cell, ...]] = []
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {}
     for m, view in enumerate(views):
         natural = tally.flags(f"{m} natural")
@@ -71,6 +72,8 @@ def run(
             absolute = [accuracy(f, config.seed) for f in flags]
             relative = [accuracy(f, config.seed, natural) for f in flags]
             rows += [(view.model_id, shape, *row) for row in zip(KEPT, absolute, relative, strict=True)]
+            for quantity, values in (("top-1", absolute), ("relative", relative)):
+                wide.append((view.model_id, shape, quantity, *(x and x.value for x in values)))
             drawn = [(r, x) for r, x in zip(KEPT, relative, strict=True) if x is not None]
             if drawn:
                 value, low, high = (np.array([getattr(x, end) for _, x in drawn]) for end in ("value", "low", "high"))
@@ -81,11 +84,14 @@ def run(
         "|fx| and |fy| up to r times the highest frequency, circle all within r times it, gaussian halves r times it. "
         "Relative: in % of the accuracy on the unfiltered images.",
     )
-    header = ("model", "mask", "kept share", "top-1, %", "relative, %")
+    tables = {
+        "table": Table(("model", "mask", "%", *(f"r = {r:g}" for r in KEPT)), tuple(wide), notes),
+        "table-intervals": Table(("model", "mask", "kept share", "top-1, %", "relative, %"), tuple(rows), notes),
+    }
     figures = {"examples": _examples(source)}
     if panels:
         figures["figure"] = curves(panels, "kept share of frequencies", "top-1 accuracy, % of the unfiltered")
-    return Result("low-pass", {"table": Table(header, tuple(rows), notes)}, figures, manifest)
+    return Result("low-pass", tables, figures, manifest)
 
 
 def masks(height: int, width: int) -> Tensor:

@@ -23,7 +23,9 @@ from vitviz_hf.search import SearchState
 from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
 from vitviz_hf.stream import Source, open_source
 
-RULE = "Features: those whose best {images} lies furthest above their mean, in median standard deviations of the layer."
+RULE = (
+    "Features: those whose highest score over {images} is furthest above their mean, in median deviations of a layer."
+)
 _TOGETHER = 8
 
 
@@ -132,9 +134,8 @@ def _made(path: Path, config: VisualizeConfig) -> bool:
 
 def _read(feature: Feature, path: Path) -> Picture:
     recipe: Mapping[str, Any] = read_recipe(path)
-    return Picture(
-        feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), bool(recipe["alive"])
-    )
+    alive = int(recipe["dead_steps"]) < int(recipe["config"]["steps"]) or float(recipe["score"]) > 0
+    return Picture(feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), alive)
 
 
 def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:

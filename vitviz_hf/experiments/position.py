@@ -25,7 +25,7 @@ from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import bars
 from vitviz_hf.model import ModelView
 from vitviz_hf.stream import Source
-from vitviz_hf.tables import Interval, Table
+from vitviz_hf.tables import Interval, Table, paper_and_ours
 from vitviz_hf.tokens import without_positions
 
 _WAYS = ("natural", "positions zeroed", "tiles shuffled")
@@ -69,20 +69,20 @@ def run(
 
     names = [f"{m} {way}" for m in range(len(views)) for way in _WAYS]
     tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)
-    rows, groups = [], {}
+    pairs, groups = [], {}
     for m, view in enumerate(views):
         ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]
-        paper = _PAPER.get(view.model_id, (None,) * 3)
-        rows.append((view.model_id, f"{tiles[m]} px", *(x for pair in zip(paper, ours, strict=True) for x in pair)))
+        pairs.append((_PAPER.get(view.model_id, (None,) * 3), ours))
         groups[view.model_id] = {
             way: (x.value, x.low, x.high) for way, x in zip(_WAYS, ours, strict=True) if isinstance(x, Interval)
         }
-    header = ["model", "tile"] + [f"{way}, {whose}" for way in _WAYS for whose in ("paper", "ours")]
+    header, cells = paper_and_ours(_WAYS, pairs)
+    rows = [(v.model_id, f"{tile} px", *row) for v, tile, row in zip(views, tiles, cells, strict=True)]
     notes = [
         *how_scored(tally, source, views), "Top-1 accuracy in %. Tiles are shuffled after resize and crop, each image "
         "in its own order. '-' under zeroed: the model has no learned position embeddings.",
     ]  # fmt: skip
-    table = Table(tuple(header), tuple(rows), tuple(notes))
+    table = Table(("model", "tile", *header), tuple(rows), tuple(notes))
     return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, manifest)
 
 

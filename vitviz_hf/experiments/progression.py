@@ -49,7 +49,7 @@ def run(
     ]
     header = ("feature", "score", "turned, zoomed, blurred", "came alive", "best photograph's score", "photograph")
     notes = (
-        "Features as given." if config.features else RULE.format(images="of the built-in photographs"),
+        "Features as given." if config.features else RULE.format(images="the built-in photographs"),
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies.",
     )
     manifest = describe_run("progression", views, source, config)

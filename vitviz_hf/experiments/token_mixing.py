@@ -30,7 +30,7 @@ from vitviz_hf.model import ModelView
 from vitviz_hf.recording import record_with_logits
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import Source
-from vitviz_hf.tables import Cell, Interval, Table
+from vitviz_hf.tables import Cell, Interval, Table, paper_and_ours
 from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, lone_prefix
 
 _WAYS = ("natural", "isolating CLS", "mean of patches", "mean of all tokens")
@@ -53,7 +53,8 @@ def run(
     for view in views:
         check_plain(view)
     manifest = describe_run("token-mixing", views, source, config)
-    rows: list[tuple[Cell, ...]] = []
+    names: list[tuple[str, str]] = []
+    pairs: list[tuple[tuple[Cell, ...], tuple[Cell, ...]]] = []
     notes: list[str] = []
     maps = {}
     for i, view in enumerate(views):
@@ -64,24 +65,28 @@ def run(
             right = right[right[:, 0] != UNKNOWN]
             by_place = 100 * right.mean(0)
             if k == 1:
-                maps[f"{view.model_id}: top-1 of the head on each patch"] = by_place.reshape(shape)
+                maps[view.model_id] = by_place.reshape(shape)
             ways = [accuracy(tally.flags(f"{way} {k}"), 0) for way in _WAYS]
             ours = (*ways[:2], _mean_interval(100 * right.mean(1)), float(by_place.max()), *ways[2:])
             paper = _PAPER[k] if view.model_id == _PAPER_MODEL else (None,) * 4
-            rows.append(
-                (view.model_id, f"top-{k}", *(x for pair in zip(paper, ours, strict=False) for x in pair), *ours[4:])
-            )
+            names.append((view.model_id, f"top-{k}"))
+            pairs.append(((*paper, None, None), ours))
         notes += how_scored(tally, source, [view])
-    columns = ["model", "accuracy, %"]
-    for name in ("natural", "isolating CLS", "patch average", "patch maximum"):
-        columns += [f"{name}, paper", f"{name}, ours"]
+    quantities = ("natural", "isolating CLS", "patch average", "patch maximum", "mean of patches", "mean of all tokens")
+    header, cells = paper_and_ours(quantities, pairs)
     notes += [
         "Isolating CLS: in all layers but the last, prefix tokens and patches do not see each other. Patch average and "
         "maximum: the head on each patch token in turn, over places; the maximum is the best place on these images.",
         f"The paper's numbers are for ViT-B/16 at 384 px on ImageNet validation ({_PAPER_MODEL}).",
     ]
-    table = Table((*columns, "mean of patches", "mean of all tokens"), tuple(rows), tuple(dict.fromkeys(notes)))
-    return Result("token-mixing", {"table": table}, {"figure": heat_map(maps, "accuracy, %")}, manifest)
+    rows = tuple((*name, *row) for name, row in zip(names, cells, strict=True))
+    table = Table(("model", "accuracy, %", *header), rows, tuple(dict.fromkeys(notes)))
+    return Result(
+        "token-mixing",
+        {"table": table},
+        {"figure": heat_map(maps, "top-1 accuracy of the head on each patch, %")},
+        manifest,
+    )
 
 
 def _patch_columns(view: ModelView, k: int) -> list[str]:

@@ -51,7 +51,7 @@ def run(
         grid.append((str(feature), list(zip(captions, three, strict=True))))
         rows.append((str(feature), picture.score, picture.transfer_score, name, best.hit.score))
     notes = (
-        "Features as given." if config.features else RULE.format(images="of the searched images"),
+        "Features as given." if config.features else RULE.format(images="the searched images"),
         f"Most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
     )
     header = ("feature", "picture's score", "turned, zoomed, blurred", "most activating image", "its score")
