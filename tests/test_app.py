@@ -17,7 +17,8 @@ from PIL import Image
 
 from vitviz_hf import load_model
 from vitviz_hf.atlas import make_atlas
-from vitviz_hf.config import SearchConfig
+from vitviz_hf.config import NarrowSitesConfig, SearchConfig
+from vitviz_hf.experiments import run_experiment
 from vitviz_hf.naming import name_features
 from vitviz_hf.optimization import read_recipe
 from vitviz_hf.stream import open_source
@@ -32,7 +33,14 @@ SECONDS = 30_000
 def url(hub, tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit"}
+    results = tmp_path_factory.mktemp("results")
+    vit = load_model("tiny/vit", device="cpu")
+    for name, layers in (("early", "0"), ("late", "2")):
+        config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
+        run_experiment("narrow-sites", [vit], None, config, results / "work").save(results / name)
+    environment = {
+        **os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit", "VITVIZ_RESULTS": str(results)
+    }  # fmt: skip
     log = (tmp_path_factory.mktemp("app") / "log").open("w+")
     server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
     for _ in range(120):
@@ -217,6 +225,47 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
     page.locator("#features button").nth(0).click()
     page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
+
+
+def test_stored_results_are_shown_and_linked(page, url):
+    opened(page, url, "?tab=experiments&result=late")
+    wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")
+
+    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-table").split())
+    assert page.locator("#experiment-figures img").count() >= 1
+    page.locator("#stored input").click()
+    page.get_by_role("option", name="early").click()
+    page.wait_for_function("document.querySelector('#experiment-table').innerText.includes('high-frequency')")
+    page.wait_for_function("location.search.includes('result=early')")
+
+
+def test_a_sample_of_an_experiment_runs_live(page, url):
+    opened(page, url, "?tab=experiments")
+    page.locator("#run-experiment").click()
+
+    wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
+    assert "0.mlp_act:" in text(page, "#experiment-table") and "2.mlp_act:" in text(page, "#experiment-table")
+    page.locator("#run-experiment").click()
+    page.locator("#cancel-experiment").click()
+    wait_for_text(page, "#experiment-status", "Cancelled.")
+
+
+def test_experiments_run_over_the_api_on_a_dataset_of_the_hub(hub, url, labelled):
+    hub.publish("datasets/tiny/labelled", labelled)
+    client = Client(url, verbose=False)
+
+    def run(*arguments):
+        return client.predict(*arguments, api_name="/run_experiment")
+
+    status, table, figures = run("tiny/vit", "background", "tiny/resnet", "tiny/labelled", 8)
+    assert "background" in status and "tiny/resnet" in table and len(figures) == 2
+    for arguments, message in [
+        (("tiny/vit", "position", "", "", 8), "position needs a dataset with labels"),
+        (("tiny/vit", "position", "", "/etc", 8), "is not a Hub id"),
+        (("tiny/resnet", "token-mixing", "", "tiny/labelled", 8), "it has no transformer layers"),
+    ]:
+        with pytest.raises(AppError, match=message):
+            run(*arguments)
 
 
 def test_a_visitors_atlas_is_a_hub_id_not_a_path(page, url):

@@ -5,13 +5,12 @@ import json
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
+from tests.conftest import draw_noise
 from vitviz_hf import activation_map, activations, classify, open_image, parse_feature, to_pixels
 from vitviz_hf.cli import main
 from vitviz_hf.config import (
@@ -36,35 +35,7 @@ from vitviz_hf.stream import Row, open_source
 from vitviz_hf.tables import Interval, Table, paper_and_ours
 from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, last_tokens, lone_prefix, without_positions
 
-CLASSES = ("bus", "cat", "dog", "zebra")
 N = 20
-
-
-def draw(i):
-    noise = np.random.default_rng(i).integers(0, 255, (6, 7, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((48 + i, 40), Image.Resampling.BICUBIC)
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """20 pictures of four classes, of which the tiny models know three, each with a box in [x0, y0, x1, y1]."""
-    import datasets
-
-    folder = tmp_path_factory.mktemp("labelled")
-    schema = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES), "bbox": [datasets.Value("float32")]}
-    )
-    rows = {"image": [], "label": [], "bbox": []}
-    for i in range(N):
-        draw(i).save(folder / "p.png")
-        rows["image"].append({"bytes": (folder / "p.png").read_bytes(), "path": f"train_{i}.png"})
-        rows["label"].append(i % 4)
-        rows["bbox"].append([4 + i, 5, 30 + i, 29])
-    (folder / "p.png").unlink()
-    (folder / "data").mkdir()
-    table = pa.table(rows, schema=schema.arrow_schema)
-    pq.write_table(table, folder / "data" / "validation-00000-of-00001.parquet")
-    return folder
 
 
 def noise(view, batch=2, seed=0):
@@ -241,7 +212,7 @@ def test_a_box_holds_its_last_row_and_column():
 
 
 def test_foreground_and_background_make_the_picture():
-    image = draw(3)
+    image = draw_noise(3)
 
     front, back = background.split_picture(image, [background.Box((5, 5, 20, 20))])
 
@@ -505,13 +476,13 @@ def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
 def test_spatial_triplets_and_concepts_search_first_where_there_is_no_atlas(vit, labelled, tmp_path):
     source = open_source(str(labelled))
 
-    spatial = run_experiment("spatial", [vit], source, SpatialConfig(features=4, threshold=0.05), tmp_path / "s")
+    spatial = run_experiment("spatial", [vit], source, SpatialConfig(per_layer=4, threshold=0.05), tmp_path / "s")
     triplets = run_experiment("triplets", [vit], source, TripletsConfig(rows=3, steps=2), tmp_path / "t")
     concepts = run_experiment("concepts", [vit], source, TripletsConfig(rows=2, steps=2), tmp_path / "c")
 
     assert [r["layer"] for r in spatial.tables["table"].records()] == [0, 1, 2]
     assert all(r["features"] + r["left out"] == 4 for r in spatial.tables["table"].records())
-    assert {r["dropped"] for r in spatial.tables["table-curves"].records()} == set(DROPPED)
+    assert {r["dropped"] for r in spatial.data["curves"].records()} == set(DROPPED)
     assert [r["feature"].split(".")[0] for r in triplets.tables["table"].records()] == ["0", "1", "2"]
     assert len(concepts.tables["table"].records()[0]["most activating images"].split("; ")) == 7
     assert "no text tower" in " ".join(concepts.tables["table"].notes)

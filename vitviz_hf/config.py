@@ -187,7 +187,7 @@ class SpatialConfig(_Checked):
     limit: int = _knob(0, _LIMIT, 0, 10**9)
     batch: int = _knob(32, "images in one forward pass", 1, 4096)
     atlas: str = _knob("", _ATLAS)
-    features: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
+    per_layer: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
     threshold: float = _knob(0.5, "a patch is active above it", -1e6, 1e6)
     seed: int = _knob(0, "of the draws", 0, 2**53)
 

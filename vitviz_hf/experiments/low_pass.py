@@ -84,14 +84,14 @@ def run(
         "|fx| and |fy| up to r times the highest frequency, circle all within r times it, gaussian halves r times it. "
         "Relative: in % of the accuracy on the unfiltered images.",
     )
-    tables = {
-        "table": Table(("model", "mask", "%", *(f"r = {r:g}" for r in KEPT)), tuple(wide), notes),
-        "table-intervals": Table(("model", "mask", "kept share", "top-1, %", "relative, %"), tuple(rows), notes),
+    tables = {"table": Table(("model", "mask", "%", *(f"r = {r:g}" for r in KEPT)), tuple(wide), notes)}
+    data = {
+        "intervals": Table(("model", "mask", "kept share", "top-1, %", "relative, %"), tuple(rows), notes),
     }
     figures = {"examples": _examples(source)}
     if panels:
         figures["figure"] = curves(panels, "kept share of frequencies", "top-1 accuracy, % of the unfiltered")
-    return Result("low-pass", tables, figures, manifest)
+    return Result("low-pass", tables, figures, manifest, data)
 
 
 def masks(height: int, width: int) -> Tensor:

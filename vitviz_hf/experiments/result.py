@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ class Result:
     tables: Mapping[str, Table]
     figures: Mapping[str, Figure]
     manifest: dict[str, Any]
+    data: Mapping[str, Table] = field(default_factory=dict)
+    """Long tables, for programs."""
 
     def save(self, folder: Path) -> None:
-        """Write `NAME.md`, `.csv` and `.json` of each table, `.png` and `.svg` of each figure, and manifest.json.
+        """Write `.md`, `.csv` and `.json` of each table, `.png` and `.svg` of each figure, and manifest.json.
 
         Raises:
             OutputExistsError: `folder` exists.
@@ -32,6 +34,7 @@ class Result:
         with write_dir(folder) as out:
             for name, table in self.tables.items():
                 (out / f"{name}.md").write_text(table.to_markdown(), "utf-8")
+            for name, table in {**self.tables, **self.data}.items():
                 (out / f"{name}.csv").write_text(table.to_csv(), "utf-8")
                 (out / f"{name}.json").write_text(table.to_json(), "utf-8")
             for name, figure in self.figures.items():

@@ -47,7 +47,7 @@ def run(
     lines: dict[str, dict[str, Any]] = {"active patches": {}, "sum of activation": {}}
     for done, site in enumerate(sites):
         n = find_tap(view, site).size
-        chosen = np.sort(rng.choice(n, min(config.features, n), replace=False)) if config.features else np.arange(n)
+        chosen = np.sort(rng.choice(n, min(config.per_layer, n), replace=False)) if config.per_layer else np.arange(n)
         found = []
         for i in chosen.tolist():
             feature = Feature(site, i)
@@ -79,8 +79,8 @@ def run(
         "active ones. Both are relative to nothing more blacked out; the sum is that of positive activations.",
         "Left out: features without an active patch, before or after the inactive ones are blacked out."
         + (
-            f" {config.features} features of each layer, drawn at random (seed {config.seed})."
-            if config.features
+            f" {config.per_layer} features of each layer, drawn at random (seed {config.seed})."
+            if config.per_layer
             else ""
         ),
     )
@@ -94,16 +94,16 @@ def run(
         "sum: off the line",
     )
     line = "Off the line: mean distance from 1 - x over the curve; 0 if the information is local."
-    tables = {
-        "table": Table(columns, tuple(summary), (line, *how)),
-        "table-curves": Table(
+    tables = {"table": Table(columns, tuple(summary), (line, *how))}
+    data = {
+        "curves": Table(
             ("layer", "quantity", "dropped", "features", "mean", "lower quartile", "upper quartile"), tuple(long), how
         ),
     }
     figures = {}
     if lines["active patches"]:
         figures["figure"] = curves(lines, "share of active patches blacked out", "share left", by_order=True)
-    return Result("spatial", tables, figures, describe_run("spatial", views, source, config))
+    return Result("spatial", tables, figures, describe_run("spatial", views, source, config), data)
 
 
 def measure(

@@ -13,8 +13,9 @@ from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.sites import KINDS, parse_feature
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.common import LINK_JS, OPENED_JS, Gpu, shown
+from vitviz_hf.ui.experiments_tab import build_experiments_tab
 from vitviz_hf.ui.features_tab import build_features_tab
-from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.jobs import Jobs, stored_results
 from vitviz_hf.ui.maps_tab import build_maps_tab
 from vitviz_hf.ui.optimize_tab import build_optimize_tab
 
@@ -62,6 +63,8 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
             with gr.Tab("Features", id="features") as features_page:
                 features = build_features_tab(jobs, gpu)
+            with gr.Tab("Experiments", id="experiments") as experiments_page:
+                experiments = build_experiments_tab(jobs, model, gpu)
         tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
 
         def describe(model_id: str, kind: str, layer: int) -> list[Any]:
@@ -95,7 +98,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
 
         link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.patch, maps.feature,
                 optimization.objective, optimization.preset, optimization.seed, features.atlas,
-                features.feature]  # fmt: skip
+                features.feature, experiments.stored]  # fmt: skip
 
         def after(event: Any) -> Any:
             return event.then(None, link, None, js=LINK_JS, api_visibility="private")
@@ -103,13 +106,20 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
         maps.connect(after)
         optimization.connect(after)
         features.connect(after, maps.photo)
+        experiments.connect(after)
         after(
             model.input(
                 model_facts, [model, maps.kind, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
                 concurrency_id="gpu", concurrency_limit=1, trigger_mode="always_last", show_progress_on=[facts],
             ).success(shown(maps.move), maps.move_inputs, maps.moved, api_visibility="private", concurrency_id="gpu")
         )  # fmt: skip
-        for page, key in ((maps_page, "maps"), (optimize_page, "optimize"), (features_page, "features")):
+        pages = {
+            "maps": maps_page,
+            "optimize": optimize_page,
+            "features": features_page,
+            "experiments": experiments_page,
+        }
+        for key, page in pages.items():
             after(page.select(None, None, tab_key, js=f"() => {key!r}", api_visibility="private"))
         after(
             maps.optimize.click(
@@ -138,15 +148,17 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
         )  # fmt: skip
         drawn_only = [i for i, component in enumerate(maps.shown) if component is not maps.feature]
         opened = [tabs, *link, maps.photo, facts, *(maps.shown[i] for i in drawn_only), features.page]
+        opened += experiments.result
 
         @shown
         def open_page(request: gr.Request) -> list[Any]:
             """Restore what the link says; then, with a GPU at hand, rank and draw."""
             values = _from_link(dict(request.query_params), own_model)
-            nothing = [gr.skip()] * (len(opened) - len(values))
+            stored = experiments.show(values[-2]) if values[-2] else [gr.skip()] * len(experiments.result)
+            nothing = [*[gr.skip()] * (len(opened) - len(values) - len(stored)), *stored]
             if not eager:
                 return [*values, *nothing]
-            _, tab, model_id, _, kind, layer, patch, feature, *_, atlas, page_feature, photo = values
+            _, tab, model_id, _, kind, layer, patch, feature, *_, atlas, page_feature, _, photo = values
             try:
                 text, kind_update, layer_update = describe(model_id, kind, layer)
                 values[4:6] = kind_update, layer_update
@@ -157,7 +169,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 gr.Warning(html.escape(str(error)))
                 return [*values, *nothing]
             values[7] = drawn[maps.shown.index(maps.feature)]
-            return [*values, text, *(drawn[i] for i in drawn_only), page]
+            return [*values, text, *(drawn[i] for i in drawn_only), page, *stored]
 
         loaded = demo.load(open_page, None, opened, api_visibility="private", concurrency_id="gpu", concurrency_limit=1)
         after(loaded.then(None, js=OPENED_JS, api_visibility="private"))
@@ -185,7 +197,8 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
     photo = query.get("photo", "")
     if photo not in photos:
         photo = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
-    tab = query["tab"] if query.get("tab") in ("optimize", "features") else "maps"
+    tab = query["tab"] if query.get("tab") in ("optimize", "features", "experiments") else "maps"
+    results, result = stored_results(), query.get("result")
     kind, preset = query.get("kind"), query.get("preset")
     site = parse_feature(_FIRST_FEATURE).site
     layer, seed = _whole(query.get("layer")), _whole(query.get("seed"))
@@ -194,6 +207,7 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
         site.layer if layer is None else layer, query.get("patch", ""), query.get("feature", ""),
         query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
         query.get("atlas", os.environ.get("VITVIZ_ATLAS", "")), query.get("shows", ""),
+        result if result in results else next(iter(results), None),
         str(photos[photo]) if photo else None,
     ]  # fmt: skip
 

@@ -1,11 +1,16 @@
 """What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
 
+import json
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from queue import Queue
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -16,7 +21,9 @@ from torch import Tensor
 from vitviz_hf.atlas import Atlas, open_atlas, unusual_features
 from vitviz_hf.classification import Classification
 from vitviz_hf.config import VisualizeConfig
-from vitviz_hf.errors import AtlasError, ConfigError, ModelNotFoundError
+from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, ModelNotFoundError
+from vitviz_hf.experiments import EXPERIMENTS, run_experiment
+from vitviz_hf.figures import encode_figure
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.maps import activation_map, rank_features, site_scores, unusualness
@@ -27,9 +34,12 @@ from vitviz_hf.page import check_model, feature_page
 from vitviz_hf.recording import activations, record_with_logits
 from vitviz_hf.reference import best_photograph, reference_scores
 from vitviz_hf.sites import KINDS, Feature, Site
+from vitviz_hf.stream import open_source
 
 _KEEP = 2
 _FRAME_SECONDS = 0.4
+MAX_SAMPLE = 64
+_SAMPLE = {"columns": 1, "rows": 3, "per_layer": 4, "preset": "fast", "steps": 24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,20 @@ class Frame:
     result: Visualization | None = None
     photograph: tuple[str, float] | None = None
     """Built-in photograph with the highest score, and that score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the app shows of an experiment."""
+
+    text: str
+    """Markdown."""
+    figures: dict[str, bytes]
+    """Title -> PNG."""
+
+
+class _Stopped(BaseException):
+    """A visitor cancelled."""
 
 
 class Jobs:
@@ -236,6 +260,51 @@ class Jobs:
         unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
         return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 
+    def experiment(
+        self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
+    ) -> Iterator["tuple[int, int] | Shown"]:
+        """A small sample of an experiment: how far it is, every 0.4 s, and at the end what it found.
+
+        Raises:
+            VitvizError: what does not fit, see `run_experiment`.
+        """
+        experiment = EXPERIMENTS[name]
+        if dataset and dataset != BUILTIN and not is_hub_id(dataset):
+            raise DatasetAccessError(f"{dataset!r} is not a Hub id; write OWNER/NAME, or 'builtin'.")
+        source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
+        known = {f.name for f in fields(experiment.config)}
+        wanted = {"limit": max(1, min(limit, MAX_SAMPLE)), "batch": 16, **_SAMPLE}
+        config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
+        views = [self.view(s) for s in snapshots]
+        told: Queue[tuple[int, int]] = Queue()
+        stop = threading.Event()
+
+        def progress(done: int, n: int) -> None:
+            if stop.is_set():
+                raise _Stopped
+            told.put((done, n))
+
+        def work() -> Shown:
+            with TemporaryDirectory(prefix="vitviz-") as folder:
+                result = run_experiment(name, views, source, config, Path(folder), progress)
+            text = f"## {name}\n{experiment.title}. Source: {experiment.source}.\n\n"
+            figures = {title: encode_figure(figure, "png") for title, figure in result.figures.items()}
+            return Shown(text + result.tables["table"].to_markdown(), figures)
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(work)
+            try:
+                while not running.done():
+                    time.sleep(_FRAME_SECONDS)
+                    latest = None
+                    while not told.empty():
+                        latest = told.get()
+                    if latest:
+                        yield latest
+                yield running.result()
+            finally:
+                stop.set()
+
     def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Iterator[Frame]:
         """Frames of an optimization, at most every 0.4 s, the last one with the result."""
         view = self.view(snapshot)
@@ -260,6 +329,37 @@ class Jobs:
         if len(terms) == 1 and terms[0][0] == 1 and isinstance(terms[0][1], Feature):
             photograph = best_photograph(reference_scores(view), terms[0][1])
         yield Frame(step.index, config.steps, result.image, result.score, False, result, photograph)
+
+
+def experiment_seconds(name: str) -> int:
+    """GPU time to ask for."""
+    return 60 if EXPERIMENTS[name].dataset == "labelled" else 120
+
+
+def results_folder() -> Path:
+    """Where stored results lie: `VITVIZ_RESULTS`, else those that come with the source."""
+    return Path(os.environ.get("VITVIZ_RESULTS") or Path(__file__).parents[2] / "docs" / "results")
+
+
+def stored_results() -> list[str]:
+    """Names of the stored results."""
+    return sorted(path.parent.name for path in results_folder().glob("*/manifest.json"))
+
+
+def stored_result(name: str) -> Shown:
+    """A stored result.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in stored_results():
+        raise ConfigError(f"there is no stored result {name!r}; there are {', '.join(stored_results()) or 'none'}.")
+    folder = results_folder() / name
+    facts = json.loads((folder / "manifest.json").read_text("utf-8"))
+    models = ", ".join(m["model_id"] for m in facts["models"])
+    tables = "\n".join(path.read_text("utf-8") for path in sorted(folder.glob("*.md")))
+    figures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    return Shown(f"## {facts['experiment']} of {models}\nSource: {facts['source']}.\n\n{tables}", figures)
 
 
 def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
