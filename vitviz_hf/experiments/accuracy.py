@@ -27,7 +27,7 @@ Flags = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 UNKNOWN = 255
 _CHECKPOINT_SECONDS = 60.0
-_DECODERS = 2
+_DECODERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)

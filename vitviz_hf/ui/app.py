@@ -23,6 +23,8 @@ _CSS = """
 #crop img { cursor: crosshair; }
 #live img { width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-container, #gallery .grid-container { min-width: 0; }
+#experiment-table { overflow-x: auto; }
+#experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
 #gallery .caption-label, #examples .caption-label, #features .caption-label {
   font-size: 0.7rem; white-space: normal; max-width: 100%;
 }

@@ -55,11 +55,11 @@ def build_experiments_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> Experimen
                 cancel = gr.Button("Cancel", variant="stop", elem_id="cancel-experiment", min_width=120)
             status = gr.Markdown(elem_id="experiment-status")
         with gr.Column(scale=2, min_width=320):
-            table = gr.Markdown(elem_id="experiment-table")
             gallery = gr.Gallery(
                 label="Figures", columns=1, height="auto", elem_id="experiment-figures", interactive=False,
                 object_fit="contain", format="png", buttons=["fullscreen", "download"],
             )  # fmt: skip
+            table = gr.Markdown(elem_id="experiment-table")
     job = gpu(lambda _, name, *__: experiment_seconds(name))(jobs.experiment)
     running: dict[str, Event] = {}
 
