@@ -16,7 +16,8 @@ import vitviz_hf
 ROOT = Path(vitviz_hf.__file__).parent
 RANKS = [
     "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms tables figures",
-    "hub stream measure", "loading", "model", "recording labels", "maps objectives classification search tokens",
+    "hub stream measure", "loading", "model", "recording labels scenes",
+    "maps objectives classification search tokens occlusion", "attention filters",
     "reference optimization atlas", "naming page", "experiments", "ui", "cli", "__main__",
 ]  # fmt: skip
 RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
@@ -29,7 +30,8 @@ FENCES = {
     "argparse": {"cli"},
     "datasets": {"stream", "atlas"},
     "matplotlib": {"figures"},
-    "scipy": {"experiments"},
+    "scipy": {"experiments", "filters"},
+    "sklearn": {"experiments"},
 }
 
 

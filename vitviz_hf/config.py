@@ -228,6 +228,51 @@ class TripletsConfig(_Checked):
     seed: int = _knob(0, "same seed, same pictures", 0, 2**53)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsConfig(_Checked):
+    """Options of the analysis `views`."""
+
+    filters: str = _knob("", "filters with commas between, from 0; empty: the four that tell most")
+    patches: str = _knob(
+        "", "patches as row,column with spaces between; empty: the corner and the two of most attention"
+    )
+    levels: str = _knob(
+        "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
+    )
+    residual: float = _knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OccludeConfig(_Checked):
+    """Options of the analysis `occlude`."""
+
+    ratio: float = _knob(0.2, "share of the tiles that is blacked out in the pictures", 0, 1)
+    grid: int = _knob(14, "tiles in a row and in a column", 1, 512)
+    tiles: str = _knob("", "tile numbers with commas between, blacked out too; runs as 5-9")
+    shuffles: str = _knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
+    patch: str = _knob("", "patch as row,column whose view is compared; empty: the one of most attention")
+    filter: int = _knob(-1, "filter of the views; -1: the one that tells most", -1, 10**6)
+    seeds: int = _knob(3, "draws for the curves", 1, 100)
+    residual: float = _knob(0.5, "share of the skip connection in joint attention", 0, 1)
+    seed: int = _knob(0, "of the draws", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupConfig(_Checked):
+    """Options of the analysis `group`."""
+
+    limit: int = _knob(100, "scenes that are used", 1, 10**6)
+    compose: Literal["paste", "tiles", "none"] = _knob(
+        "paste", "how scenes are made of a dataset without masks: objects on a picture, or 2 x 2 tiles"
+    )
+    variants: str = _knob(
+        "clean,shuffle 2,shuffle 8", "with commas between: clean, shuffle N, random R, salient R, non-salient R"
+    )
+    min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
+    cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)
+    seed: int = _knob(0, "of scenes, shuffling and t-SNE", 0, 2**31)
+
+
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:
     name, low, high = knob.name, knob.metadata["low"], knob.metadata["high"]
     if kind is str:

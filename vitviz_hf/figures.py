@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Figure
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Floats = NDArray[np.floating]
+Scatter = tuple[Floats, NDArray[np.integer], Floats]
+"""Points [n, 2], group of each, and size of each around 1."""
 Row = tuple[str, Sequence[tuple[str, Image.Image | None]]]
 
 
@@ -26,7 +29,7 @@ def heat_map(values: Mapping[str, Floats], label: str) -> Figure:
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats | None, Floats | None]]], x: str, y: str,
+    panels: Mapping[str, Mapping[str, tuple[Any, Any, Any, Any]]], x: str, y: str,
     by_order: bool = False,
 ) -> Figure:  # fmt: skip
     """Lines in panels side by side.
@@ -90,6 +93,27 @@ def picture_grid(rows: Sequence[Row], size: float = 1.5) -> Figure:
             if i < len(pictures) and pictures[i][1] is not None:
                 ax.imshow(np.asarray(pictures[i][1]), interpolation="antialiased")
                 ax.set_xlabel(pictures[i][0], fontsize=7, labelpad=2)
+    return figure
+
+
+def scatter_panels(picture: NDArray[np.uint8], panels: Mapping[str, Scatter], names: Mapping[int, str]) -> Figure:
+    """The picture [H, W, 3], then points of the plane, colored by group; group 0 is gray."""
+    figure = Figure(figsize=(3.4 * (len(panels) + 1), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(panels) + 1)
+    axes[0].imshow(picture)
+    for ax, (title, (points, groups, sizes)) in zip(axes[1:], panels.items(), strict=True):
+        for group in np.unique(groups).tolist():
+            own = groups == group
+            color, marker = ("0.7", "+") if group == 0 else (f"C{(group - 1) % 10}", "os^Dv"[(group - 1) % 5])
+            ax.scatter(
+                *points[own].T, s=22 * sizes[own], c=color, marker=marker, linewidths=0.8, alpha=0.85,
+                label=names.get(group, str(group)),
+            )  # fmt: skip
+        ax.set_title(title, fontsize=9)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, [x[:24] for x in labels], loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 

@@ -21,6 +21,8 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif",
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
 _LABELS = ("label", "labels", "name", "class", "wnid")
 _BOXES = ("bbox", "bboxes", "boxes")
+_MASKS = ("instance_mask", "mask", "masks", "annotation", "segmentation")
+_MASK_NAMES = ("names", "classes", "labels", "categories")
 _RETRIES = (1, 4, 15)
 
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
@@ -57,6 +59,10 @@ class Row:
     """WordNet id of the label, such as n01440764, if the dataset tells it."""
     boxes: tuple[tuple[float, ...], ...] = ()
     """Four numbers each, as the dataset has them."""
+    mask: bytes = b""
+    """A picture of instance numbers, if the dataset has one."""
+    mask_names: tuple[str, ...] = ()
+    """Class of each instance."""
 
     @property
     def key(self) -> int:
@@ -179,7 +185,7 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
         label, class_id = _label(item, names)
         wnid = next((str(x) for x in (item.get("wnid"), label) if isinstance(x, str) and is_wnid(x)), "")
-        return Row(name, label, data or b"", class_id, wnid, _boxes(item))
+        return Row(name, label, data or b"", class_id, wnid, _boxes(item), *_mask(item))
 
     def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
         from datasets.distributed import split_dataset_by_node
@@ -283,6 +289,15 @@ def _label(item: dict[str, Any], names: dict[str, list[str]]) -> tuple[str, int 
 def is_wnid(text: str) -> bool:
     """Whether this is a WordNet id."""
     return re.fullmatch(r"n\d{8}", text) is not None
+
+
+def _mask(item: dict[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+    for column in _MASKS:
+        value = item.get(column)
+        if isinstance(value, dict) and value.get("bytes"):
+            names: list[Any] = next((item[c] for c in _MASK_NAMES if isinstance(item.get(c), list)), [])
+            return value["bytes"], tuple(map(str, names))
+    return b"", ()
 
 
 def _boxes(item: dict[str, Any]) -> tuple[tuple[float, ...], ...]:

@@ -28,6 +28,17 @@ def check_plain(view: ModelView) -> None:
     """
     if view.labels is None:
         raise NoClassifierError(f"{view.model_id!r} has no trained classifier.")
+    check_sequence(view)
+    if not view.layers[0].n_prefix:
+        raise ConfigError(f"{view.model_id!r} cannot be used here: it has no class token.")
+
+
+def check_sequence(view: ModelView) -> None:
+    """Raise unless one sequence of tokens goes through all blocks of the model.
+
+    Raises:
+        ConfigError: it does not, with the reason.
+    """
     why = ""
     if not view.layers:
         why = "it has no transformer layers"
@@ -35,8 +46,6 @@ def check_plain(view: ModelView) -> None:
         why = "its layers are not separate blocks"
     elif {layer.layout for layer in view.layers} != {"sequence"} or len({x.patch_grid for x in view.layers}) > 1:
         why = "its layers work on several patch grids, or on windows"
-    elif {layer.n_prefix for layer in view.layers} == {0}:
-        why = "it has no class token"
     elif len({layer.n_prefix for layer in view.layers}) > 1 or "resid" not in view.layers[-1].taps:
         why = "its class token enters late"
     if why:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitviz_hf import __version__
 from vitviz_hf.cli.atlas import add_atlas_commands
+from vitviz_hf.cli.behavior import add_behavior_commands
 from vitviz_hf.cli.common import add_verb
 from vitviz_hf.cli.experiment import add_experiment_commands
 from vitviz_hf.cli.optimization import add_optimization_commands
@@ -34,6 +35,8 @@ examples:
   vitviz experiment progression builtin --out progression
   vitviz experiment background google/vit-base-patch16-224 microsoft/resnet-50 DATASET --out background
   vitviz classify openai/clip-vit-base-patch32 --image chelsea --labels "cat, dog, coins"
+  vitviz views builtin --image chelsea --out views
+  vitviz group builtin builtin --out grouping
   vitviz app
 """
 
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add_optimization_commands(verbs)
     add_atlas_commands(verbs)
     add_experiment_commands(verbs)
+    add_behavior_commands(verbs)
     app = add_verb(verbs, "app", _app, "start the app in the browser")
     app.add_argument("--port", type=int, default=7860, help="default: 7860")
     app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")

@@ -43,7 +43,9 @@ class Result:
             (out / "manifest.json").write_text(json.dumps(self.manifest, indent=1), "utf-8")
 
 
-def describe_run(name: str, views: Sequence[ModelView], source: Source | None, config: Any) -> dict[str, Any]:
+def describe_run(
+    name: str, views: Sequence[ModelView], source: Source | None, config: Any, paper: str = ""
+) -> dict[str, Any]:
     """The manifest: everything that decides the result."""
     models = [
         {
@@ -54,7 +56,7 @@ def describe_run(name: str, views: Sequence[ModelView], source: Source | None, c
     ]  # fmt: skip
     data = source and {"dataset": source.dataset, "revision": source.revision, "split": source.split}
     return {
-        "experiment": name, "source": EXPERIMENTS[name].source, "models": models, "data": data,
+        "experiment": name, "source": paper or EXPERIMENTS[name].source, "models": models, "data": data,
         "config": config.to_dict(), "preprocessing": "the checkpoint's own", "versions": versions(),
     }  # fmt: skip
 

@@ -1,0 +1,240 @@
+"""Grouping of patches by object over layers, clean, occluded and shuffled, and t-SNE pictures (arXiv:2210.07646)."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitviz_hf.attention import attention_weights, joint_attention
+from vitviz_hf.config import GroupConfig
+from vitviz_hf.errors import ConfigError, DatasetError
+from vitviz_hf.experiments.grouping import MEASURES, embed_tokens, group_tokens, instances_to_patches
+from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.views import SOURCE, parse_levels
+from vitviz_hf.figures import Figure, Scatter, curves, scatter_panels
+from vitviz_hf.model import ModelView, to_pixels
+from vitviz_hf.occlusion import MODES, Changed, Mask, Pixels, mask_to_model, occlude, shuffle
+from vitviz_hf.recording import activations
+from vitviz_hf.scenes import Scene
+from vitviz_hf.sites import Site
+from vitviz_hf.tables import Cell, Table
+from vitviz_hf.tokens import check_sequence
+
+_PLOTTED = ("silhouette", "purity", "in-cluster cosine", "in-object cosine", "unique-label rate")
+# ViT-B/16 on Pascal VOC 2009, 361 pictures; digitized from the figures (silhouette and purity to 0.001, cosines 0.002).
+_PAPER: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "clean": {
+        "silhouette": (.046, .094, .121, .115, .112, .127, .146, .181, .212, .240, .255, .265),
+        "purity": (.558, .574, .609, .614, .624, .637, .645, .658, .667, .672, .665, .670),
+        "in-cluster cosine": (.316, .369, .392, .391, .390, .400, .422, .466, .514, .584, .682, .794),
+        "in-object cosine": (.299, .329, .334, .343, .357, .363, .379, .409, .456, .525, .636, .755),
+        "unique-label rate": (.709, .772, .817, .811, .797, .789, .803, .812, .823, .829, .826, .840),
+    },
+    "shuffle 2": {
+        "silhouette": (.047, .081, .107, .110, .113, .117, .139, .162, .194, .212, .219, .231),
+        "purity": (.541, .562, .593, .603, .612, .615, .618, .625, .630, .632, .631, .632),
+        "in-cluster cosine": (.304, .344, .362, .367, .375, .373, .399, .434, .481, .543, .632, .765),
+        "in-object cosine": (.291, .312, .313, .319, .329, .336, .352, .378, .415, .476, .590, .726),
+        "unique-label rate": (.695, .767, .813, .827, .800, .773, .777, .781, .795, .801, .802, .804),
+    },
+    "shuffle 8": {
+        "silhouette": (.005, .011, .021, .022, .013, .026, .027, .035, .037, .043, .050, .087),
+        "purity": (.591, .592, .603, .606, .603, .611, .609, .615, .614, .617, .615, .616),
+        "in-cluster cosine": (.212, .231, .238, .242, .245, .269, .289, .320, .331, .372, .458, .653),
+        "in-object cosine": (.233, .254, .254, .259, .258, .267, .283, .308, .319, .350, .431, .620),
+        "unique-label rate": (.684, .695, .701, .704, .688, .702, .695, .704, .700, .698, .695, .697),
+    },
+}  # fmt: skip
+_PAPER_MODEL = "google/vit-base-patch16-224"
+_BACKGROUND = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How pictures are changed before they are grouped."""
+
+    name: str
+    change: Callable[[Pixels, Mask, int], Changed] | None
+    """(picture, mask, seed); None leaves it as it is."""
+
+
+def run_group(
+    view: ModelView,
+    dataset: str,
+    scenes: Iterable[Scene],
+    config: GroupConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Measures of the grouping for every layer and variant, and t-SNE of the first scene.
+
+    Raises:
+        ConfigError: a variant that does not exist, or no one sequence of tokens goes through all blocks.
+        DatasetError: no scene has two objects that are large enough.
+    """
+    check_sequence(view)
+    variants = parse_variants(config.variants)
+    found: dict[str, list[NDArray[np.float64]]] = {v.name: [] for v in variants}
+    left_out: dict[str, int] = {v.name: 0 for v in variants}
+    first: tuple[Scene, Pixels, Mask] | None = None
+    seen = used = 0
+    for scene in scenes:
+        seen += 1
+        pixels = (to_pixels(view, scene.image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+        mask = mask_to_model(view, scene.mask)
+        clean = group_scene(view, pixels, mask, scene.names, config)
+        if clean is None:
+            continue
+        first = first or (scene, pixels, mask)
+        for variant in variants:
+            values: NDArray[np.float64] | None = clean
+            if variant.change is not None:
+                changed = variant.change(pixels, mask, config.seed + used)
+                values = group_scene(view, changed.pixels, changed.mask, scene.names, config)
+            if values is None:
+                left_out[variant.name] += 1
+            else:
+                found[variant.name].append(values)
+        used += 1
+        if progress:
+            progress(used, config.limit)
+        if used == config.limit:
+            break
+    if first is None:
+        raise DatasetError(
+            f"none of {seen} scenes of {dataset!r} has two objects of at least {config.min_area:.1%} of the picture, "
+            "each with three patches of its own."
+        )
+    usable = {name: np.stack(values) for name, values in found.items() if values}
+    tables, data = _tables(view, usable)
+    notes = (
+        f"{used} of {seen} scenes of {dataset} have two objects or more that are large enough. Left out of a variant "
+        f"because too little was left of its objects: {', '.join(f'{n} {k}' for n, k in left_out.items())}.",
+        "Layers are counted from 1, as in the paper. Means over scenes; -1 stands for no cluster in silhouette and "
+        "in-cluster cosine, which pulls them down: curves.csv has the counts and the means without.",
+    )
+    tables = {name: Table(t.columns, t.rows, notes) for name, t in tables.items()}
+    steps = np.arange(1.0, len(view.layers) + 1)
+    panels = {
+        m: {name: (steps, v[:, :, MEASURES.index(m)].mean(0), None, None) for name, v in usable.items()}
+        for m in _PLOTTED
+    }
+    figures = {"figure": curves(panels, "layers passed", "mean over scenes"), "tsne": tsne_panels(view, *first, config)}
+    manifest = describe_run("group", [view], None, config, SOURCE) | {"dataset": dataset, "scenes": used}
+    return Result("group", tables, figures, manifest, data)
+
+
+def group_scene(
+    view: ModelView, pixels: Pixels, mask: Mask, names: Sequence[str], config: GroupConfig
+) -> NDArray[np.float64] | None:
+    """All measures of one picture by layer, [L, measures]; None if it has not two objects that are large enough.
+
+    Args:
+        pixels: [H, W, 3] as the model sees it.
+        mask: [H, W] of the same size.
+        names: class of each instance.
+    """
+    objects = instances_to_patches(mask, view.layers[0].patch_grid, config.min_area, config.cover)
+    if objects is None:
+        return None
+    classes = [names[n - 1] if n <= len(names) else f"object {n}" for n in objects]
+    rows = []
+    for tokens in block_outputs(view, pixels):
+        grouping = group_tokens(tokens[view.layers[0].n_prefix :], list(objects.values()), classes)
+        rows.append([grouping.measures[m] for m in MEASURES])
+    return np.array(rows)
+
+
+def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
+    """Outputs of all blocks for one picture [H, W, 3], [L, T, D]."""
+    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+    sites = [Site(i, "resid") for i in range(len(view.layers))]
+    acts = activations(view, stack, sites)
+    return np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+
+
+def parse_variants(text: str) -> list[Variant]:
+    """Variants such as `clean,shuffle 8,salient 0.5`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    variants = []
+    for part in text.split(","):
+        name = " ".join(part.split())
+        match = re.fullmatch(rf"(clean|shuffle|{'|'.join(MODES)})(?: (\d*\.?\d+))?", name)
+        if match is None or (match[1] == "clean") != (match[2] is None):
+            raise ConfigError(
+                f"variants are clean, 'shuffle 8', 'random 0.2', 'salient 0.5' or 'non-salient 1'; got {name!r}."
+            )
+        variants.append(Variant(name, _change(match[1], match[2])))
+    return variants
+
+
+def _change(kind: str, amount: str | None) -> Callable[[Pixels, Mask, int], Changed] | None:
+    if kind == "clean":
+        return None
+    if kind == "shuffle":
+        return lambda pixels, mask, seed: shuffle(pixels, mask, int(float(amount or 0)), seed)
+    return lambda pixels, mask, seed: occlude(pixels, mask, kind, float(amount or 0), seed=seed)
+
+
+def _tables(view: ModelView, usable: Mapping[str, NDArray[np.float64]]) -> tuple[dict[str, Table], dict[str, Table]]:
+    """A table for each variant, with the paper's numbers where it has them, and one long table."""
+    known = _PAPER if view.model_id == _PAPER_MODEL else {}
+    tables: dict[str, Table] = {}
+    long: list[tuple[Cell, ...]] = []
+    for name, values in usable.items():
+        paper = known.get(name, {})
+        header = ["layer", *(x for m in MEASURES for x in ([f"{m}, paper", f"{m}, ours"] if m in paper else [m]))]
+        rows: list[tuple[Cell, ...]] = []
+        for layer in range(values.shape[1]):
+            cells: list[Cell] = [layer + 1]
+            for i, measure in enumerate(MEASURES):
+                every = values[:, layer, i]
+                there = every[~np.isnan(every)]
+                mean = float(there.mean()) if len(there) else None
+                cells += [paper[measure][layer], mean] if measure in paper else [mean]
+                grouped = values[:, layer, MEASURES.index("clusters per object")] > 0
+                ours = every[grouped & ~np.isnan(every)]
+                long.append((
+                    name, layer + 1, measure, mean, len(there), float(ours.mean()) if len(ours) else None, len(ours)
+                ))  # fmt: skip
+            rows.append(tuple(cells))
+        tables["table" if name == "clean" else f"table-{name.replace(' ', '-')}"] = Table(tuple(header), tuple(rows))
+    columns = (
+        "variant",
+        "layer",
+        "measure",
+        "mean",
+        "scenes",
+        "mean where there is a cluster",
+        "scenes with a cluster",
+    )
+    return tables, {"curves": Table(columns, tuple(long))}
+
+
+def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, config: GroupConfig) -> Figure:
+    """t-SNE of the patch tokens of a scene at four layers; objects by color, class-token attention by size."""
+    n, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
+    outputs = block_outputs(view, pixels)
+    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+    joint = joint_attention(attention_weights(view, stack)[:, 0], n)
+    owners = majority(mask, grid)
+    names = {_BACKGROUND: "background"} | {i + 1: name for i, name in enumerate(scene.names)}
+    panels: dict[str, Scatter] = {}
+    for level in parse_levels("", len(outputs)):
+        layer = max(level, 1) - 1
+        places = embed_tokens(outputs[layer], config.seed)[n:]
+        weights = joint.joint[layer][0, n:].numpy() if n else np.ones(len(places))
+        panels[f"after {layer + 1} of {len(outputs)} layers"] = places, owners, weights / weights.mean()
+    return scatter_panels(pixels, panels, names)
+
+
+def majority(mask: Mask, grid: tuple[int, int]) -> NDArray[np.int64]:
+    """The commonest instance number in each patch, [P]; of equal ones the smallest."""
+    rows, cols = mask.shape[0] // grid[0], mask.shape[1] // grid[1]
+    blocks = mask[: rows * grid[0], : cols * grid[1]].reshape(grid[0], rows, grid[1], cols).transpose(0, 2, 1, 3)
+    return np.array([np.bincount(block.ravel()).argmax() for block in blocks.reshape(-1, rows * cols)])

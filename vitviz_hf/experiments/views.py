@@ -1,0 +1,224 @@
+"""Filters, views of patches, mosaics and global views of one picture (arXiv:2210.07646, neurons)."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitviz_hf.attention import JointAttention, attention_weights, joint_attention
+from vitviz_hf.config import ViewsConfig
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.figures import Figure, Row, heat_map, picture_grid
+from vitviz_hf.filters import (
+    Filters,
+    check_filter,
+    filter_scores,
+    global_view,
+    mosaic,
+    patch_filters,
+    patch_views,
+    responses,
+    to_display,
+    view_numbers,
+)
+from vitviz_hf.images import overlay, pixels_to_image
+from vitviz_hf.model import ModelView, normalize, to_pixels
+from vitviz_hf.occlusion import Mask, mask_to_model, owned_patches
+from vitviz_hf.tables import Cell, Table
+
+SOURCE = "What Neurons Tell and How Neurons Behave, arXiv:2210.07646"
+_RANKED = 8
+
+
+def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Mask | None = None) -> Result:
+    """Pictures and numbers of level 0 and of global views.
+
+    Args:
+        mask: [h, w] of the picture, not 0 on the object; for the ranking of filters and the object's share.
+
+    Raises:
+        ConfigError: patches that overlap or an attention of another form, with the reason; or a bad option.
+        ModelError: the attention cannot be read.
+    """
+    filters, grid, n_prefix = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
+    pixels = to_pixels(view, image)
+    joint = joint_attention(attention_weights(view, pixels)[:, 0], n_prefix, config.residual)
+    values, crop = normalize(view, pixels)[0].float().cpu(), _picture(pixels[0].float().cpu())
+    on_object = None
+    if mask is not None:
+        on_object = torch.from_numpy(owned_patches(mask_to_model(view, mask) > 0, grid))
+    neurons = responses(filters, values)
+    scores = filter_scores(neurons, on_object)
+    chosen = parse_numbers(config.filters, "filters") or scores.topk(4).indices.tolist()
+    for index in chosen:
+        check_filter(filters, index)
+    patches = parse_patches(config.patches, grid) or telling_patches(joint, view)
+    levels = parse_levels(config.levels, len(view.layers))
+    mosaics = {j: mosaic(filters, values, j) for j in chosen}
+    maps = {f"filter {j}": neurons[:, j].reshape(grid).numpy() for j in chosen}
+    shown = _Shown(crop, values, neurons, mosaics, patches)
+    figures = {
+        "filters": _filter_row(filters, shown, grid),
+        "mosaics": _mosaic_rows(shown),
+        "responses": heat_map(maps, "sum of the view"),
+        "global-views": picture_grid(_global_rows(joint, shown, levels, view), 1.8),
+    }
+    if n_prefix:
+        attention = joint.joint[-1][0, n_prefix:].reshape(grid).numpy()
+        drawn = overlay(crop, attention / attention.max(), (0.0, 1.0))
+        figures["class-attention"] = picture_grid(
+            [("", [("picture", crop), ("joint attention of the class token", drawn)])], 2.5
+        )
+    tables = {
+        "table": _numbers(joint.views, n_prefix, patches, grid, on_object),
+        "table-filters": _ranking(scores, on_object is not None),
+    }
+    return Result("views", tables, figures, describe_run("views", [view], None, config, SOURCE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the figures are drawn from."""
+
+    crop: Image.Image
+    values: Tensor
+    neurons: Tensor
+    mosaics: dict[int, Tensor]
+    patches: list[tuple[int, int]]
+
+
+def _filter_row(filters: Filters, shown: _Shown, grid: tuple[int, int]) -> Figure:
+    """Filters, and below them the views of the first patch through them."""
+    row, col = shown.patches[0]
+    number, chosen = row * grid[1] + col, list(shown.mosaics)
+    side = filters.patch
+    patch = shown.crop.crop((col * side, row * side, (col + 1) * side, (row + 1) * side))
+    tiles = [(f"filter {j}", _tile(filters.weight[j])) for j in chosen]
+    views = patch_views(filters, shown.values, number, chosen)
+    seen = [(f"sum {float(shown.neurons[number, j]):.2f}", _tile(v)) for j, v in zip(chosen, views, strict=True)]
+    large = patch.resize((128, 128), Image.Resampling.NEAREST)
+    return picture_grid([("filter", [("", None), *tiles]), ("view", [(f"patch {row},{col}", large), *seen])])
+
+
+def _mosaic_rows(shown: _Shown) -> Figure:
+    bright = [(f"filter {j}", _picture(to_display(m))) for j, m in shown.mosaics.items()]
+    dark = [(f"filter {j}", _picture(to_display(-m))) for j, m in shown.mosaics.items()]
+    return picture_grid([("positive", [("picture", shown.crop), *bright]), ("negative", [("", None), *dark])], 2)
+
+
+def _ranking(scores: Tensor, by_object: bool) -> Table:
+    how = (
+        "2 |AUROC - 0.5| between the object's patches and the others"
+        if by_object
+        else "Otsu's criterion, without a mask"
+    )
+    order = scores.argsort(descending=True).tolist()
+    ends = [r for r in range(len(order)) if r < _RANKED or r >= len(order) - _RANKED]
+    rows = tuple((r + 1, order[r], float(scores[order[r]])) for r in ends)
+    note = f"The best and the worst of {len(order)} filters, by {how}. Filters are counted from 0."
+    return Table(("rank", "filter", "score"), rows, (note,))
+
+
+def parse_numbers(text: str, name: str) -> list[int]:
+    """Numbers with commas between.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", text):
+        raise ConfigError(f"{name} must be numbers with commas between, such as 3,714; got {text!r}.")
+    return [int(part) for part in text.split(",") if part.strip()]
+
+
+def parse_patches(text: str, grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Patches as row,column with spaces between.
+
+    Raises:
+        ConfigError: something else, or outside the grid.
+    """
+    patches = []
+    for part in text.split():
+        match = re.fullmatch(r"(\d+),(\d+)", part)
+        if match is None:
+            raise ConfigError(f"patches are row,column with spaces between, such as '0,0 4,6'; got {part!r}.")
+        row, col = int(match[1]), int(match[2])
+        if row >= grid[0] or col >= grid[1]:
+            raise ConfigError(f"patch {row},{col} is outside the grid of {grid[0]} rows and {grid[1]} columns.")
+        patches.append((row, col))
+    return patches
+
+
+def parse_levels(text: str, n_layers: int) -> list[int]:
+    """Levels with commas between; if empty, four that stand as 0, 4, 8 and 11 do in twelve layers.
+
+    Raises:
+        ConfigError: something else, or more than there are.
+    """
+    levels = parse_numbers(text, "levels") or sorted({round(x * n_layers / 12) for x in (0, 4, 8, 11)})
+    if max(levels) > n_layers:
+        raise ConfigError(f"levels go from 0, before any attention, to {n_layers}; got {max(levels)}.")
+    return levels
+
+
+def telling_patches(joint: JointAttention, view: ModelView) -> list[tuple[int, int]]:
+    """The corner, and the two patches of which the class token holds most, or all patches do without one; best last."""
+    weights = joint.views[-1][0] if view.layers[0].n_prefix else joint.views[-1].mean(0)
+    best = [k for k in weights.argsort(descending=True).tolist() if k][:2]
+    return [(0, 0), *(divmod(k, view.layers[0].patch_grid[1]) for k in reversed(best))]
+
+
+def _global_rows(joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView) -> list[Row]:
+    """A row for the class token and each patch, a column for each level, through the first filter."""
+    n_prefix, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
+    values = next(iter(shown.mosaics.values()))
+    brightest = float(values.max())
+
+    def row(token: int) -> list[tuple[str, Image.Image | None]]:
+        views = [global_view(values, joint.views[level, token], grid, brightest) for level in levels]
+        return [(f"level {level}", _picture(v)) for level, v in zip(levels, views, strict=True)]
+
+    rows: list[Row] = []
+    if n_prefix:
+        own = row(0)
+        if levels[0] == 0:  # the class token has no view yet: the picture stands there, as in the paper's figure
+            own[0] = ("picture", shown.crop)
+        rows.append(("class token", own))
+    for r, c in shown.patches:
+        rows.append((f"patch {r},{c}", row(n_prefix + r * grid[1] + c)))
+    return rows
+
+
+def _numbers(
+    views: Tensor, n_prefix: int, patches: list[tuple[int, int]], grid: tuple[int, int], on_object: Tensor | None
+) -> Table:
+    numbers = view_numbers(views, n_prefix, on_object)
+    tokens = [row * grid[1] + col for row, col in patches]
+    columns = ["level", *(f"own weight, patch {_name(p)}" for p in patches), "entropy, mean", "convergence"]
+    shares = [name for name in numbers if name.startswith("object share")]
+    rows: list[tuple[Cell, ...]] = []
+    for level in range(len(views)):
+        cells: list[Cell] = [level, *(float(numbers["own weight"][level, t]) for t in tokens)]
+        cells += [float(numbers["entropy"][level, n_prefix:].mean()), float(numbers["convergence"][level])]
+        rows.append((*cells, *(float(numbers[name][level]) for name in shares)))
+    notes = [
+        "Level 0 is the patch embedding, level l has passed l layers. Own weight: what a patch's token holds of its "
+        "own patch. Entropy in nats, over patches. Convergence: mean cosine of what two patches hold; 1 is all the same."
+    ]
+    if on_object is not None and shares:
+        notes.append(f"The object covers {float(on_object.float().mean()):.0%} of the patches.")
+    return Table((*columns, *shares), tuple(rows), tuple(notes))
+
+
+def _name(patch: tuple[int, int]) -> str:
+    return f"{patch[0]},{patch[1]}"
+
+
+def _picture(values: Tensor) -> Image.Image:
+    return pixels_to_image(values.numpy())
+
+
+def _tile(values: Tensor) -> Image.Image:
+    return _picture(to_display(values)).resize((128, 128), Image.Resampling.NEAREST)
