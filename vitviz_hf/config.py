@@ -139,6 +139,7 @@ _LIMIT = "rows of the dataset to read; 0 for all"
 _ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
 _FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
 _PRESET = "recipe of the optimized pictures"
+_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper's figures"
 _STEPS = "optimizer steps; 0 for the preset's"
 
 
@@ -232,7 +233,7 @@ class TripletsConfig(_Checked):
 class ViewsConfig(_Checked):
     """Options of the analysis `views`."""
 
-    filters: str = _knob("", "filters with commas between, from 0; empty: the four that tell most")
+    filters: str = _knob("", "filters with commas between, from 0; empty: the four most readable")
     patches: str = _knob(
         "", "patches as row,column with spaces between; empty: the corner and the two of most attention"
     )
@@ -240,6 +241,7 @@ class ViewsConfig(_Checked):
         "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
     )
     residual: float = _knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
+    white: float = _knob(95.0, _WHITE, 50, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,9 +253,10 @@ class OccludeConfig(_Checked):
     tiles: str = _knob("", "tile numbers with commas between, blacked out too; runs as 5-9")
     shuffles: str = _knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
     patch: str = _knob("", "patch as row,column whose view is compared; empty: the one of most attention")
-    filter: int = _knob(-1, "filter of the views; -1: the one that tells most", -1, 10**6)
+    filter: int = _knob(-1, "filter of the views; -1: the one in which pictures are most readable", -1, 10**6)
     seeds: int = _knob(3, "draws for the curves", 1, 100)
     residual: float = _knob(0.5, "share of the skip connection in joint attention", 0, 1)
+    white: float = _knob(95.0, _WHITE, 50, 100)
     seed: int = _knob(0, "of the draws", 0, 2**53)
 
 

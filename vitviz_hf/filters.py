@@ -89,13 +89,26 @@ def responses(filters: Filters, values: Tensor) -> Tensor:
     return cut_patches(values, filters.patch).flatten(1) @ filters.weight.flatten(1).mT
 
 
+def brightness(values: Tensor, white: float = 100.0) -> float:
+    """What is drawn white: this percentile of the positive values, 0 if there is none; 100 is the largest."""
+    positive = values[values > 0]
+    return float(np.percentile(positive.numpy(), white)) if len(positive) else 0.0
+
+
+def readable_filters(filters: Filters, n: int) -> list[int]:
+    """The n filters that change least within themselves, |mean| / mean |.|, so that pictures stay readable in them."""
+    flat = filters.weight.flatten(2)
+    share = (flat.mean(2).abs() / flat.abs().mean(2).clamp_min(1e-12)).mean(1)
+    return share.topk(min(n, len(share))).indices.tolist()
+
+
 def to_display(values: Tensor, brightest: float | None = None) -> Tensor:
     """Values [..., 3, H, W] as a picture: divided by the largest, what is negative black (as in the paper's figures).
 
     Args:
         brightest: what becomes white, if several pictures are to be compared.
     """
-    top = float(values.max()) if brightest is None else brightest
+    top = brightness(values) if brightest is None else brightest
     return (values / top).clamp(0, 1) if top > 0 else torch.zeros_like(values)
 
 
@@ -104,7 +117,9 @@ def signed_display(values: Tensor) -> NDArray[np.float32]:
     return values.sum(0).numpy()
 
 
-def global_view(values: Tensor, weights: Tensor, grid: tuple[int, int], brightest: float | None = None) -> Tensor:
+def global_view(
+    values: Tensor, weights: Tensor, grid: tuple[int, int], brightest: float | None = None, white: float = 100.0
+) -> Tensor:
     """What a token has gathered of a mosaic, [3, H, W] in [0, 1].
 
     Args:
@@ -112,9 +127,11 @@ def global_view(values: Tensor, weights: Tensor, grid: tuple[int, int], brightes
         weights: [P], a row of `JointAttention.views`; drawn relative to its largest, a row of zeros is black.
         grid: (rows, columns) of the patches.
         brightest: one constant for pictures that are compared.
+        white: percentile of the weights that is drawn at full brightness; less than 100 helps where one token holds
+            nearly all attention, as some models' do.
     """
-    top = float(weights.max())
-    scaled = (weights / top if top > 0 else weights).reshape(1, 1, *grid)
+    top = brightness(weights, white)
+    scaled = (weights / top if top > 0 else weights).clamp(0, 1).reshape(1, 1, *grid)
     blocks = nn.functional.interpolate(scaled, values.shape[1:], mode="nearest")[0]
     return to_display(values, brightest) * blocks
 

@@ -18,7 +18,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.views import SOURCE, parse_levels, parse_numbers, parse_patches, telling_patches
 from vitviz_hf.figures import Figure, curves, picture_grid
-from vitviz_hf.filters import Filters, check_filter, filter_scores, global_view, mosaic, patch_filters, responses
+from vitviz_hf.filters import Filters, brightness, check_filter, global_view, mosaic, patch_filters, readable_filters
 from vitviz_hf.images import pixels_to_image
 from vitviz_hf.model import ModelView, normalize, to_pixels
 from vitviz_hf.occlusion import Changed, Mask, Pixels, mask_to_model, occlude, owned_patches, patch_sources, shuffle
@@ -91,7 +91,7 @@ def run_occlude(
     pixels = (to_pixels(view, image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     on_objects = None if mask is None else mask_to_model(view, mask)
     clean = look(view, pixels, config.residual)
-    index = config.filter if config.filter >= 0 else int(filter_scores(responses(filters, clean.values)).argmax())
+    index = config.filter if config.filter >= 0 else readable_filters(filters, 1)[0]
     check_filter(filters, index)
     patch = [*parse_patches(config.patch, layer.patch_grid), *telling_patches(clean.joint, view)[-1:]][0]
     token = layer.n_prefix + patch[0] * layer.patch_grid[1] + patch[1]
@@ -186,13 +186,13 @@ def _view_rows(
         shown[f"shuffle {side}"] = shuffle(pixels, mask, side, config.seed)
     seen = {name: look(view, changed.pixels, config.residual) for name, changed in shown.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
-    brightest = max(float(m.max()) for m in mosaics.values())
+    brightest = max(brightness(m, config.white) for m in mosaics.values())
     grid = []
     for name, changed in shown.items():
         row = [(_caption(view, seen[name]), Image.fromarray(changed.pixels))]
         for level in parse_levels("", len(view.layers)):
             weights = seen[name].joint.views[level, token]
-            values = global_view(mosaics[name], weights, view.layers[0].patch_grid, brightest)
+            values = global_view(mosaics[name], weights, view.layers[0].patch_grid, brightest, config.white)
             row.append((f"level {level}", pixels_to_image(values.numpy())))
         grid.append((name, row))
     return picture_grid(grid, 1.7)

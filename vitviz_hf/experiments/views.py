@@ -14,12 +14,14 @@ from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, Row, heat_map, picture_grid
 from vitviz_hf.filters import (
     Filters,
+    brightness,
     check_filter,
     filter_scores,
     global_view,
     mosaic,
     patch_filters,
     patch_views,
+    readable_filters,
     responses,
     to_display,
     view_numbers,
@@ -52,7 +54,7 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
         on_object = torch.from_numpy(owned_patches(mask_to_model(view, mask) > 0, grid))
     neurons = responses(filters, values)
     scores = filter_scores(neurons, on_object)
-    chosen = parse_numbers(config.filters, "filters") or scores.topk(4).indices.tolist()
+    chosen = parse_numbers(config.filters, "filters") or readable_filters(filters, 4)
     for index in chosen:
         check_filter(filters, index)
     patches = parse_patches(config.patches, grid) or telling_patches(joint, view)
@@ -62,13 +64,14 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
     shown = _Shown(crop, values, neurons, mosaics, patches)
     figures = {
         "filters": _filter_row(filters, shown, grid),
-        "mosaics": _mosaic_rows(shown),
+        "mosaics": _mosaic_rows(shown, config.white),
         "responses": heat_map(maps, "sum of the view"),
-        "global-views": picture_grid(_global_rows(joint, shown, levels, view), 1.8),
+        "global-views": picture_grid(_global_rows(joint, shown, levels, view, config.white), 1.8),
     }
     if n_prefix:
-        attention = joint.joint[-1][0, n_prefix:].reshape(grid).numpy()
-        drawn = overlay(crop, attention / attention.max(), (0.0, 1.0))
+        attention = joint.joint[-1][0, n_prefix:]
+        relative = (attention / brightness(attention, config.white)).clamp(0, 1).reshape(grid).numpy()
+        drawn = overlay(crop, relative, (0.0, 1.0))
         figures["class-attention"] = picture_grid(
             [("", [("picture", crop), ("joint attention of the class token", drawn)])], 2.5
         )
@@ -103,9 +106,9 @@ def _filter_row(filters: Filters, shown: _Shown, grid: tuple[int, int]) -> Figur
     return picture_grid([("filter", [("", None), *tiles]), ("view", [(f"patch {row},{col}", large), *seen])])
 
 
-def _mosaic_rows(shown: _Shown) -> Figure:
-    bright = [(f"filter {j}", _picture(to_display(m))) for j, m in shown.mosaics.items()]
-    dark = [(f"filter {j}", _picture(to_display(-m))) for j, m in shown.mosaics.items()]
+def _mosaic_rows(shown: _Shown, white: float) -> Figure:
+    bright = [(f"filter {j}", _picture(to_display(m, brightness(m, white)))) for j, m in shown.mosaics.items()]
+    dark = [(f"filter {j}", _picture(to_display(-m, brightness(-m, white)))) for j, m in shown.mosaics.items()]
     return picture_grid([("positive", [("picture", shown.crop), *bright]), ("negative", [("", None), *dark])], 2)
 
 
@@ -170,14 +173,14 @@ def telling_patches(joint: JointAttention, view: ModelView) -> list[tuple[int, i
     return [(0, 0), *(divmod(k, view.layers[0].patch_grid[1]) for k in reversed(best))]
 
 
-def _global_rows(joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView) -> list[Row]:
+def _global_rows(joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView, white: float) -> list[Row]:
     """A row for the class token and each patch, a column for each level, through the first filter."""
     n_prefix, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     values = next(iter(shown.mosaics.values()))
-    brightest = float(values.max())
+    brightest = brightness(values, white)
 
     def row(token: int) -> list[tuple[str, Image.Image | None]]:
-        views = [global_view(values, joint.views[level, token], grid, brightest) for level in levels]
+        views = [global_view(values, joint.views[level, token], grid, brightest, white) for level in levels]
         return [(f"level {level}", _picture(v)) for level, v in zip(levels, views, strict=True)]
 
     rows: list[Row] = []
@@ -205,7 +208,7 @@ def _numbers(
         rows.append((*cells, *(float(numbers[name][level]) for name in shares)))
     notes = [
         "Level 0 is the patch embedding, level l has passed l layers. Own weight: what a patch's token holds of its "
-        "own patch. Entropy in nats, over patches. Convergence: mean cosine of what two patches hold; 1 is all the same."
+        "own patch. Entropy in nats, over patches. Convergence: mean cosine of what two patches hold; 1: all the same."
     ]
     if on_object is not None and shares:
         notes.append(f"The object covers {float(on_object.float().mean()):.0%} of the patches.")
