@@ -268,6 +268,45 @@ def test_experiments_run_over_the_api_on_a_dataset_of_the_hub(hub, url, labelled
             run(*arguments)
 
 
+def test_a_clicked_patch_shows_its_views_and_a_painted_object_is_blacked_out_and_grouped(page, url):
+    opened(page, url, "?tab=views")
+    page.locator("#show-views").click()
+    wait_for_text(page, "#view-facts", "through filter")
+    page.locator("#view-crop img").click(position={"x": 10, "y": 10})
+    wait_for_text(page, "#view-facts", "Patch 0,0 through filter")
+
+    assert page.locator("#views .thumbnail-item").count() == 1 + 4  # the picture, and levels 0 to 3
+    page.wait_for_function("location.search.includes('view=0%2C0')")
+    page.get_by_label("tiles on the object").click()
+    page.locator("#compare").click()
+    wait_for_text(page, "body", "mark the object first")
+    page.get_by_text("Mark the object").first.click()
+    page.wait_for_selector("#editor canvas")
+    page.wait_for_timeout(2000)  # the editor draws its picture
+    box = page.locator("#editor canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
+    page.mouse.down()
+    for i in range(15):
+        page.mouse.move(box["x"] + (0.4 + 0.015 * i) * box["width"], box["y"] + (0.4 + 0.01 * i) * box["height"])
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.locator("#compare").click()
+    page.wait_for_function("document.querySelector('#views').innerText.includes('salient')")
+    page.locator("#group").click()
+    wait_for_text(page, "#groups", "Patches after layer 3 of 3")
+    assert page.locator("#groups circle").count() == 16
+    page.locator("#groups g").nth(5).hover(force=True)
+    assert page.locator("#groups g").nth(5).locator("text").inner_text() == "patch 1,1"
+
+
+def test_a_model_without_one_sequence_of_tokens_has_no_views(url):
+    client = Client(url, verbose=False)
+    picture = handle_file(str(ROOT / "docs" / "map-chelsea.png"))
+
+    with pytest.raises(AppError, match="has no filters to show"):
+        client.predict("tiny/resnet", picture, "", -1, api_name="/show_view")
+
+
 def test_a_visitors_atlas_is_a_hub_id_not_a_path(page, url):
     opened(page, url)
     page.get_by_role("tab", name="Features").click()

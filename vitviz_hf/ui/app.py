@@ -12,6 +12,7 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.sites import KINDS, parse_feature
 from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.behavior_tab import build_behavior_tab
 from vitviz_hf.ui.common import LINK_JS, OPENED_JS, Gpu, shown
 from vitviz_hf.ui.experiments_tab import build_experiments_tab
 from vitviz_hf.ui.features_tab import build_features_tab
@@ -65,6 +66,8 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
                 optimization = build_optimize_tab(jobs, model, gpu, _FIRST_FEATURE)
             with gr.Tab("Features", id="features") as features_page:
                 features = build_features_tab(jobs, gpu)
+            with gr.Tab("Views and groups", id="views") as views_page:
+                behavior = build_behavior_tab(jobs, model, gpu)
             with gr.Tab("Experiments", id="experiments") as experiments_page:
                 experiments = build_experiments_tab(jobs, model, gpu)
         tab_key = gr.Textbox("maps", visible="hidden", label="Tab", elem_id="tab-key")
@@ -100,7 +103,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
 
         link = [tab_key, model, maps.photo_key, maps.kind, maps.layer, maps.patch, maps.feature,
                 optimization.objective, optimization.preset, optimization.seed, features.atlas,
-                features.feature, experiments.stored]  # fmt: skip
+                features.feature, experiments.stored, behavior.patch, behavior.filter]  # fmt: skip
 
         def after(event: Any) -> Any:
             return event.then(None, link, None, js=LINK_JS, api_visibility="private")
@@ -109,6 +112,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
         optimization.connect(after)
         features.connect(after, maps.photo)
         experiments.connect(after)
+        behavior.connect(after, maps.photo)
         after(
             model.input(
                 model_facts, [model, maps.kind, maps.layer], [facts, maps.kind, maps.layer], api_name="model_facts",
@@ -119,6 +123,7 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
             "maps": maps_page,
             "optimize": optimize_page,
             "features": features_page,
+            "views": views_page,
             "experiments": experiments_page,
         }
         for key, page in pages.items():
@@ -156,11 +161,12 @@ def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) 
         def open_page(request: gr.Request) -> list[Any]:
             """Restore what the link says; then, with a GPU at hand, rank and draw."""
             values = _from_link(dict(request.query_params), own_model)
-            stored = experiments.show(values[-2]) if values[-2] else [gr.skip()] * len(experiments.result)
+            result = values[1 + link.index(experiments.stored)]
+            stored = experiments.show(result) if result else [gr.skip()] * len(experiments.result)
             nothing = [*[gr.skip()] * (len(opened) - len(values) - len(stored)), *stored]
             if not eager:
                 return [*values, *nothing]
-            _, tab, model_id, _, kind, layer, patch, feature, *_, atlas, page_feature, _, photo = values
+            _, tab, model_id, _, kind, layer, patch, feature, *_, atlas, page_feature, _, _, _, photo = values
             try:
                 text, kind_update, layer_update = describe(model_id, kind, layer)
                 values[4:6] = kind_update, layer_update
@@ -199,7 +205,8 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
     photo = query.get("photo", "")
     if photo not in photos:
         photo = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
-    tab = query["tab"] if query.get("tab") in ("optimize", "features", "experiments") else "maps"
+    tab = query["tab"] if query.get("tab") in ("optimize", "features", "views", "experiments") else "maps"
+    number = _whole(query.get("filter"))
     results, result = stored_results(), query.get("result")
     kind, preset = query.get("kind"), query.get("preset")
     site = parse_feature(_FIRST_FEATURE).site
@@ -209,7 +216,8 @@ def _from_link(query: dict[str, str], own_model: str) -> list[Any]:
         site.layer if layer is None else layer, query.get("patch", ""), query.get("feature", ""),
         query.get("objective", _FIRST_FEATURE), preset if preset in PRESETS else "auto", seed or 0,
         query.get("atlas", os.environ.get("VITVIZ_ATLAS", "")), query.get("shows", ""),
-        result if result in results else next(iter(results), None),
+        result if result in results else next(iter(results), None), query.get("view", ""),
+        -1 if number is None else number,
         str(photos[photo]) if photo else None,
     ]  # fmt: skip
 

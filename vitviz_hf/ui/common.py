@@ -19,7 +19,7 @@ Gpu = Callable[[Any], Callable[[Callable[..., Any]], Callable[..., Any]]]
 
 LINK_KEYS = (
     "tab", "model", "photo", "kind", "layer", "patch", "feature", "objective", "preset", "seed", "atlas", "shows",
-    "result",
+    "result", "view", "filter",
 )  # fmt: skip
 # Keeps the address bar in step; a Space's page is told as well, since the app lives in a frame there. Until the page
 # has read its own link, nothing may write it: the request that opens the page sends the address bar as it is then.

@@ -1,5 +1,6 @@
 """What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
 
+import html
 import json
 import os
 import threading
@@ -23,18 +24,24 @@ from vitviz_hf.classification import Classification
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, ModelNotFoundError
 from vitviz_hf.experiments import EXPERIMENTS, run_experiment
+from vitviz_hf.experiments.live import group_plot, split_objects, views_by_level
+from vitviz_hf.experiments.occlude import look
+from vitviz_hf.experiments.views import parse_patches, telling_patches
 from vitviz_hf.figures import encode_figure
+from vitviz_hf.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.maps import activation_map, rank_features, site_scores, unusualness
 from vitviz_hf.model import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.objectives import to_objective
+from vitviz_hf.occlusion import occlude, shuffle
 from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
 from vitviz_hf.page import check_model, feature_page
 from vitviz_hf.recording import activations, record_with_logits
 from vitviz_hf.reference import best_photograph, reference_scores
 from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import open_source
+from vitviz_hf.tokens import check_sequence
 
 _KEEP = 2
 _FRAME_SECONDS = 0.4
@@ -92,6 +99,18 @@ class Frame:
     result: Visualization | None = None
     photograph: tuple[str, float] | None = None
     """Built-in photograph with the highest score, and that score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Viewed:
+    """Views of one patch of a picture."""
+
+    crop: Image.Image
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    filter: int
+    views: list[tuple[str, Image.Image]]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +279,54 @@ class Jobs:
         unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
         return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 
+    def views(
+        self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, patch: str, index: int,
+        change: str, ratio: float, side: int,
+    ) -> Viewed:  # fmt: skip
+        """What the token of a patch has gathered by level, of a picture and of its changed form.
+
+        Args:
+            painted: what the visitor marked on the crop, at any size.
+            patch: row,column; empty for the one of most attention.
+            index: filter; -1 for one in which pictures are readable.
+            change: `random`, `salient`, `non-salient` or `shuffle`; empty for none.
+        """
+        view = self.view(snapshot)
+        filters, grid, n = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
+        index = index if index >= 0 else readable_filters(filters, 1)[0]
+        check_filter(filters, index)
+        pixels = _bytes(to_pixels(view, image)[0])
+        if not parse_patches(patch or "", grid):
+            patch = "{},{}".format(*telling_patches(look(view, pixels, 0.5).joint, view)[-1])
+        row, col = parse_patches(patch, grid)[0]
+        pictures = {"clean": pixels}
+        mask = None if painted is None else split_objects(painted, view.input_size)
+        if change == "shuffle":
+            pictures[f"shuffled {side} x {side}"] = shuffle(pixels, mask, side).pixels
+        elif change:
+            pictures[f"{change} {ratio:.0%} black"] = occlude(pixels, mask, change, ratio, min(14, *grid)).pixels
+        token = n + row * grid[1] + col
+        views, seen = views_by_level(view, filters, pictures, index, token)
+        own = seen["clean"].joint.views[:, token, row * grid[1] + col]
+        text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
+            f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()
+        )
+        for name, what in seen.items():
+            if what.probabilities is not None and view.labels:
+                (label, p), *_ = Classification(what.probabilities[None].log(), view.labels).top(1)[0]
+                text += f". {name}: {html.escape(label)} {p:.0%}"
+        return Viewed(_picture(to_pixels(view, image)[0]), grid, (row, col), index, views, text + ".")
+
+    def groups(self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, layer: int) -> str:
+        """t-SNE of the patches of a picture as HTML; `layer` counts from 1, 0 is the last."""
+        view = self.view(snapshot)
+        check_sequence(view)
+        if not 0 <= layer <= len(view.layers):
+            raise ConfigError(f"layers go from 1 to {len(view.layers)} here, 0 is the last; got {layer}.")
+        pixels = _bytes(to_pixels(view, image)[0])
+        mask = np.zeros(view.input_size, np.int64) if painted is None else split_objects(painted, view.input_size)
+        return group_plot(view, pixels, mask, layer or len(view.layers))
+
     def experiment(
         self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
     ) -> Iterator["tuple[int, int] | Shown"]:
@@ -366,6 +433,10 @@ def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
     """GPU time to ask for: loading, and 20 ms for a step of 8 copies of a model with 0.35 GB of weights."""
     gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
     return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
+
+
+def _bytes(pixels: Tensor) -> NDArray[np.uint8]:
+    return np.array(_picture(pixels))
 
 
 def _picture(pixels: Tensor) -> Image.Image:
