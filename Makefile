@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help app check fast fix bench models clean
+.PHONY: help app check fast fix bench models results clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ fix: .venv/tested ## format, and mend what can be mended
 bench: .venv/installed ## speed of optimization and of search
 	$(BIN)/python benchmarks/optimize.py
 	$(BIN)/python benchmarks/search.py
+
+results: .venv/installed ## run the experiments that need no dataset and write docs/results.md
+	$(BIN)/python benchmarks/results.py
 
 models: .venv/installed ## measure every architecture again and write docs/models.md
 	$(BIN)/python benchmarks/models.py

@@ -296,7 +296,7 @@ def test_a_clicked_patch_shows_its_views_and_a_painted_object_is_blacked_out_and
     wait_for_text(page, "#groups", "Patches after layer 3 of 3")
     assert page.locator("#groups circle").count() == 16
     page.locator("#groups g").nth(5).hover(force=True)
-    assert page.locator("#groups g").nth(5).locator("text").inner_text() == "patch 1,1"
+    assert page.locator("#groups g").nth(5).locator("text").text_content() == "patch 1,1"
 
 
 def test_a_model_without_one_sequence_of_tokens_has_no_views(url):
@@ -423,7 +423,8 @@ def test_the_api_is_named_typed_and_described(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
 
     assert set(endpoints) == {
-        "/rank_features", "/map_feature", "/visualize", "/model_facts", "/sort_features", "/feature_page"
+        "/rank_features", "/map_feature", "/visualize", "/model_facts", "/sort_features", "/feature_page", "/find_word",
+        "/show_view", "/show_result", "/run_experiment",
     }  # fmt: skip
     for endpoint in endpoints.values():
         assert all(p["parameter_name"].isidentifier() for p in endpoint["parameters"])

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from vitviz_hf.atlas import Atlas as Atlas
     from vitviz_hf.atlas import make_atlas as make_atlas
     from vitviz_hf.atlas import open_atlas as open_atlas
+    from vitviz_hf.attention import attention_weights as attention_weights
+    from vitviz_hf.attention import joint_attention as joint_attention
     from vitviz_hf.classification import Classification as Classification
     from vitviz_hf.classification import ZeroShot as ZeroShot
     from vitviz_hf.classification import classify as classify
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from vitviz_hf.config import SearchConfig as SearchConfig
     from vitviz_hf.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.errors import VitvizError as VitvizError
+    from vitviz_hf.experiments import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
     from vitviz_hf.maps import activation_map as activation_map
     from vitviz_hf.maps import top_features as top_features
@@ -67,9 +70,11 @@ _HOMES = {
     "activation_map": "maps",
     "activations": "recording",
     "at_size": "model",
+    "attention_weights": "attention",
     "classify": "classification",
     "feature_page": "page",
     "imagenet_labels": "classification",
+    "joint_attention": "attention",
     "list_sites": "model",
     "load_model": "model",
     "load_zero_shot": "classification",
@@ -83,6 +88,7 @@ _HOMES = {
     "parse_site": "sites",
     "reference_scores": "reference",
     "replay": "optimization",
+    "run_experiment": "experiments",
     "to_pixels": "model",
     "top_features": "maps",
     "visualize": "optimization",

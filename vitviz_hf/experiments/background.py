@@ -36,7 +36,7 @@ from vitviz_hf.tables import Cell, Interval, Table, paper_and_ours
 _WAYS = ("full", "foreground", "background")
 _TOP = (5, 1)
 # Plain accuracy on full images, and foreground and background relative to it; Tables 2 and 3, top-5 then top-1.
-_PAPER = {
+PAPER = {
     "ViT-B/32": ((98.44, 93.91, 28.10), (89.25, 91.53, 15.04)),
     "ViT-L/16": ((99.57, 96.18, 33.69), (95.00, 93.88, 19.08)),
     "ViT-L/32": ((99.32, 93.89, 31.07), (94.64, 90.63, 17.67)),
@@ -46,7 +46,7 @@ _PAPER = {
     "MobileNetV2": ((96.09, 86.84, 15.94), (83.77, 85.58, 8.75)),
     "DenseNet-121": ((96.55, 89.58, 17.53), (90.58, 86.53, 9.72)),
 }
-_PAPER_NAMES = {
+PAPER_NAMES = {
     "google/vit-base-patch32-384": "ViT-B/32",
     "google/vit-large-patch16-384": "ViT-L/16",
     "google/vit-large-patch32-384": "ViT-L/32",
@@ -56,7 +56,7 @@ _PAPER_NAMES = {
     "google/mobilenet_v2_1.0_224": "MobileNetV2",
     "timm/densenet121.ra_in1k": "DenseNet-121",
 }
-_PERMUTED = (
+PERMUTED = (
     "In the paper's Table 3 (top-1) the rows of the last three CNNs are permuted: its log has, not normalized, "
     "MobileNetV2 82.92 / 68.03 / 6.83, DenseNet-121 83.77 / 71.70 / 7.34 and ResNet-152 90.58 / 78.39 / 8.81."
 )
@@ -116,7 +116,7 @@ def run(
             flags = [tally.flags(f"{m} {way} {k}") for way in _WAYS]
             ours += [accuracy(flags[0], config.seed), *(accuracy(f, config.seed, flags[0]) for f in flags[1:])]
             absolute += [accuracy(f, config.seed) for f in flags]
-        known = _PAPER.get(_PAPER_NAMES.get(view.model_id, ""))
+        known = PAPER.get(PAPER_NAMES.get(view.model_id, ""))
         pairs.append(([x for three in known for x in three] if known else [None] * 6, ours))
         plain.append((view.model_id, *absolute))
         groups[view.model_id] = {
@@ -132,7 +132,7 @@ def run(
         "and crop; only boxes of the true class.",
     )
     first = "Full: accuracy in %. Foreground and background: in % of it, on the same images."
-    permuted = (_PERMUTED,) if any(v.model_id in _PAPER_NAMES for v in views) else ()
+    permuted = (PERMUTED,) if any(v.model_id in PAPER_NAMES for v in views) else ()
     tables = {
         "table": Table(("model", *header), relative, (first, *notes, *permuted)),
         "table-plain": Table(("model", *quantities), tuple(plain), ("Accuracy in %, not normalized.", *notes)),

@@ -25,7 +25,7 @@ from vitviz_hf.tokens import check_sequence
 
 _PLOTTED = ("silhouette", "purity", "in-cluster cosine", "in-object cosine", "unique-label rate")
 # ViT-B/16 on Pascal VOC 2009, 361 pictures; digitized from the figures (silhouette and purity to 0.001, cosines 0.002).
-_PAPER: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+PAPER: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "clean": {
         "silhouette": (.046, .094, .121, .115, .112, .127, .146, .181, .212, .240, .255, .265),
         "purity": (.558, .574, .609, .614, .624, .637, .645, .658, .667, .672, .665, .670),
@@ -48,7 +48,7 @@ _PAPER: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "unique-label rate": (.684, .695, .701, .704, .688, .702, .695, .704, .700, .698, .695, .697),
     },
 }  # fmt: skip
-_PAPER_MODEL = "google/vit-base-patch16-224"
+PAPER_MODEL = "google/vit-base-patch16-224"
 _BACKGROUND = 0
 
 
@@ -183,7 +183,7 @@ def _change(kind: str, amount: str | None) -> Callable[[Pixels, Mask, int], Chan
 
 def _tables(view: ModelView, usable: Mapping[str, NDArray[np.float64]]) -> tuple[dict[str, Table], dict[str, Table]]:
     """A table for each variant, with the paper's numbers where it has them, and one long table."""
-    known = _PAPER if view.model_id == _PAPER_MODEL else {}
+    known = PAPER if view.model_id == PAPER_MODEL else {}
     tables: dict[str, Table] = {}
     long: list[tuple[Cell, ...]] = []
     for name, values in usable.items():

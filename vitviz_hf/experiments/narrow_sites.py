@@ -55,7 +55,8 @@ def run(
         "High-frequency share: of the spectral energy of a picture (each color without its mean), what lies above half "
         "the highest frequency, in %. White noise has 80 %"
         + (f", the built-in photographs {100 * np.mean(photographs):.1f} % in the mean." if photographs else "."),
-        "Score kept: median of the score when the picture is turned, zoomed and blurred, in % of its score.",
+        "Score kept: median of the score when the picture is turned, zoomed and blurred, in % of its score; "
+        "below 0 if it changes sign.",
         f"Feature numbers drawn at random (seed {config.seed}): {', '.join(map(str, sorted(numbers.tolist())))}. "
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies.",
     ]  # fmt: skip

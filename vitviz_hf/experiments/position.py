@@ -30,7 +30,7 @@ from vitviz_hf.tokens import without_positions
 
 _WAYS = ("natural", "positions zeroed", "tiles shuffled")
 # Top-1 in %, zeroed and shuffled 32-px tiles; from the released notes of 384-px models.
-_PAPER = {"google/vit-base-patch16-384": (84.0, 22.0, 33.0), "google/vit-base-patch32-384": (81.0, 58.0, 54.0)}
+PAPER = {"google/vit-base-patch16-384": (84.0, 22.0, 33.0), "google/vit-base-patch32-384": (81.0, 58.0, 54.0)}
 
 
 def run(
@@ -72,7 +72,7 @@ def run(
     pairs, groups = [], {}
     for m, view in enumerate(views):
         ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]
-        pairs.append((_PAPER.get(view.model_id, (None,) * 3), ours))
+        pairs.append((PAPER.get(view.model_id, (None,) * 3), ours))
         groups[view.model_id] = {
             way: (x.value, x.low, x.high) for way, x in zip(_WAYS, ours, strict=True) if isinstance(x, Interval)
         }

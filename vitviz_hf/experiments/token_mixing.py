@@ -36,8 +36,8 @@ from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, lone_pre
 _WAYS = ("natural", "isolating CLS", "mean of patches", "mean of all tokens")
 _TOP = (1, 5)
 # ViT-B/16 at 384 px on ImageNet validation: natural, isolating CLS, patch average, patch maximum; Table 1.
-_PAPER = {1: (84.20, 78.61, 75.75, 80.16), 5: (97.16, 94.18, 90.99, 95.65)}
-_PAPER_MODEL = "google/vit-base-patch16-384"
+PAPER = {1: (84.20, 78.61, 75.75, 80.16), 5: (97.16, 94.18, 90.99, 95.65)}
+PAPER_MODEL = "google/vit-base-patch16-384"
 _TOKENS_AT_ONCE = 8192
 
 
@@ -68,7 +68,7 @@ def run(
                 maps[view.model_id] = by_place.reshape(shape)
             ways = [accuracy(tally.flags(f"{way} {k}"), 0) for way in _WAYS]
             ours = (*ways[:2], _mean_interval(100 * right.mean(1)), float(by_place.max()), *ways[2:])
-            paper = _PAPER[k] if view.model_id == _PAPER_MODEL else (None,) * 4
+            paper = PAPER[k] if view.model_id == PAPER_MODEL else (None,) * 4
             names.append((view.model_id, f"top-{k}"))
             pairs.append(((*paper, None, None), ours))
         notes += how_scored(tally, source, [view])
@@ -77,7 +77,7 @@ def run(
     notes += [
         "Isolating CLS: in all layers but the last, prefix tokens and patches do not see each other. Patch average and "
         "maximum: the head on each patch token in turn, over places; the maximum is the best place on these images.",
-        f"The paper's numbers are for ViT-B/16 at 384 px on ImageNet validation ({_PAPER_MODEL}).",
+        f"The paper's numbers are for ViT-B/16 at 384 px on ImageNet validation ({PAPER_MODEL}).",
     ]
     rows = tuple((*name, *row) for name, row in zip(names, cells, strict=True))
     table = Table(("model", "accuracy, %", *header), rows, tuple(dict.fromkeys(notes)))

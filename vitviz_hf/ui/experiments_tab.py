@@ -64,7 +64,7 @@ def build_experiments_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> Experimen
     running: dict[str, Event] = {}
 
     def parts(result: Shown) -> list[Any]:
-        pictures = [(Image.open(io.BytesIO(png)), title) for title, png in result.figures.items()]
+        pictures = [(Image.open(io.BytesIO(data)), title) for title, data in result.figures.items()]
         return [result.text, pictures]
 
     def show(name: str) -> list[Any]:

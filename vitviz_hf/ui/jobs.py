@@ -120,7 +120,7 @@ class Shown:
     text: str
     """Markdown."""
     figures: dict[str, bytes]
-    """Title -> PNG."""
+    """Title -> PNG or WebP."""
 
 
 class _Stopped(BaseException):
@@ -425,7 +425,7 @@ def stored_result(name: str) -> Shown:
     facts = json.loads((folder / "manifest.json").read_text("utf-8"))
     models = ", ".join(m["model_id"] for m in facts["models"])
     tables = "\n".join(path.read_text("utf-8") for path in sorted(folder.glob("*.md")))
-    figures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    figures = {p.stem: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".png", ".webp")}
     return Shown(f"## {facts['experiment']} of {models}\nSource: {facts['source']}.\n\n{tables}", figures)
 
 

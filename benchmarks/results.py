@@ -1,0 +1,112 @@
+"""Run what needs no dataset again, and write docs/results.md: `make results`. About an hour on two CPU cores.
+
+A folder of docs/results that is there already is kept; delete it to run that experiment again.
+"""
+
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from vitviz_hf.cli import main
+from vitviz_hf.experiments import EXPERIMENTS, background, group, position, token_mixing
+from vitviz_hf.tables import Table
+
+DOCS = Path(__file__).parent.parent / "docs"
+RUNS = {
+    "progression": "experiment progression builtin --columns 4 --size 168x168",
+    "narrow-sites": "experiment narrow-sites builtin --layers 2,9 --columns 2 --steps 100 --size 112x112",
+    "triplets": "experiment triplets builtin --size 168x168",
+    "spatial": "experiment spatial builtin",
+    "group": "group builtin builtin --limit 3",
+}
+WHAT = {name: e.title for name, e in EXPERIMENTS.items()} | {"group": "Whether patches of one object group together"}
+INTRO = """# Results
+
+What the experiments give, beside the numbers of the papers. Written by `make results`; the app's tab Experiments shows
+the same folders.
+
+"What do Vision Transformers Learn?" is Ghiasi et al. 2022, [arXiv:2212.06727](https://arxiv.org/abs/2212.06727); "What
+Neurons Tell and How Neurons Behave" is [arXiv:2210.07646](https://arxiv.org/abs/2210.07646).
+"""
+IMAGENET = """
+## With ImageNet
+
+Nobody has run these with this package yet, so there is no column for ours: these are the papers' numbers, with the
+commands that make the same tables (columns paper | ours). `ILSVRC/imagenet-1k` is gated: accept its terms, then
+`hf auth login`. Checkpoints of the Hub are not always the ones of the papers.
+"""
+
+
+def run(name):
+    out = DOCS / "results" / name
+    if not out.exists() and main([*RUNS[name].split(), "--out", str(out)]):
+        raise SystemExit(f"{name} failed")
+    for path in out.iterdir():
+        if path.suffix == ".png":  # a tenth of the size
+            Image.open(path).convert("RGB").save(path.with_suffix(".webp"), quality=82)
+        if path.suffix in (".png", ".svg", ".json") and path.name != "manifest.json":
+            path.unlink()
+    shutil.rmtree(out.with_name(f"{name}.experiment"), ignore_errors=True)
+
+
+def section(name):
+    folder = DOCS / "results" / name
+    tables = "\n".join(p.read_text() for p in sorted(folder.glob("table.md")))
+    figures = "\n".join(f"![{p.stem} of {name}](results/{name}/{p.name})\n" for p in sorted(folder.glob("*.webp")))
+    return f"\n## {name}\n\n{WHAT[name]}.\n\n```bash\nvitviz {RUNS[name]} --out {name}\n```\n\n{figures}\n{tables}"
+
+
+def paper(title, command, table):
+    return f"\n### {title}\n\n```bash\n{command}\n```\n\n{table.to_markdown()}"
+
+
+def papers():
+    mixing = Table(
+        ("accuracy, %", "natural", "isolating CLS", "patch average", "patch maximum"),
+        tuple((f"top-{k}", *values) for k, values in token_mixing.PAPER.items()),
+    )
+    ids = {name: model for model, name in background.PAPER_NAMES.items()}
+    header = [f"top-{k} {way}" for k in (5, 1) for way in ("full", "foreground", "background")]
+    boxes = Table(
+        ("architecture", "on the Hub", *header),
+        tuple((name, ids[name], *five, *one) for name, (five, one) in background.PAPER.items()),
+        ("Full: accuracy in %. Foreground and background: in % of it.", background.PERMUTED),
+    )
+    places = Table(
+        ("model", "natural", "positions zeroed", "tiles of 32 px shuffled"),
+        tuple((model, *values) for model, values in position.PAPER.items()),
+        ("Top-1 accuracy in %.",),
+    )
+    curves = Table(
+        ("variant", "measure", *(f"layer {i}" for i in range(1, 13))),
+        tuple((v, m, *values) for v, measures in group.PAPER.items() for m, values in measures.items()),
+        ("Digitized from the paper's figures, to about 0.002.",),
+    )
+    models = " \\\n  ".join(background.PAPER_NAMES)
+    return (
+        paper(
+            "token-mixing, ViT-B/16 at 384 px",
+            f"vitviz experiment token-mixing {token_mixing.PAPER_MODEL} ILSVRC/imagenet-1k --out token-mixing", mixing,
+        )
+        + paper(
+            "background",
+            f"vitviz experiment background {models} \\\n  ILSVRC/imagenet-1k --split train "
+            "--boxes LOC_train_solution.csv --out background", boxes,
+        )
+        + paper(
+            "position",
+            f"vitviz experiment position {' '.join(position.PAPER)} ILSVRC/imagenet-1k --out position", places,
+        )
+        + paper(
+            "group, ViT-B/16 on Pascal VOC 2009",
+            f"vitviz group {group.PAPER_MODEL} VOCdevkit/VOC2009 --limit 500 --out group", curves,
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for name in RUNS:
+        run(name)
+    text = INTRO + "".join(map(section, RUNS)) + IMAGENET + papers()
+    (DOCS / "results.md").write_text(text)
