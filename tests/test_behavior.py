@@ -1,6 +1,7 @@
 """Attention, views, occlusion, scenes and grouping: against the models themselves and examples worked by hand."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -515,6 +516,9 @@ def test_grouping_of_scenes(tiny_view, labelled):
     assert [r["layer"] for r in rows] == [1, 2, 3] and set(MEASURES) <= set(rows[0])
     assert {r["variant"] for r in found.data["curves"].records()} == {"clean", "shuffle 2", "random 0.3"}
     assert found.manifest["scenes"] == 3 and {"figure", "tsne"} == set(found.figures)
+    fixed = run_group(view, "x", open_scenes(str(labelled), compose="tiles"), replace(config, limit=1, markers="fixed"))
+    panels = [ax.get_title() for ax in fixed.figures["tsne"].axes]
+    assert "the last, by attention" in panels and len(panels) == len(found.figures["tsne"].axes) + 1
     with pytest.raises(DatasetError, match="has two objects of at least"):
         run_group(view, "x", open_scenes(str(labelled), compose="tiles"), GroupConfig(min_area=0.9))
 

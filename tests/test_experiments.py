@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vitviz_hf.config import (
     BackgroundConfig,
     LowPassConfig,
     NarrowSitesConfig,
+    OcclusionConfig,
     PositionConfig,
     ProgressionConfig,
     SpatialConfig,
@@ -31,6 +33,7 @@ from vitviz_hf.experiments.spatial import DROPPED, measure
 from vitviz_hf.labels import LabelMatcher, match_names
 from vitviz_hf.loading import imagenet_synsets
 from vitviz_hf.model import run
+from vitviz_hf.occlusion import occlude
 from vitviz_hf.stream import Row, open_source
 from vitviz_hf.tables import Interval, Table, paper_and_ours
 from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, last_tokens, lone_prefix, without_positions
@@ -392,6 +395,7 @@ def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):
         ("background", ("vit", "resnet"), BackgroundConfig(batch=4)),
         ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40)),
         ("position", ("vit", "resnet"), PositionConfig(batch=4)),
+        ("occlusion", ("vit", "resnet"), OcclusionConfig(batch=16, grid=4, shuffles="2")),
     ],
 )
 def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
@@ -411,7 +415,7 @@ def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
     with pytest.raises(Stopped):
         run_experiment(name, views, source, config, tmp_path / "work", stop)
     with pytest.raises(ConfigError, match="a run with other options"):
-        run_experiment(name, views, source, type(config)(batch=config.batch, seed=9), tmp_path / "work")
+        run_experiment(name, views, source, replace(config, seed=9), tmp_path / "work")
     resumed = run_experiment(name, views, source, config, tmp_path / "work")
 
     assert resumed.tables["table"].to_csv() == straight.tables["table"].to_csv()
@@ -441,6 +445,24 @@ def test_the_accuracy_of_masked_pictures_is_that_of_pictures_masked_by_hand(vit,
     record = result.tables["table-plain"].records()[0]
     for column, hits in right.items():
         assert record[column] == pytest.approx(100 * np.mean(hits))
+
+
+def test_occlusion_counts_what_occluding_by_hand_gives(vit, labelled, tmp_path):
+    source = open_source(str(labelled))
+    config = OcclusionConfig(grid=4, shuffles="4")
+
+    result = run_experiment("occlusion", [vit], source, config, tmp_path / "w")
+
+    right = []
+    for row, _ in source.read(0, 1, None):
+        if row.label != "zebra":
+            pixels = (to_pixels(vit, open_image(row.data))[0] * 255).round().byte().permute(1, 2, 0).numpy()
+            changed = occlude(pixels, None, "random", 0.5, 4, row.key % 2**63).pixels
+            seen = torch.from_numpy(changed).permute(2, 0, 1)[None].float() / 255
+            right.append(classify(vit, seen).top(1)[0][0][0] == row.label)
+    rows = {(r["change"], r["ratio, or tiles in a row"]): r["top-1, %"] for r in result.tables["table"].records()}
+    assert rows["random", "0.5"] == pytest.approx(100 * np.mean(right))
+    assert rows["salient", "0.9"] is not None and rows["shuffle", "4"] is not None and len(rows) == 17
 
 
 def test_progression_has_a_row_of_pictures_for_each_layer(vit, tmp_path):

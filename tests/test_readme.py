@@ -10,10 +10,8 @@ from vitviz_hf.cli import _parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
-COMMANDS = re.findall(
-    r"vitviz (?:models|sites|top|map|visualize|replay|classify|search|atlas|page|experiment|views|occlude|group) [^`\n#]+",
-    README,
-)
+VERBS = "models|sites|top|map|visualize|replay|classify|search|atlas|page|experiment|views|occlude|group"
+COMMANDS = re.findall(rf"vitviz (?:{VERBS}) [^`\n#]+", README)
 
 
 @pytest.mark.slow

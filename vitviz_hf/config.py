@@ -182,6 +182,17 @@ class PositionConfig(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OcclusionConfig(_Checked):
+    """Options of the experiment `occlusion`."""
+
+    limit: int = _knob(0, _LIMIT, 0, 10**9)
+    batch: int = _knob(32, "images in one forward pass", 1, 4096)
+    grid: int = _knob(14, "tiles in a row and in a column", 1, 512)
+    shuffles: str = _knob("2,4,8", "numbers of tiles in a row for shuffling, with commas between")
+    seed: int = _knob(0, "of the draws and the bootstrap", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpatialConfig(_Checked):
     """Options of the experiment `spatial`."""
 
@@ -270,6 +281,9 @@ class GroupConfig(_Checked):
     )
     variants: str = _knob(
         "clean,shuffle 2,shuffle 8", "with commas between: clean, shuffle N, random R, salient R, non-salient R"
+    )
+    markers: Literal["attention", "fixed"] = _knob(
+        "attention", "size of the points of t-SNE: attention of the class token, or one size and a panel with attention"
     )
     min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
     cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)

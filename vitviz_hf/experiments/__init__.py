@@ -28,6 +28,7 @@ class Experiment:
 
 
 _PAPER = "Ghiasi et al. 2022, arXiv:2212.06727"
+_NEURONS = "What Neurons Tell and How Neurons Behave, arXiv:2210.07646"
 EXPERIMENTS: Mapping[str, Experiment] = {
     "token-mixing": Experiment(
         "What the last layer mixes: accuracy without the class token's history, and of every patch token",
@@ -43,6 +44,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "position": Experiment(
         "Accuracy without position embeddings, and with shuffled tiles", f"{_PAPER}, released notes", "position",
         c.PositionConfig, "labelled",
+    ),
+    "occlusion": Experiment(
+        "Accuracy while tiles are blacked out or shuffled", _NEURONS,
+        "occlusion_accuracy", c.OcclusionConfig, "labelled",
     ),
     "spatial": Experiment(
         "Whether a feature's activation stays where the picture is", f"{_PAPER}, appendix F, Fig. 63 and 64",

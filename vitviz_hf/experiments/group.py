@@ -217,7 +217,7 @@ def _tables(view: ModelView, usable: Mapping[str, NDArray[np.float64]]) -> tuple
 
 
 def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, config: GroupConfig) -> Figure:
-    """t-SNE of the patch tokens of a scene at four layers; objects by color, class-token attention by size."""
+    """t-SNE of the patch tokens of a scene at four layers, objects by color; the size of the points as configured."""
     n, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     outputs = block_outputs(view, pixels)
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
@@ -229,7 +229,10 @@ def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, confi
         layer = max(level, 1) - 1
         places = embed_tokens(outputs[layer], config.seed)[n:]
         weights = joint.joint[layer][0, n:].numpy() if n else np.ones(len(places))
-        panels[f"after {layer + 1} of {len(outputs)} layers"] = places, owners, weights / weights.mean()
+        sizes = np.ones(len(places)) if config.markers == "fixed" else weights / weights.mean()
+        panels[f"after {layer + 1} of {len(outputs)} layers"] = places, owners, sizes
+    if config.markers == "fixed" and n:
+        panels["the last, by attention"] = places, owners, weights / weights.mean()
     return scatter_panels(pixels, panels, names)
 
 
