@@ -144,60 +144,55 @@ _STEPS = "optimizer steps; 0 for the preset's"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenMixingConfig(_Checked):
-    """Options of the experiment `token-mixing`."""
+class _Reads(_Checked):
+    """Options of every experiment that reads a dataset."""
 
     limit: int = _knob(0, _LIMIT, 0, 10**9)
     batch: int = _knob(32, "images in one forward pass", 1, 4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackgroundConfig(_Checked):
+class TokenMixingConfig(_Reads):
+    """Options of the experiment `token-mixing`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundConfig(_Reads):
     """Options of the experiment `background`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     boxes: str = _knob("", "boxes: CSV or folder of XML as ILSVRC has them, or a dataset; empty: the dataset's own")
     box_format: Literal["xyxy", "xywh"] = _knob("xyxy", "of a dataset's boxes: corners, or corner and size")
     seed: int = _knob(0, "of the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowPassConfig(_Checked):
+class LowPassConfig(_Reads):
     """Options of the experiment `low-pass`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     seed: int = _knob(0, "of the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositionConfig(_Checked):
+class PositionConfig(_Reads):
     """Options of the experiment `position`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     tile: int = _knob(0, "side of the shuffled tiles in pixels; 0: the divisor of the input nearest to 32", 0, 4096)
     seed: int = _knob(0, "of the shuffling and the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OcclusionConfig(_Checked):
+class OcclusionConfig(_Reads):
     """Options of the experiment `occlusion`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     grid: int = _knob(14, "tiles in a row and in a column", 1, 512)
     shuffles: str = _knob("2,4,8", "numbers of tiles in a row for shuffling, with commas between")
     seed: int = _knob(0, "of the draws and the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpatialConfig(_Checked):
+class SpatialConfig(_Reads):
     """Options of the experiment `spatial`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     atlas: str = _knob("", _ATLAS)
     per_layer: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
     threshold: float = _knob(0.5, "a patch is active above it", -1e6, 1e6)
@@ -227,11 +222,9 @@ class NarrowSitesConfig(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TripletsConfig(_Checked):
+class TripletsConfig(_Reads):
     """Options of the experiments `triplets` and `concepts`."""
 
-    limit: int = _knob(0, _LIMIT, 0, 10**9)
-    batch: int = _knob(32, "images in one forward pass", 1, 4096)
     atlas: str = _knob("", _ATLAS)
     features: str = _knob("", _FEATURES)
     rows: int = _knob(6, "features, if they are chosen by the rule", 1, 256)

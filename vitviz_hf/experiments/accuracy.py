@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.errors import ConfigError, DatasetError, ImageError, NoClassifierError
+from vitviz_hf.experiments.pixels import logits_of
 from vitviz_hf.images import open_image
 from vitviz_hf.labels import LabelMatcher
 from vitviz_hf.model import ModelView
@@ -169,6 +170,33 @@ def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
         own = chosen.gather(1, torch.tensor([[targets[i]] for i in known], device=logits.device))
         flags[known] = ((chosen >= own).sum(1) <= k).to(torch.uint8).cpu().numpy()
     return flags
+
+
+def right_pictures(
+    views: Sequence[ModelView],
+    examples: Sequence[Example],
+    pictures: Sequence[Sequence[Sequence[Tensor | None]]],
+    batch: int,
+    ks: Sequence[int] = (1,),
+) -> Flags:
+    """Whether each model is right on each form of each example, [B, models x forms x ks].
+
+    Args:
+        pictures: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
+            exist, which counts as unknown.
+        batch: pictures in one forward pass.
+        ks: right is to be among so many highest logits.
+    """
+    blocks = []
+    for m, view in enumerate(views):
+        flat = [(e, i, p) for e, item in enumerate(pictures) for i, p in enumerate(item[m]) if p is not None]
+        logits = logits_of(view, [p for _, _, p in flat], batch)
+        block = np.full((len(examples), len(pictures[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
+        for j, k in enumerate(ks):
+            right = is_right(logits, [examples[e].targets[m] for e, _, _ in flat], k)
+            block[[e for e, _, _ in flat], [i for _, i, _ in flat], j] = right
+        blocks.append(block.reshape(len(examples), -1))
+    return np.concatenate(blocks, 1)
 
 
 def accuracy(flags: Flags, seed: int, relative_to: Flags | None = None) -> Interval | None:

@@ -23,9 +23,9 @@ from vitviz_hf.experiments.accuracy import (
     check_classifiers,
     count_right,
     how_scored,
-    is_right,
+    right_pictures,
 )
-from vitviz_hf.experiments.pixels import logits_of, model_bytes
+from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, bars, picture_grid
 from vitviz_hf.images import open_image
@@ -96,13 +96,7 @@ def run(
         return [[model_bytes(view, part) for part in (example.image, *parts)] for view in views]
 
     def score(examples: list[Example], prepared: list[list[list[Tensor]]]) -> Flags:
-        columns = []
-        for m, view in enumerate(views):
-            targets = [e.targets[m] for e in examples]
-            for i in range(len(_WAYS)):
-                logits = logits_of(view, [p[m][i] for p in prepared], config.batch)
-                columns += [is_right(logits, targets, k) for k in _TOP]
-        return np.stack(columns, 1)
+        return right_pictures(views, examples, prepared, config.batch, _TOP)
 
     names = [f"{m} {way} {k}" for m in range(len(views)) for way in _WAYS for k in _TOP]
     tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)

@@ -7,15 +7,7 @@ from vitviz_hf.atlas import Atlas
 from vitviz_hf.config import TripletsConfig
 from vitviz_hf.errors import NoClassifierError
 from vitviz_hf.experiments.accuracy import Progress
-from vitviz_hf.experiments.pictures import (
-    RULE,
-    atlas_for,
-    given_features,
-    one_model,
-    optimized,
-    picture_config,
-    strong_in_atlas,
-)
+from vitviz_hf.experiments.pictures import how_chosen, pictured_features
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import picture_grid
 from vitviz_hf.images import open_image
@@ -38,15 +30,9 @@ def run(
         AtlasError: the atlas is of another model.
         SiteError: a feature that the model or the atlas lacks.
     """
-    view = one_model("concepts", views)
-    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, _RANKED, work, progress)
+    view, atlas, pictures = pictured_features("concepts", views, source, config, _RANKED, work, progress)
     if not config.atlas:
         _name(atlas, view, progress)
-    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
-    for feature in chosen:
-        atlas.hits(feature)
-    how = picture_config(config.preset, config.steps, config.seed)
-    pictures = optimized(view, chosen, how, work, progress, atlas)
     grid, rows = [], []
     for feature, picture in pictures.items():
         words = ", ".join(f"{w} {x:.1f}" for w, x in atlas.feature_words(feature)[:3])
@@ -57,7 +43,7 @@ def run(
         rows.append((str(feature), words or None, picture.score, "; ".join(names)))
     how_named = atlas.words
     notes = (
-        "Features as given." if config.features else RULE.format(images="the searched images"),
+        how_chosen(config),
         f"The {_SHOWN} most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
         f"Words in the eyes of {how_named.namer}, with their agreement; the best word for random images reaches "
         f"{how_named.chance:.2f}." if how_named else "No words: the model has no text tower, the atlas no names.",

@@ -18,9 +18,9 @@ from vitviz_hf.experiments.accuracy import (
     check_classifiers,
     count_right,
     how_scored,
-    is_right,
+    right_pictures,
 )
-from vitviz_hf.experiments.pixels import logits_of, model_bytes
+from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, curves, picture_grid
 from vitviz_hf.images import open_image
@@ -43,18 +43,12 @@ def run(
     check_classifiers(views)
     manifest = describe_run("low-pass", views, source, config) | {"kept": KEPT, "shapes": SHAPES}
 
-    def prepare(example: Example) -> list[Tensor]:
+    def prepare(example: Example) -> list[list[Tensor]]:
         pictures = [example.image, *filtered(example.image)]
-        return [torch.stack([model_bytes(view, p) for p in pictures]) for view in views]
+        return [[model_bytes(view, p) for p in pictures] for view in views]
 
-    def score(examples: list[Example], prepared: list[list[Tensor]]) -> Flags:
-        columns = []
-        for m, view in enumerate(views):
-            stack = torch.cat([p[m] for p in prepared])
-            logits = logits_of(view, stack, config.batch).unflatten(0, (len(examples), -1))
-            targets = [e.targets[m] for e in examples]
-            columns += [is_right(logits[:, i], targets, 1) for i in range(logits.shape[1])]
-        return np.stack(columns, 1)
+    def score(examples: list[Example], prepared: list[list[list[Tensor]]]) -> Flags:
+        return right_pictures(views, examples, prepared, config.batch)
 
     ways = [(shape, kept) for shape in SHAPES for kept in KEPT]
     names = [f"{m} {way}" for m in range(len(views)) for way in ("natural", *(f"{s} {r:g}" for s, r in ways))]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vitviz_hf.config import OcclusionConfig
 from vitviz_hf.experiments.accuracy import (
-    UNKNOWN,
     Example,
     Flags,
     Progress,
@@ -18,10 +17,10 @@ from vitviz_hf.experiments.accuracy import (
     check_classifiers,
     count_right,
     how_scored,
-    is_right,
+    right_pictures,
 )
 from vitviz_hf.experiments.background import Box, box_mask
-from vitviz_hf.experiments.pixels import logits_of, model_bytes
+from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.views import parse_numbers
 from vitviz_hf.figures import curves
@@ -53,31 +52,25 @@ def run(
     }
     changes |= {("shuffle", side): _shuffling(side) for side in sides}
 
-    def prepare(example: Example) -> list[tuple[list[Tensor], list[bool]]]:
-        seed, prepared = (example.row.key ^ config.seed) % 2**63, []
+    def prepare(example: Example) -> list[list[Tensor | None]]:
+        seed = (example.row.key ^ config.seed) % 2**63
         boxes = [Box((x0, y0, x1, y1)) for x0, y0, x1, y1 in example.row.boxes]
+        prepared = []
         for view in views:
             natural = model_bytes(view, example.image)
-            pixels = natural.permute(1, 2, 0).numpy()
-            mask = np.zeros(pixels.shape[:2], np.int64)
+            pixels, mask = natural.permute(1, 2, 0).numpy(), np.zeros(view.input_size, np.int64)
             if boxes:
                 mask = mask_to_model(view, box_mask(example.image.size, boxes).astype(np.int64))
-            pictures, there = [natural], [True]
+            forms: list[Tensor | None] = [natural]
             for (mode, _), change in changes.items():
-                there.append(mode in ("random", "shuffle") or bool(mask.any()))
-                changed = change(pixels, mask, seed).pixels if there[-1] else pixels
-                pictures.append(torch.from_numpy(changed).permute(2, 0, 1))
-            prepared.append((pictures, there))
+                possible = mode in ("random", "shuffle") or bool(mask.any())
+                changed = change(pixels, mask, seed).pixels if possible else None
+                forms.append(None if changed is None else torch.from_numpy(changed).permute(2, 0, 1))
+            prepared.append(forms)
         return prepared
 
-    def score(examples: list[Example], prepared: list[list[tuple[list[Tensor], list[bool]]]]) -> Flags:
-        columns = []
-        for m, view in enumerate(views):
-            targets = [e.targets[m] for e in examples]
-            for i in range(len(changes) + 1):
-                right = is_right(logits_of(view, [p[m][0][i] for p in prepared], config.batch), targets, 1)
-                columns.append(np.where([p[m][1][i] for p in prepared], right, UNKNOWN).astype(np.uint8))
-        return np.stack(columns, 1)
+    def score(examples: list[Example], prepared: list[list[list[Tensor | None]]]) -> Flags:
+        return right_pictures(views, examples, prepared, config.batch)
 
     ways = [("natural", 0.0), *changes]
     names = [f"{m} {way} {amount:g}" for m in range(len(views)) for way, amount in ways]

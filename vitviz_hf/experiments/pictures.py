@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitviz_hf.atlas import Atlas, make_atlas, open_atlas
-from vitviz_hf.config import SearchConfig, VisualizeConfig
+from vitviz_hf.config import SearchConfig, TripletsConfig, VisualizeConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy import Progress
 from vitviz_hf.images import open_image
@@ -136,6 +136,31 @@ def _read(feature: Feature, path: Path) -> Picture:
     recipe: Mapping[str, Any] = read_recipe(path)
     alive = int(recipe["dead_steps"]) < int(recipe["config"]["steps"]) or float(recipe["score"]) > 0
     return Picture(feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), alive)
+
+
+def pictured_features(
+    name: str, views: Sequence[ModelView], source: Source | None, config: TripletsConfig, k: int, work: Path,
+    progress: Progress | None = None,
+) -> tuple[ModelView, Atlas, dict[Feature, Picture]]:  # fmt: skip
+    """The model, its atlas with k images for each feature, and pictures of the features that were asked for.
+
+    Raises:
+        ConfigError: several models.
+        AtlasError: the atlas is of another model.
+        SiteError: a feature that the model or the atlas lacks.
+    """
+    view = one_model(name, views)
+    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, k, work, progress)
+    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
+    for feature in chosen:
+        atlas.hits(feature)
+    how = picture_config(config.preset, config.steps, config.seed)
+    return view, atlas, optimized(view, chosen, how, work, progress, atlas)
+
+
+def how_chosen(config: TripletsConfig) -> str:
+    """A sentence for below the table."""
+    return "Features as given." if config.features else RULE.format(images="the searched images")
 
 
 def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:

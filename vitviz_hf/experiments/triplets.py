@@ -5,15 +5,7 @@ from pathlib import Path
 
 from vitviz_hf.config import TripletsConfig
 from vitviz_hf.experiments.accuracy import Progress
-from vitviz_hf.experiments.pictures import (
-    RULE,
-    atlas_for,
-    given_features,
-    one_model,
-    optimized,
-    picture_config,
-    strong_in_atlas,
-)
+from vitviz_hf.experiments.pictures import how_chosen, pictured_features
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import picture_grid
 from vitviz_hf.images import map_range, overlay
@@ -34,13 +26,7 @@ def run(
         AtlasError: the atlas is of another model.
         SiteError: a feature that the model or the atlas lacks.
     """
-    view = one_model("triplets", views)
-    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, 10, work, progress)
-    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
-    for feature in chosen:
-        atlas.hits(feature)
-    how = picture_config(config.preset, config.steps, config.seed)
-    pictures = optimized(view, chosen, how, work, progress, atlas)
+    view, atlas, pictures = pictured_features("triplets", views, source, config, 1, work, progress)
     grid, rows = [], []
     for feature, picture in pictures.items():
         best = map_hits(view, atlas, feature, 1)[0]
@@ -51,7 +37,7 @@ def run(
         grid.append((str(feature), list(zip(captions, three, strict=True))))
         rows.append((str(feature), picture.score, picture.transfer_score, name, best.hit.score))
     notes = (
-        "Features as given." if config.features else RULE.format(images="the searched images"),
+        how_chosen(config),
         f"Most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
     )
     header = ("feature", "picture's score", "turned, zoomed, blurred", "most activating image", "its score")
