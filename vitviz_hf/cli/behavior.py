@@ -92,6 +92,9 @@ def _group(args: argparse.Namespace) -> None:
 
 def _save(result: Any, args: argparse.Namespace) -> None:
     out = Path(args.out)
+    if "image" in args:
+        result.manifest["image"] = Path(args.image).name
+        result.manifest["mask"] = Path(args.mask).name if args.mask else None
     result.save(out)
     print(result.tables["table"].to_markdown())
     print(", ".join(str(p) for p in sorted(out.iterdir())))
