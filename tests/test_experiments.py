@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from tests.conftest import draw_noise
-from vitviz_hf import activation_map, activations, classify, open_image, parse_feature, to_pixels
+from vitviz_hf import Site, activation_map, activations, classify, open_image, parse_feature, to_pixels
 from vitviz_hf.cli import main
 from vitviz_hf.config import (
     BackgroundConfig,
@@ -36,13 +36,19 @@ from vitviz_hf.model import run
 from vitviz_hf.occlusion import occlude
 from vitviz_hf.stream import Row, open_source
 from vitviz_hf.tables import Interval, Table, paper_and_ours
-from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, last_tokens, lone_prefix, without_positions
+from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, lone_prefix, without_positions
 
 N = 20
 
 
 def noise(view, batch=2, seed=0):
     return torch.rand(batch, 3, *view.input_size, generator=torch.Generator().manual_seed(seed))
+
+
+def last_tokens(view, pixels):
+    """Output of the last block, before the final norm, [B, T, D]."""
+    site = Site(len(view.layers) - 1, "resid")
+    return activations(view, pixels, [site])[site]
 
 
 # Tokens

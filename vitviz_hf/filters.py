@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
@@ -110,11 +109,6 @@ def to_display(values: Tensor, brightest: float | None = None) -> Tensor:
     """
     top = brightness(values) if brightest is None else brightest
     return (values / top).clamp(0, 1) if top > 0 else torch.zeros_like(values)
-
-
-def signed_display(values: Tensor) -> NDArray[np.float32]:
-    """Sum over colors of [3, H, W], for a map with a sign: half of a view is negative and black in `to_display`."""
-    return values.sum(0).numpy()
 
 
 def global_view(

@@ -13,8 +13,6 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, NoClassifierError, first_line
 from vitviz_hf.hooks import replace_inputs_and_outputs
 from vitviz_hf.model import ModelView, run
-from vitviz_hf.recording import activations
-from vitviz_hf.sites import Site
 
 _POSITIONS = re.compile(r"(^|[._])pos(ition(al)?)?_embed(ding|dings)?(\.weight)?$")
 
@@ -99,12 +97,6 @@ def isolated_logits(view: ModelView, pixels: Tensor, prefix: Tensor) -> Tensor:
     }
     with torch.no_grad(), replace_inputs_and_outputs(view.module, changes, {}):
         return Tensor(run(view, pixels).logits)
-
-
-def last_tokens(view: ModelView, pixels: Tensor) -> Tensor:
-    """Output of the last block, before the final norm, [B, T, D]."""
-    site = Site(len(view.layers) - 1, "resid")
-    return activations(view, pixels, [site])[site]
 
 
 def head_logits(view: ModelView, tokens: Tensor) -> Tensor:
