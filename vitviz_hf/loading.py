@@ -268,6 +268,7 @@ def attention_weights_to(module: Any, use: Callable[[Tensor], None]) -> Iterator
     if not module._can_set_attn_implementation():
         raise ModelError(f"the attention of {type(module).__name__} cannot be read; it is written in another way.")
     before, owner = module.config._attn_implementation, threading.get_ident()
+    receivers = [use]  # emptied at the end: transformers keeps what is registered
 
     def attend(
         _: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
@@ -276,7 +277,8 @@ def attention_weights_to(module: Any, use: Callable[[Tensor], None]) -> Iterator
         scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
         if threading.get_ident() == owner:
-            use(weights)
+            for receive in receivers:
+                receive(weights)
         return (weights @ value).transpose(1, 2).contiguous(), weights
 
     name = f"vitviz-{owner}"
@@ -286,6 +288,7 @@ def attention_weights_to(module: Any, use: Callable[[Tensor], None]) -> Iterator
         yield
     finally:
         module.set_attn_implementation(before)
+        receivers.clear()
 
 
 @contextmanager

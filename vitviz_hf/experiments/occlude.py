@@ -21,7 +21,17 @@ from vitviz_hf.figures import Figure, curves, picture_grid
 from vitviz_hf.filters import Filters, brightness, check_filter, global_view, mosaic, patch_filters, readable_filters
 from vitviz_hf.images import pixels_to_image
 from vitviz_hf.model import ModelView, normalize, to_pixels
-from vitviz_hf.occlusion import Changed, Mask, Pixels, mask_to_model, occlude, owned_patches, patch_sources, shuffle
+from vitviz_hf.occlusion import (
+    MODES,
+    Changed,
+    Mask,
+    Pixels,
+    mask_to_model,
+    occlude,
+    owned_patches,
+    patch_sources,
+    shuffle,
+)
 from vitviz_hf.recording import activations, record_with_logits
 from vitviz_hf.sites import Site
 from vitviz_hf.tables import Cell, Table
@@ -159,7 +169,7 @@ def _variants(
 ) -> Iterator[_Variant]:  # fmt: skip
     """Every mode at every ratio, and every shuffling, each with several seeds."""
     sides = parse_numbers(config.shuffles, "shuffles")
-    modes = ("random",) if mask is None or not mask.any() else ("random", "salient", "non-salient")
+    modes = _modes(mask)
     for seed in range(config.seed, config.seed + config.seeds):
         for mode in modes:
             for ratio in RATIOS:
@@ -172,14 +182,19 @@ def _variants(
             yield _Variant("shuffle", side, changed, sources, kept)
 
 
+def _modes(mask: Mask | None) -> tuple[str, ...]:
+    """The modes that are possible with this mask."""
+    return MODES if mask is not None and mask.any() else ("random",)
+
+
 def _view_rows(
     view: ModelView, filters: Filters, pixels: Pixels, mask: Mask | None, config: OccludeConfig, token: int, index: int
 ) -> Figure:
     """One row for each variant at the chosen ratio: the picture, then the view of one token at four levels."""
     blank = np.zeros(pixels.shape[:2], np.int64)
     shown = {"clean": Changed(pixels, blank, blank[0, :0], blank.astype(bool))}
-    modes = ("random",) if mask is None or not mask.any() else ("random", "salient", "non-salient")
-    shown |= {f"{m} {config.ratio:g}": occlude(pixels, mask, m, config.ratio, config.grid, config.seed) for m in modes}
+    for mode in _modes(mask):
+        shown[f"{mode} {config.ratio:g}"] = occlude(pixels, mask, mode, config.ratio, config.grid, config.seed)
     if config.tiles:
         shown["chosen tiles"] = occlude(pixels, mask, "random", 0, config.grid, tiles=parse_runs(config.tiles))
     for side in parse_numbers(config.shuffles, "shuffles"):
