@@ -34,7 +34,8 @@ def views_by_level(
         for level in levels:
             weights = seen[name].joint.views[level, token]
             drawn = global_view(mosaics[name], weights, view.layers[0].patch_grid, brightest, white)
-            pictures.append((f"{name}, level {level}", pixels_to_image(drawn.numpy())))
+            caption = f"level {level}" if len(pixels) == 1 else f"{name}, level {level}"
+            pictures.append((caption, pixels_to_image(drawn.numpy())))
     return pictures, seen
 
 

@@ -26,13 +26,13 @@ _CSS = """
 #examples .grid-container, #gallery .grid-container { min-width: 0; }
 #experiment-table { overflow-x: auto; }
 #experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
-#gallery .caption-label, #examples .caption-label, #features .caption-label {
+#gallery .caption-label, #examples .caption-label, #features .caption-label, #views .caption-label {
   font-size: 0.7rem; white-space: normal; max-width: 100%;
 }
 """
 _INTRO = """# vitviz: see what a vision transformer learned
 Any vision transformer of the Hub (ViT, CLIP, SigLIP, DINO, Swin and many more), or the built-in one. Find the features
-that fire on your picture and see where; then optimize the picture that excites a feature most.
+that fire on your picture and see where, optimize the picture that excites one most, and repeat the papers' experiments.
 """
 _FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
