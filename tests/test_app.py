@@ -57,7 +57,9 @@ def url(hub, tmp_path_factory):
     server.terminate()
     server.wait(10)
     log.seek(0)
-    assert "Traceback" not in log.read()
+    # A path of the package is only in tracebacks and warnings. Uvicorn's own, of a page that left while a picture was
+    # on its way, are not ours.
+    assert "vitviz_hf/" not in log.read()
     log.close()
 
 
