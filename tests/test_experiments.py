@@ -420,7 +420,7 @@ def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
 
     with pytest.raises(Stopped):
         run_experiment(name, views, source, config, tmp_path / "work", stop)
-    with pytest.raises(ConfigError, match="a run with other options"):
+    with pytest.raises(ConfigError, match=r"holds a run with config\.seed 0, not 9"):
         run_experiment(name, views, source, replace(config, seed=9), tmp_path / "work")
     resumed = run_experiment(name, views, source, config, tmp_path / "work")
 
@@ -498,7 +498,7 @@ def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
     assert [r["layer"] for r in rows] == [0] * 6 + [2] * 6 and rows[5]["width"] == 64
     assert all(r["least"] <= r["high-frequency, %"] <= r["most"] for r in rows)
     with pytest.raises(SiteError, match="layers 0-2; got 7"):
-        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers="7"), tmp_path / "w")
+        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers="7"), tmp_path / "x")
 
 
 def test_spatial_triplets_and_concepts_search_first_where_there_is_no_atlas(vit, labelled, tmp_path):

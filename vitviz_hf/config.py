@@ -11,6 +11,10 @@ IMAGENET = "ILSVRC/imagenet-1k"
 """Dataset that is searched if none is named."""
 
 
+CONTROLS = ("random-weights", "shuffled-weights")
+"""Models that have learned nothing, to compare with."""
+
+
 def _knob(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 

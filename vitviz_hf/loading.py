@@ -1,5 +1,6 @@
 """From checked files to a module of transformers or timm, and how to feed it."""
 
+import copy
 import inspect
 import re
 import sys
@@ -46,6 +47,25 @@ def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str,
         names = module.config.id2label or {}  # PVT's config may count its labels without naming them
         labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(len(names) or module.config.num_labels))
     return module, labels
+
+
+def reinitialized(module: Any, seed: int) -> Any:
+    """A module of the same architecture whose weights are drawn anew by its own code."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(module)(module.config)
+    weight = next(module.parameters())
+    return fresh.eval().requires_grad_(False).to(weight.device, weight.dtype)
+
+
+def shuffled(module: Any, seed: int) -> Any:
+    """A copy of the module with the values of each weight tensor in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    copied = copy.deepcopy(module)
+    for weight in copied.parameters():
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data = weight.data.flatten()[order].view_as(weight)
+    return copied
 
 
 @dataclass(frozen=True, slots=True)

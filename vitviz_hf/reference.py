@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from vitviz_hf.errors import OutputExistsError
-from vitviz_hf.hub import BUILTIN, cache_folder
+from vitviz_hf.hub import cache_folder
 from vitviz_hf.manifest import write_file
 from vitviz_hf.maps import site_scores
 from vitviz_hf.model import ModelView, list_sites, to_pixels
 from vitviz_hf.recording import activations
-from vitviz_hf.sites import Feature, Site, file_stem, parse_site
+from vitviz_hf.sites import Feature, Site, parse_site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
 Reference = Mapping[Site, Tensor]
@@ -22,21 +23,20 @@ Reference = Mapping[Site, Tensor]
 def reference_scores(view: ModelView, progress: Callable[[int, int], None] | None = None) -> dict[Site, Tensor]:
     """Score of every feature of every site on each built-in photograph, {site: [N, F]}.
 
-    One forward pass for each photograph. Kept in the cache folder for models with a pinned revision.
+    One forward pass for each photograph. Kept in the cache folder.
 
     Args:
         progress: called with the photographs done and their number.
     """
-    n = len(builtin_paths())
-    name = "-".join((file_stem(view.model_id), view.revision or "", *map(str, view.input_size), str(n)))
-    path = cache_folder() / "reference" / f"{name}.safetensors"
-    pinned = view.revision is not None or view.model_id == BUILTIN
-    if pinned and path.is_file():
+    names = list(builtin_paths())
+    sites = [s for s, _ in list_sites(view)]
+    wanted = sha256(f"{names} {list(map(str, sites))}".encode()).hexdigest()[:8]
+    path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
+    if path.is_file():
         return {parse_site(k): v for k, v in load(path.read_bytes()).items()}
-    scores = score_examples(view, builtin_photographs(), [s for s, _ in list_sites(view)], progress, n)
-    if pinned:
-        with suppress(OutputExistsError):  # another process was faster
-            write_file(path, save({str(k): v for k, v in scores.items()}))
+    scores = score_examples(view, builtin_photographs(), sites, progress, len(names))
+    with suppress(OutputExistsError):  # another process was faster
+        write_file(path, save({str(k): v for k, v in scores.items()}))
     return scores
 
 

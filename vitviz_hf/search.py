@@ -241,8 +241,7 @@ def search(
 def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict[str, Any]:
     """What decides the result of a search."""
     return {
-        "schema": 1, "model_id": view.model_id, "revision": view.revision, "input_size": list(view.input_size),
-        "dtype": str(view.dtype).removeprefix("torch."), "dataset": source.dataset,
+        "schema": 1, **view.identity.to_json(), "dataset": source.dataset,
         "dataset_revision": source.revision, "split": source.split, "kinds": list(config.kinds),
         "layers": list(config.layers or range(len(view.layers))), "k": config.k, "reduce": config.reduce,
         "limit": config.limit, "batch": config.batch,
