@@ -37,7 +37,7 @@ def url(hub, tmp_path_factory):
     vit = load_model("tiny/vit", device="cpu")
     for name, layers in (("early", "0"), ("late", "2")):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
-        run_experiment("narrow-sites", [vit], None, config, results / "work").save(results / name)
+        run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
     environment = {
         **os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit", "VITVIZ_RESULTS": str(results)
     }  # fmt: skip
