@@ -34,10 +34,12 @@ from vitviz_hf.hub import is_hub_id, size_limit
 from vitviz_hf.manifest import check_absent, versions, write_dir
 from vitviz_hf.model import ModelView
 from vitviz_hf.search import (
+    LISTED,
     NO_KEY,
     SKETCH_ERROR,
     SearchState,
     SiteFold,
+    check_result,
     is_done,
     load_state,
     open_crops,
@@ -257,10 +259,10 @@ def merge_searches(view: ModelView, source: Source, config: SearchConfig, out: P
     for state in states[1:]:
         for site, fold in state.folds.items():
             whole.folds[site].merge(fold)
-        for name in ("n_images", "n_rows", "n_skipped"):
+        for name in ("n_images", "n_rows", "n_skipped", "n_non_finite"):
             setattr(whole, name, getattr(whole, name) + getattr(state, name))
-        whole.skipped += state.skipped
-    whole.skipped.sort()
+        whole.skipped = sorted(whole.skipped + state.skipped)[:LISTED]
+    check_result(view, source, whole)
     write_atlas(out, recipe, whole, folders)
     shutil.rmtree(search_folder(out))
     return open_atlas(str(out))
@@ -276,9 +278,11 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
     rows = {key: row for row, key in enumerate(keys)}
     manifest = {
         **recipe, "schema": _SCHEMA, "n_images": state.n_images,
-        "n_skipped": state.n_skipped, "skipped": state.skipped, "n_stored_images": len(keys),
+        "n_skipped": state.n_skipped, "n_non_finite": state.n_non_finite,
+        "non_finite": {str(s): state.n_images - f.n for s, f in state.folds.items() if f.n < state.n_images},
+        "skipped": state.skipped, "n_stored_images": len(keys),
         "sketch_relative_error": SKETCH_ERROR, "versions": versions(),
-        "sites": {str(s): len(f.total) for s, f in state.folds.items()},
+        "sites": {str(s): len(f.mean) for s, f in state.folds.items()},
     }  # fmt: skip
     with write_dir(out) as folder:
         for name in ("features", "images", "visualizations"):
@@ -287,7 +291,7 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
         schema = _feature_schema()
         with pq.ParquetWriter(folder / "features" / "features.parquet", schema) as writer:
             for site, fold in state.folds.items():
-                writer.write_table(_feature_rows(schema, site, fold, state.n_images, rows))
+                writer.write_table(_feature_rows(schema, site, fold, rows))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         (folder / "README.md").write_text(_card(manifest), "utf-8")
 
@@ -430,12 +434,17 @@ def write_words(
 
 
 def unusual_features(atlas: Atlas, scores: dict[Site, NDArray[np.float32]], n: int) -> list[tuple[Feature, float]]:
-    """Features whose statistics an image's scores [F] exceed most, in standard deviations above the mean."""
+    """Features whose statistics an image's scores [F] exceed most, in standard deviations above the mean.
+
+    Features with a score that is not finite are left out.
+    """
     found: list[tuple[Feature, float]] = []
     for site, values in scores.items():
         table = atlas.table(site)
         deviations = (values - table.mean) / np.maximum(table.std, 0.1 * np.median(table.std) + 1e-30)
-        found += [(Feature(site, int(i)), float(deviations[i])) for i in np.argsort(-deviations)[:n]]
+        deviations = np.where(np.isfinite(values), deviations, -np.inf)
+        best = np.argsort(-deviations, kind="stable")[:n]
+        found += [(Feature(site, int(i)), float(deviations[i])) for i in best if np.isfinite(deviations[i])]
     return sorted(found, key=lambda pair: -pair[1])[:n]
 
 
@@ -463,15 +472,13 @@ def _feature_schema() -> Any:
     return datasets.Features(columns).arrow_schema
 
 
-def _feature_rows(schema: Any, site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> Any:
-    n_features = len(fold.total)
-    mean = (fold.total / n).cpu().numpy()
-    std = np.sqrt(np.maximum((fold.squares / n).cpu().numpy() - mean**2, 0))
+def _feature_rows(schema: Any, site: Site, fold: SiteFold, rows: dict[int, int]) -> Any:
+    n_features = len(fold.mean)
     counts = fold.counts.cpu().numpy()
     columns: dict[str, Any] = {
         "feature": [str(Feature(site, i)) for i in range(n_features)], "layer": [site.layer] * n_features,
-        "kind": [site.kind] * n_features, "index": list(range(n_features)), "mean": mean, "std": std,
-        "sparsity": 1 - (fold.active / n).cpu().numpy(),
+        "kind": [site.kind] * n_features, "index": list(range(n_features)), "mean": fold.mean,
+        "std": np.sqrt(np.maximum(fold.squares / fold.n, 0)), "sparsity": 1 - fold.active / fold.n,
     }  # fmt: skip
     top, bottom = fold.top.values.cpu().numpy(), -fold.bottom.values.cpu().numpy()
     quantiles = _quantiles(counts, bottom[:, 0], top[:, 0])
@@ -509,7 +516,9 @@ def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> Non
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(keys), _IMAGES_TOGETHER):
             some = keys[start : start + _IMAGES_TOGETHER]
-            found = {key: rest for folder in crops for key, *rest in _read_crops(folder, some)}
+            found: dict[int, tuple[str, str, bytes]] = {}
+            for key, *rest in (row for folder in crops for row in _read_crops(folder, some)):
+                found[key] = min(found.get(key, tuple(rest)), tuple(rest))  # the first by name, as in one process
             ordered = [found[key] for key in some]
             columns = [
                 [f"{key:016x}" for key in some], [name for name, _, _ in ordered], [label for _, label, _ in ordered],
