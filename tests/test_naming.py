@@ -66,7 +66,7 @@ def test_images_that_the_namer_cannot_read_count_as_absent(tiny_folder, tiny_vie
                 values[i] = float("nan")
         return args, {**kwargs, "pixel_values": values}
 
-    namer.module.vision_model.register_forward_pre_hook(spoil, with_kwargs=True)
+    namer.module.register_forward_pre_hook(spoil, with_kwargs=True)
     with pytest.warns(RuntimeWarning, match=r"tiny/clip' in float32 gives non-finite similarities on 2 of \d+ images"):
         found = name_features(atlas, namer, WORDS)
 
@@ -91,7 +91,8 @@ def test_a_namer_that_can_read_none_is_refused(tiny_folder, tiny_view, pictures,
         tiny_view("clip"), open_source(str(pictures)), SearchConfig(k=2, layers=(1,)), tmp_path / "atlas"
     )
     namer = load_model(str(tiny_folder("clip")), device="cpu")
-    namer.module.visual_projection.weight.data.fill_(float("nan"))
+    for parameter in namer.module.parameters():
+        parameter.data.fill_(float("nan"))
 
     with pytest.raises(ModelError, match=r"tiny/clip' in float32 gives non-finite similarities on \d+ of \d+ images"):
         name_features(atlas, namer, WORDS)
