@@ -128,15 +128,14 @@ class SiteFold:
             The keys now ranked, [n].
         """
         taken = finite[:, None]
-        scores, n = scores.where(taken, 0), taken.sum()
+        scores, n = scores.where(taken, 0), taken.sum(dtype=torch.float32)
         # About the mean of the batch, float32 is exact enough; batches are then joined in float64.
         center = scores.sum(0) / n.clamp(min=1)
         rest = (scores - center).where(taken, 0)
         parts = [n.expand_as(center), center, rest.sum(0), rest.square().sum(0), active.where(taken, 0).sum(0)]
         count, shift, excess, squares, shares = torch.stack(parts).cpu().numpy().astype(np.float64)
         if count[0]:
-            excess /= count
-            self._join(int(count[0]), shift + excess, squares - count * excess**2, shares)
+            self._join(int(count[0]), shift + excess / count, squares, shares)
         columns, owners = scores.T.contiguous(), keys.where(finite, NO_KEY).expand(scores.shape[1], -1)
         ranked = [self.top.update(columns.where(finite, -math.inf), owners)]
         ranked += [self.bottom.update((-columns).where(finite, -math.inf), owners)]
