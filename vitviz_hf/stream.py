@@ -279,8 +279,8 @@ def _class_names(stream: Any) -> dict[str, list[str]]:
 def _label(item: dict[str, Any], names: dict[str, list[str]]) -> tuple[str, int | None]:
     for column in _LABELS:
         value = item.get(column)
-        if isinstance(value, int) and column in names and 0 <= value < len(names[column]):
-            return str(names[column][value]), value
+        if isinstance(value, int) and column in names:  # -1 where the class is unknown
+            return (str(names[column][value]), value) if 0 <= value < len(names[column]) else ("", None)
         if isinstance(value, str | int) and not isinstance(value, bool):
             return str(value), None
     return "", None
