@@ -16,7 +16,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy import Progress
 from vitviz_hf.images import open_image
 from vitviz_hf.model import ModelView, check_feature, find_tap
-from vitviz_hf.optimization import read_recipe, visualize
+from vitviz_hf.optimization import is_alive, read_recipe, visualize
 from vitviz_hf.page import check_model
 from vitviz_hf.reference import reference_scores
 from vitviz_hf.search import SearchState
@@ -134,8 +134,7 @@ def _made(path: Path, config: VisualizeConfig) -> bool:
 
 def _read(feature: Feature, path: Path) -> Picture:
     recipe: Mapping[str, Any] = read_recipe(path)
-    alive = int(recipe["dead_steps"]) < int(recipe["config"]["steps"]) or float(recipe["score"]) > 0
-    return Picture(feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), alive)
+    return Picture(feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), is_alive(recipe))
 
 
 def pictured_features(

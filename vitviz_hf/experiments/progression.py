@@ -47,7 +47,7 @@ def run(
         (f"layer {layer}", [(str(f), p.image) for f, p in pictures.items() if f.site.layer == layer])
         for layer in layers
     ]
-    header = ("feature", "score", "turned, zoomed, blurred", "came alive", "best photograph's score", "photograph")
+    header = ("feature", "score", "turned, zoomed, blurred", "alive", "best photograph's score", "photograph")
     notes = (
         "Features as given." if config.features else RULE.format(images="the built-in photographs"),
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies.",
