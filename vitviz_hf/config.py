@@ -201,8 +201,9 @@ class SpatialConfig(_Reads):
 
     atlas: str = _knob("", _ATLAS)
     per_layer: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
-    threshold: float = _knob(0.5, "a patch is active above it", -1e6, 1e6)
-    seed: int = _knob(0, "of the draws", 0, 2**53)
+    threshold: float = _knob(0.5, "a patch is active above it", 0, 1e6)
+    min_active: int = _knob(10, "active patches that a feature must have on its best image to be counted", 1, 10**6)
+    seed: int = _knob(0, "of the draws and the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +222,11 @@ class NarrowSitesConfig(_Checked):
     """Options of the experiment `narrow-sites`."""
 
     layers: str = _knob("", "such as 2,9; empty: one at a sixth of the depth, the middle, and one at five sixths")
-    columns: int = _knob(4, "features of each site, drawn at random", 1, 64)
+    columns: int = _knob(0, "features of each site, drawn at random; 0: 32 on a GPU, 8 on a CPU", 0, 1024)
     preset: PresetName = _knob("paper", _PRESET)
+    smoothness: float | Literal["auto"] = _knob(
+        "auto", "weight of total variation, or 'auto': by the gradient at each site; the paper's is 0.004", 0, 1e6
+    )
     steps: int = _knob(0, _STEPS, 0, 10_000)
     seed: int = _knob(0, "same seed, same features and pictures", 0, 2**53)
 
