@@ -132,7 +132,7 @@ def written_out(view, layer, index, config):
             images = torch.roll(images, (dy, dx), (2, 3))
         with reading(view, layer) as seen:
             act, pre = read(view, seen, images, index)
-        scores.append(float(act.mean()))
+        scores.append(act.mean().item())
         dead_steps += scores[-1] <= 0
         target = pre.mean() if config.revive and scores[-1] <= 0 else act.mean()
         (gradient,) = torch.autograd.grad(smoothness * roughness(images) - target, params)

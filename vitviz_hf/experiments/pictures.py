@@ -157,8 +157,11 @@ def pictured_features(
 
 
 def how_chosen(config: TripletsConfig) -> str:
-    """A sentence for below the table."""
-    return "Features as given." if config.features else RULE.format(images="the searched images")
+    """Sentences for below the table."""
+    how = picture_config(config.preset, config.steps, config.seed)
+    chosen = "Features as given." if config.features else RULE.format(images="the searched images")
+    stored = " Pictures that the atlas holds are taken from it." if config.atlas else ""
+    return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}"
 
 
 def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:
