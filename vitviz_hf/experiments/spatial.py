@@ -62,7 +62,6 @@ def run(
     if not sites:
         raise ConfigError(f"the atlas {atlas.name!r} has no site of kind mlp_act.")
     rows: list[tuple[Cell, ...]] = []
-    fits: list[tuple[Cell, ...]] = []
     long: list[tuple[Cell, ...]] = []
     lines: dict[str, dict[str, Any]] = {name: {} for name in (*QUANTITIES, _CONTROL)}
     for done, site in enumerate(sites):
@@ -80,9 +79,7 @@ def run(
                 found.append(one)
             else:
                 left_out[min(one, 1)] += 1
-        rows.append((site.layer, len(found), left_out[0], left_out[1], *_middles(found)))
-        for q, quantity in enumerate(QUANTITIES):
-            fits.append((site.layer, quantity, len(found), *_line(found, q, config.seed)))
+        rows.append((site.layer, len(found), left_out[0], left_out[1], *_cells(found, config.seed)))
         for name, values in _curves(found).items():
             middle = values.mean(0)
             low, high = np.quantile(values, (0.25, 0.75), axis=0)
@@ -108,22 +105,17 @@ def run(
     )
     columns = (
         "layer", "features", "none active", "too few active",
-        *(f"{q}{at}" for q in ("active", "sum") for at in (" at 0 %", " at 50 %", ", off the line")),
+        *(f"{q}{what}" for q in ("active", "sum") for what in (" at 0 %", ", slope", ", R2", ", off the line")),
         "active, 50 % of others", "sum, 50 % of others",
     )  # fmt: skip
-    line = (
-        "At 0 %: only the inactive patches are black. Off the line: mean distance between the share that is left and "
-        "the share that lay in the patches still there, over the shares up to 90 % of each feature; 0 if the "
-        "information is local, whatever the number of patches."
+    meaning = (
+        "At 0 %: only the inactive patches are black. Slope and R2: least squares through the points of all features "
+        "of a layer, share left against share blacked out, up to 90 %; -1 and 1 if the information is local. Intervals "
+        "are 95 %, bootstrap over features.",
+        "Off the line: mean distance between the share that is left and the share that lay in the patches still there; "
+        "0 if the information is local, whatever the number of patches.",
     )
-    fitted = (
-        "Least squares through the points of all features of a layer: share left against share blacked out, up to "
-        "90 %. Local information has slope -1 and R2 1. Intervals are 95 %, bootstrap over features.",
-    )
-    tables = {
-        "table": Table(columns, tuple(rows), (line, *how)),
-        "fits": Table(("layer", "quantity", "features", "slope", "R2"), tuple(fits), fitted),
-    }
+    tables = {"table": Table(columns, tuple(rows), (*meaning, *how))}
     data = {
         "curves": Table(
             ("layer", "quantity", "dropped", "features", "mean", "lower quartile", "upper quartile"), tuple(long), how
@@ -196,15 +188,14 @@ def _curves(found: Sequence[Curves]) -> dict[str, Points]:
     return named | {_CONTROL: np.stack([np.interp(SHARES, c.lost[0], c.control[0]) for c in found])}
 
 
-def _middles(found: Sequence[Curves]) -> list[Cell]:
-    """Cells of the table: means over features."""
+def _cells(found: Sequence[Curves], seed: int) -> list[Cell]:
+    """Cells of the table: means over features, and the line through them."""
     if not found:
-        return [None] * 8
+        return [None] * 10
     cells: list[Cell] = []
     for q in range(2):
-        at_half = np.mean([np.interp(0.5, c.lost[q], c.left[q]) for c in found])
         away = np.mean([np.abs(c.left[q] - (1 - c.lost[q]))[:-1].mean() for c in found])
-        cells += [float(np.mean([c.left[q, 0] for c in found])), float(at_half), float(away)]
+        cells += [float(np.mean([c.left[q, 0] for c in found])), *_line(found, q, seed), float(away)]
     return [*cells, *(float(np.mean([np.interp(0.5, c.lost[0], c.control[q]) for c in found])) for q in range(2))]
 
 
