@@ -95,14 +95,18 @@ def test_pictures_are_of_the_drawn_features_with_matched_smoothness(ran):
     assert len(list(folder.glob("0.mlp_act-random*.png"))) == len(list(folder.glob("0.mlp_act-rotated*.png"))) == 5
 
 
-def test_the_papers_fixed_smoothness_is_an_option(vit, tmp_path):
-    config = NarrowSitesConfig(layers="1", columns=1, steps=1, smoothness=0.004)
+@pytest.mark.parametrize(
+    ("changes", "weight", "told"),
+    [({}, "auto", "smoothness matched to the gradient of each site"), ({"smoothness": 0.02}, 0.02, "smoothness 0.02")],
+)
+def test_smoothness_is_matched_whatever_the_preset_unless_it_is_given(changes, weight, told, vit, tmp_path):
+    config = NarrowSitesConfig(layers="1", columns=1, steps=1, preset="paper", **changes)
 
     result = run_experiment("narrow-sites", [vit], None, config, tmp_path)
 
     for path in (tmp_path / "pictures").iterdir():
-        assert read_recipe(path)["config"]["smoothness"] == 0.004
-    assert "smoothness 0.004" in " ".join(result.tables["table"].notes)
+        assert read_recipe(path)["config"]["smoothness"] == weight
+    assert told in " ".join(result.tables["table"].notes)
 
 
 def test_random_directions_are_unit_vectors_and_axes_of_a_rotation_stand_at_right_angles(vit):
