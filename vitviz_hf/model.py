@@ -148,7 +148,7 @@ def load_snapshot(
     """As `load_model`, from files that `fetch_model` checked."""
     module, labels = load_module(snapshot, dtype)
     try:
-        module.requires_grad_(False).to(device or _best_device())
+        module.requires_grad_(False).to(device or best_device())
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     preprocess, mean, std = load_preprocessing(snapshot, module.config)
@@ -288,7 +288,8 @@ def to_site(site: Site | str) -> Site:
     return parse_site(site) if isinstance(site, str) else site
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

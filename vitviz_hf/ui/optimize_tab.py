@@ -75,7 +75,7 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, logit:207, or a sum of them; a minus in front minimizes.
-            preset: auto, paper, fourier or fast.
+            preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
 
@@ -137,5 +137,5 @@ def _summary(frame: Frame, result: Visualization) -> str:
         name, best = frame.photograph
         text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
     if not result.alive:
-        text += " It never came alive: the feature did not fire in any step. Try another seed or preset."
+        text += " It is dead: the feature does not fire on it. Try another seed or preset."
     return text
