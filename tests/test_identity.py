@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from vitviz_hf import SearchConfig, activations, load_model, make_atlas, open_source
+from vitviz_hf import SearchConfig, VisualizeConfig, activations, load_model, make_atlas, open_source
 from vitviz_hf.cli import main
 from vitviz_hf.config import CONTROLS, ProgressionConfig, SpatialConfig, TokenMixingConfig, TripletsConfig
-from vitviz_hf.errors import AtlasError, ConfigError
+from vitviz_hf.errors import AtlasError, ConfigError, RecipeError
 from vitviz_hf.experiments import run_experiment
 from vitviz_hf.experiments.result import Result, claim, with_control
 from vitviz_hf.model import as_control, at_size
-from vitviz_hf.optimization import visualize
+from vitviz_hf.optimization import read_recipe, replay, visualize
 from vitviz_hf.page import check_model
 from vitviz_hf.reference import reference_scores
 from vitviz_hf.tables import Table
@@ -174,9 +174,40 @@ def test_a_control_has_pictures_of_its_own(vit, tmp_path):
     result = run_experiment("progression", [vit], None, config, tmp_path, None, "shuffled-weights")
     (own, other) = result.tables["table"].rows
     null = as_control(vit, "shuffled-weights")
-    from vitviz_hf import VisualizeConfig
-
     how = VisualizeConfig.preset("fast", steps=2)
     assert own[2] == visualize(vit, ["0.mlp_act:3"], how)[0].score
     assert other[2] == visualize(null, ["0.mlp_act:3"], how)[0].score != own[2]
     assert json.dumps(result.manifest)
+
+
+def test_a_recipe_is_of_the_weights_that_made_its_picture(moved, tmp_path):
+    how = VisualizeConfig.preset("fast", steps=2)
+    made = visualize(load_model(str(moved), device="cpu"), ["0.mlp_act:3"], how)[0]
+    made.save(tmp_path / "a.png")
+    assert replay(tmp_path / "a.png").score == made.score
+    retrained(moved)
+    with pytest.raises(RecipeError, match="is not what it was: the picture was made with weights"):
+        replay(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_picture_of_a_control_is_replayed_with_the_control(seed, vit, tmp_path):
+    null = as_control(vit, "shuffled-weights", seed)
+    made = visualize(null, ["0.mlp_act:3"], VisualizeConfig.preset("fast", steps=2))[0]
+    made.save(tmp_path / "a.png")
+    assert read_recipe(tmp_path / "a.png")["control"].startswith("shuffled-weights")
+    assert replay(tmp_path / "a.png").score == replay(tmp_path / "a.png", vit).score == made.score
+
+
+def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(moved, labelled, tmp_path):
+    before = load_model(str(moved), device="cpu")
+    how = VisualizeConfig.preset("fast", steps=1)
+    stale = visualize(before, ["1.mlp_act:5"], how)[0]
+    retrained(moved)
+    view = load_model(str(moved), device="cpu")
+    atlas = make_atlas(view, open_source(str(labelled)), SearchConfig(k=1), tmp_path / "atlas")
+    stale.save(atlas.folder / "visualizations" / "1.mlp_act-5.png")
+    config = TripletsConfig(atlas=str(tmp_path / "atlas"), features="1.mlp_act:5", steps=1)
+    (row,) = run_experiment("triplets", [view], None, config, tmp_path / "work").tables["table"].records()
+    assert row["picture's score"] == visualize(view, ["1.mlp_act:5"], how)[0].score != stale.score
+    assert read_recipe(atlas.folder / "visualizations" / "1.mlp_act-5.png")["weights"] == before.weights

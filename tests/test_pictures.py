@@ -65,7 +65,7 @@ def test_progression_says_which_pictures_are_dead(vit, tmp_path, monkeypatch):
     dead = {f: pictures.Picture(p.image, -0.1, 0.5, f.index == 7) for f, p in made.items()}
     monkeypatch.setattr(progression, "optimized", lambda *_: dead)
 
-    result = run_experiment("progression", [vit], None, ProgressionConfig(steps=1), tmp_path)
+    result = run_experiment("progression", [vit], None, ProgressionConfig(steps=1), tmp_path / "run")
 
     assert [row["alive"] for row in result.tables["table"].records()] == ["no", "yes"]
 

@@ -27,7 +27,7 @@ from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
 from vitviz_hf.maps import split_tokens
 from vitviz_hf.measure import PRE_ACT
-from vitviz_hf.model import ModelView, at_size, best_device, load_model
+from vitviz_hf.model import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.objectives import (
     Direction,
     Logit,
@@ -208,6 +208,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
         config = VisualizeConfig.from_dict(recipe["config"])
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]
+        control, _, control_seed = str(recipe.get("control") or "").partition(", seed ")
         dtype, device = _DTYPES[recipe["dtype"]], str(recipe["device"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, VitvizError):
@@ -216,11 +217,19 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     if difference := expected_difference(recipe):
         warnings.warn(difference, ReplayWarning, stacklevel=2)
     wanted = torch.device(device) if _is_here(device) else best_device()
-    if view is None or (view.model_id, view.revision, view.dtype, view.device.type) != (
-        model_id, revision, dtype, wanted.type,
-    ):  # fmt: skip
+    view = view and at_size(view, (height, width))
+    if view is None or view.device.type != wanted.type or view.identity.difference(recipe):
         view = load_model(model_id, revision, wanted, dtype)
-    return visualize(at_size(view, (height, width)), [objective], config)[0]
+        view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
+        if difference := view.identity.difference(recipe):
+            raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
+    return visualize(view, [objective], config)[0]
+
+
+def shows(recipe: Mapping[str, Any], view: ModelView, target: Objective | Target | str) -> bool:
+    """Whether a recipe is of this model, as it is now, and of this objective."""
+    same = recipe.get("objective") == _terms_to_json(to_objective(target))
+    return same and not view.identity.difference(recipe)
 
 
 def expected_difference(recipe: Mapping[str, Any]) -> str | None:
@@ -435,20 +444,21 @@ def _recipe(
 ) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
-        "model_id": view.model_id,
-        "revision": view.revision,
-        "input_size": list(view.input_size),
-        "objective": [_term_to_json(w, t) for w, t in objective.terms],
+        **view.identity.to_json(),
+        "objective": _terms_to_json(objective),
         "address": str(objective),
         "config": config.to_dict(),
         "versions": versions(),
         "device": view.device.type,
         "draws": "cpu",
-        "dtype": str(view.dtype).removeprefix("torch."),
         "score": score,
         "transfer_score": transfer,
         "dead_steps": dead_steps,
     }
+
+
+def _terms_to_json(objective: Objective) -> list[dict[str, Any]]:
+    return [_term_to_json(w, t) for w, t in objective.terms]
 
 
 def _term_to_json(weight: float, target: Target) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def _atlas_build(args: Any) -> None:
     from vitviz_hf.atlas import missing_visualizations, open_atlas
     from vitviz_hf.model import at_size, load_model
     from vitviz_hf.optimization import default_config, visualize
+    from vitviz_hf.page import check_model
 
     atlas = open_atlas(args.atlas)
     features = [f for text in args.features for f in _feature_range(text)]
@@ -148,6 +149,7 @@ def _atlas_build(args: Any) -> None:
         return
     view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], args.device)
     view = at_size(view, tuple(atlas.manifest["input_size"]))
+    check_model(view, atlas)
     config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
     together = 8  # features of one site share the batches
     groups = [missing[i : i + together] for i in range(0, len(missing), together)]

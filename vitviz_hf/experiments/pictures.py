@@ -17,7 +17,7 @@ from vitviz_hf.experiments.accuracy import Progress
 from vitviz_hf.images import open_image
 from vitviz_hf.model import ModelView, check_feature, find_tap
 from vitviz_hf.objectives import Direction
-from vitviz_hf.optimization import is_alive, read_recipe, visualize
+from vitviz_hf.optimization import is_alive, read_recipe, shows, visualize
 from vitviz_hf.page import check_model
 from vitviz_hf.reference import reference_scores
 from vitviz_hf.search import SearchState
@@ -99,17 +99,18 @@ def optimized(
     """Optimized pictures of features and directions, each kept in `work` as soon as it is there.
 
     Args:
-        known: an atlas whose own pictures are taken instead.
+        known: an atlas whose own pictures are taken instead, if they are of this model.
     """
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
 
     def path_of(target: Pictured) -> Path:
         stored = known.visualization(target) if known and isinstance(target, Feature) else None
-        return stored or folder / f"{file_stem(target)}.png"
+        own = stored is not None and shows(read_recipe(stored), view, target)
+        return stored if stored and own else folder / f"{file_stem(target)}.png"
 
     wanted = list(dict.fromkeys(targets))
-    missing = [t for t in wanted if not _made(path_of(t), config)]
+    missing = [t for t in wanted if path_of(t).parent == folder and not _made(path_of(t), view, t, config)]
     done = len(wanted) - len(missing)
     for _, same_site in groupby(missing, lambda t: t.site):
         group = list(same_site)
@@ -124,11 +125,12 @@ def optimized(
     return {t: _read(path_of(t)) for t in wanted}
 
 
-def _made(path: Path, config: VisualizeConfig) -> bool:
-    """Whether there is a picture already; one of ours must be of the same recipe."""
+def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig) -> bool:
+    """Whether there is a picture of this model, target and recipe already."""
     if not path.is_file():
         return False
-    return path.parent.name == "visualizations" or read_recipe(path)["config"] == config.to_dict()
+    recipe = read_recipe(path)
+    return shows(recipe, view, target) and recipe["config"] == config.to_dict()
 
 
 def _read(path: Path) -> Picture:
