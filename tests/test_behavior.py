@@ -37,8 +37,6 @@ from vitviz_hf.model import normalize, run
 from vitviz_hf.occlusion import mask_to_model, occlude, owned_patches, patch_sources, salient_tiles, shuffle
 from vitviz_hf.scenes import open_scenes, paste_scene, tile_scene
 
-OPEN = ["vit", "deit", "dinov2", "dinov2-registers", "clip", "siglip", "ijepa", "timm-vit", "timm-deit"]
-
 
 def noise(view, batch=1, seed=0):
     return torch.rand(batch, 3, *view.input_size, generator=torch.Generator().manual_seed(seed))
@@ -53,26 +51,6 @@ def normal(vit):
 # Attention
 
 
-@pytest.mark.parametrize("family", OPEN)
-def test_attention_is_that_of_transformers_own_eager_code_and_is_restored(family, tiny_view, tiny_folder):
-    view = tiny_view(family)
-    pixels = noise(view, 2)
-    before = run(view, pixels)[0]
-
-    weights = attention_weights(view, pixels)
-
-    n = view.layers[0].n_prefix + 16
-    assert weights.shape == (len(view.layers), 2, n, n)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    assert torch.equal(run(view, pixels)[0], before)
-    if not family.startswith("timm"):
-        other = load_model(str(tiny_folder(family)), device="cpu")
-        other.module.set_attn_implementation("eager")
-        inputs = other.inputs(normalize(other, pixels))
-        own = other.module(**inputs, output_attentions=True).attentions
-        torch.testing.assert_close(weights, torch.stack(own).mean(2), atol=1e-6, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("family", "why"),
     [("swin", "several patch grids"), ("resnet", "no transformer layers"), ("timm-convit", "enters late")],
@@ -84,7 +62,7 @@ def test_models_without_one_attention_matrix_are_refused_with_the_reason(family,
 
 def test_an_attention_that_cannot_be_opened_is_told(tiny_view):
     with pytest.raises(ModelError, match="cannot be read"):
-        attention_weights(tiny_view("data2vec"), noise(tiny_view("data2vec")))
+        attention_weights(tiny_view("timm-xcit"), noise(tiny_view("timm-xcit")))
 
 
 def test_joint_attention_is_the_product_of_the_layers_with_their_skips(vit):
