@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import draw_noise
-from vitviz_hf import load_model, open_image, to_pixels
+from vitviz_hf import open_image, to_pixels
 from vitviz_hf.attention import attention_weights, joint_attention
 from vitviz_hf.cli import main
 from vitviz_hf.config import GroupConfig, OccludeConfig, ViewsConfig
@@ -33,7 +33,7 @@ from vitviz_hf.filters import (
     to_display,
     view_numbers,
 )
-from vitviz_hf.model import normalize, run
+from vitviz_hf.model import normalize
 from vitviz_hf.occlusion import mask_to_model, occlude, owned_patches, patch_sources, salient_tiles, shuffle
 from vitviz_hf.scenes import open_scenes, paste_scene, tile_scene
 
@@ -496,7 +496,7 @@ def test_grouping_of_scenes(tiny_view, labelled):
     assert found.manifest["scenes"] == 3 and {"figure", "tsne"} == set(found.figures)
     fixed = run_group(view, "x", open_scenes(str(labelled), compose="tiles"), replace(config, limit=1, markers="fixed"))
     panels = [ax.get_title() for ax in fixed.figures["tsne"].axes]
-    assert "the last, by attention" in panels and len(panels) == len(found.figures["tsne"].axes) + 1
+    assert "after block 2, by joint attention" in panels and len(panels) == len(found.figures["tsne"].axes) + 1
     with pytest.raises(DatasetError, match="has two objects of at least"):
         run_group(view, "x", open_scenes(str(labelled), compose="tiles"), GroupConfig(min_area=0.9))
 

@@ -268,7 +268,7 @@ class OccludeConfig(_Checked):
 class GroupConfig(_Checked):
     """Options of the analysis `group`."""
 
-    limit: int = _knob(100, "scenes that are used", 1, 10**6)
+    limit: int = _knob(0, "scenes that are used; 0 for all", 0, 10**6)
     compose: Literal["paste", "tiles", "none"] = _knob(
         "paste", "how scenes are made of a dataset without masks: objects on a picture, or 2 x 2 tiles"
     )
@@ -280,7 +280,11 @@ class GroupConfig(_Checked):
     )
     min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
     cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)
-    seed: int = _knob(0, "of scenes, shuffling and t-SNE", 0, 2**31)
+    overlap: Literal["larger", "sum"] = _knob(
+        "larger", "a patch of two objects goes to the larger part, or, as in the released code, to the object whose "
+        "number is the sum of theirs",
+    )  # fmt: skip
+    seed: int = _knob(0, "of the order of Pascal VOC, of composed scenes, changes, controls and t-SNE", 0, 2**31)
 
 
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:

@@ -96,5 +96,5 @@ def _save(result: Any, args: argparse.Namespace) -> None:
         result.manifest["image"] = Path(args.image).name
         result.manifest["mask"] = Path(args.mask).name if args.mask else None
     result.save(out)
-    print(result.tables["table"].to_markdown())
+    print(next(iter(result.tables.values())).to_markdown())
     print(", ".join(str(p) for p in sorted(out.iterdir())))
