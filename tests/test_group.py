@@ -1,7 +1,7 @@
 """Every number and picture of group, against transformers' own hidden states and measures computed anew."""
 
 from dataclasses import replace
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
@@ -41,11 +41,11 @@ def own_states(view, pixels, attentions=False):
 
 
 def draw_scene(view, seed=0):
-    """Three objects on noise, two of one class; the third looks much like the second."""
+    """Three objects of different size; the third looks much like the second."""
     height, width = view.input_size
     image = draw_noise(seed).resize((width, height))
     mask = np.zeros((height, width), np.int64)
-    places = [(0.0, 0.0, 0.6, 0.5), (0.5, 0.0, 0.5, 0.5), (0.5, 0.5, 0.8, 1.0)]
+    places = [(0.0, 0.0, 0.5, 0.75), (0.5, 0.0, 0.5, 0.5), (0.5, 0.5, 0.95, 1.0)]
     colors = [(250, 200, 30), (20, 60, 220), (60, 60, 180)]
     for n, (place, color) in enumerate(zip(places, colors, strict=True), 1):
         top, left, bottom, right = (int(x * side) for x, side in zip(place, (height, width) * 2, strict=True))
@@ -53,7 +53,7 @@ def draw_scene(view, seed=0):
         noise = np.random.default_rng(seed + n).integers(-20, 20, (bottom - top, right - left, 3)) + color
         image.paste(Image.fromarray(noise.clip(0, 255).astype(np.uint8)), (left, top))
         mask[top:bottom, left:right] = n
-    return Scene(f"scene {seed}", image, mask, ("cat", "dog", "cat"))
+    return Scene(f"scene {seed}", image, mask, ("cat", "dog", "bird"))
 
 
 # Measures computed anew, with loops
@@ -173,8 +173,11 @@ def test_every_number_of_every_variant(model, tiny_view, request):
                     assert cell["mean where there is a cluster"] == pytest.approx(np.mean(clustered), abs=2e-5)
     assert "2 of 2 scenes" in found.tables["table"].notes[0] and "Seed 5" in found.tables["table"].notes[0]
     if model == "builtin":  # a model that has learned something: no column stands for another, and layers differ
-        last = found.tables["table"].records()[-1]
-        assert len({round(last[c], 4) for c in COLUMNS}) == len(COLUMNS), last
+        rows = found.tables["table"].records()
+        last = rows[-1]
+        every = [r for table in found.tables.values() for r in table.records()]
+        columns = {c: tuple(round(r[c], 4) for r in every) for c in COLUMNS}
+        assert not [(a, b) for a, b in combinations(COLUMNS, 2) if columns[a] == columns[b]]
         for m in ("silhouette", "purity", "in-object cosine", "between-object cosine"):
             assert len({round(r[m], 5) for r in found.tables["table"].records()}) > 6
         assert last["purity"] > last["purity, permuted"] + 0.1
@@ -266,11 +269,11 @@ def test_chance_has_as_many_tokens_for_each_object_and_takes_a_seed(generator):
 
     found = [permuted_measures(tokens, objects, "abc", labels, seed) for seed in range(20)]
 
-    # The radius of permuted objects joins everything: one cluster, of which the first object has a third.
-    assert {f["purity"] for f in found} == {pytest.approx(1 / 3)}
-    assert {f["unique-label rate"] for f in found} == {pytest.approx(1 / 3)}
+    # Clusters stay the three blobs, and the commonest owner in 20 of 60 tokens has a little more than a third.
+    assert 0.34 < np.mean([f["purity"] for f in found]) < 0.5 and len({f["purity"] for f in found}) > 3
+    assert 0.34 < np.mean([f["unique-label rate"] for f in found]) < 0.95
     chances = [f["silhouette"] for f in found]
-    assert len(set(chances)) == 20 and abs(np.mean(chances)) < 0.05 and max(chances) < 0.2
+    assert len(set(chances)) == 20 and abs(np.mean(chances)) < 0.1 and max(chances) < 0.2
     assert found[3] == permuted_measures(tokens, objects, "abc", labels, 3)
     assert group_tokens(tokens, objects, "abc").measures["silhouette"] > 0.95
 

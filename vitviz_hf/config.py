@@ -139,7 +139,8 @@ _LIMIT = "rows of the dataset to read; 0 for all"
 _ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
 _FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
 _PRESET = "recipe of the optimized pictures"
-_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper's figures"
+_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper; less brightens"
+_SCALE = "of the patches' weights: linear, relative to the largest of each row, or log, the same for all, with its bar"
 _STEPS = "optimizer steps; 0 for the preset's"
 
 
@@ -245,7 +246,8 @@ class ViewsConfig(_Checked):
         "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
     )
     residual: float = _knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +260,13 @@ class OccludeConfig(_Checked):
     shuffles: str = _knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
     patch: str = _knob("", "patch as row,column whose view is compared; empty: the one of most attention")
     filter: int = _knob(-1, "filter of the views; -1: the one in which pictures are most readable", -1, 10**6)
+    attention_from: str = _knob(
+        "", "row whose attention all views have, such as clean, as in the paper's figure; empty: each its own"
+    )
     seeds: int = _knob(3, "draws for the curves", 1, 100)
     residual: float = _knob(0.5, "share of the skip connection in joint attention", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
     seed: int = _knob(0, "of the draws", 0, 2**53)
 
 

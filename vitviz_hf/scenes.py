@@ -72,6 +72,20 @@ def read_mask(data: bytes) -> NDArray[np.int64]:
     return (values if values.ndim == 2 else values[..., 0]).astype(np.int64)
 
 
+def read_object(data: bytes) -> NDArray[np.int64]:
+    """1 on objects, 0 elsewhere, [h, w]: what is not black; in a palette picture, as Pascal VOC has them, 1 to 200.
+
+    Raises:
+        ImageError: no usable picture.
+    """
+    image = open_image(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.mode == "P":
+            numbers = read_mask(data)
+            return ((numbers > 0) & (numbers <= 200)).astype(np.int64)
+    return (np.asarray(image.convert("RGB")).max(-1) > 0).astype(np.int64)
+
+
 def _voc(folder: Path, seed: int) -> Iterator[Scene]:
     paths = sorted((folder / "SegmentationObject").glob("*.png"))
     for path in (paths[i] for i in np.random.default_rng(seed).permutation(len(paths))):
