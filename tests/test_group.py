@@ -1,6 +1,7 @@
 """Every number and picture of group, against transformers' own hidden states and measures computed anew."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import combinations, pairwise, permutations
 
 import numpy as np
@@ -25,10 +26,17 @@ def bytes_of(view, image):
     return (to_pixels(view, image)[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
+@cache
+def own_module(model_id):
+    """The model anew, with transformers' open attention."""
+    module = load_model(model_id, device="cpu").module
+    module.set_attn_implementation("eager")
+    return module.requires_grad_(False)
+
+
 def own_states(view, pixels, attentions=False):
     """Block outputs [L, T, D], and joint attention [L, T, T], by transformers itself with its open attention."""
-    other = load_model(view.model_id if view.model_id != PAPER_MODEL else "builtin", device="cpu").module
-    other.set_attn_implementation("eager")
+    other = own_module(view.model_id)
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     out = other(pixel_values=normalize(view, stack), output_hidden_states=True, output_attentions=True)
     joint, joined = torch.eye(out.attentions[0].shape[-1]), []

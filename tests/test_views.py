@@ -39,7 +39,7 @@ class Own:
     """What the pictures are made of, computed with loops from the convolution and transformers' own attention."""
 
     def __init__(self, view, image):
-        stack = to_pixels(view, image)
+        stack = to_pixels(view, image) if isinstance(image, Image.Image) else to_stack(image)
         conv = next(m for m in view.module.modules() if isinstance(m, torch.nn.Conv2d))
         self.weight, self.side = conv.weight.detach().numpy(), conv.kernel_size[0]
         self.values = normalize(view, stack)[0].numpy()
@@ -68,6 +68,11 @@ class Own:
     def spread(self, weights):
         """[P] as a picture [H, W]."""
         return np.kron(weights.reshape(self.rows, self.cols), np.ones((self.side, self.side)))
+
+
+def to_stack(pixels):
+    """Bytes [H, W, 3] as the model sees them -> [1, 3, H, W]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def drawn(values):
@@ -266,7 +271,7 @@ def test_the_apps_pictures_are_the_same(model, cat, scale):
     own, token = Own(model, cat), model.layers[0].n_prefix + 5
     dark = own.crop.copy()
     dark[: dark.shape[0] // 2] = 0
-    other = Own(model, Image.fromarray(dark))
+    other = Own(model, dark)
 
     alone, _ = views_by_level(model, patch_filters(model), {"clean": own.crop}, 2, token, scale=scale)
     both, _ = views_by_level(model, patch_filters(model), {"clean": own.crop, "black": dark}, 2, token, scale=scale)

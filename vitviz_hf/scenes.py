@@ -82,8 +82,8 @@ def read_object(data: bytes) -> NDArray[np.int64]:
     with Image.open(io.BytesIO(data)) as opened:
         if opened.mode == "P":
             numbers = read_mask(data)
-            return ((numbers > 0) & (numbers <= 200)).astype(np.int64)
-    return (np.asarray(image.convert("RGB")).max(-1) > 0).astype(np.int64)
+            return np.asarray((numbers > 0) & (numbers <= 200), np.int64)
+    return np.asarray(np.asarray(image).max(-1) > 0, np.int64)
 
 
 def _voc(folder: Path, seed: int) -> Iterator[Scene]:
