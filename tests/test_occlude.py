@@ -1,7 +1,11 @@
 """Every number and picture of occlude: against transformers' own hidden states, attention and probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from scipy import stats
 
 from tests.test_group import own_module, own_states
@@ -219,3 +223,27 @@ def test_a_strip_below_the_tiles_stays_as_it_is():
         (changed.pixels[:8, :12] == 0).all() and (changed.pixels[8:] == 9).all() and (changed.pixels[:, 12:] == 9).all()
     )
     assert parse_runs("0-2,9") == [0, 1, 2, 9]
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (600, 411), (97, 131), (1000, 700), (224, 224)])
+def test_a_mask_is_scaled_as_nearest_neighbors_are(vit, size):
+    """The released code resizes the palette mask so."""
+    view = replace(vit, input_size=(224, 224), preprocess=lambda image: squash(image, 224))
+    rows, cols = np.mgrid[: size[1], : size[0]] % 200
+
+    for mask in (rows, cols):
+        own = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((224, 224), Image.Resampling.NEAREST))
+        assert (mask_to_model(view, mask) != own).mean() < 0.01
+
+
+def test_a_mask_is_scaled_and_cut_at_the_center(vit):
+    view = replace(vit, input_size=(224, 224), preprocess=lambda image: squash(image, 256)[:, 16:240, 16:240])
+    mask = np.mgrid[:375, :500][1] % 200
+
+    own = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((256, 256), Image.Resampling.NEAREST))
+    assert (mask_to_model(view, mask) != own[16:240, 16:240]).mean() < 0.01
+
+
+def squash(image, side):
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
