@@ -1,5 +1,6 @@
 """Every number and picture of group, against transformers' own hidden states and measures computed anew."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise, permutations
@@ -13,7 +14,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import load_model
 from vitviz_hf.cli import main
 from vitviz_hf.config import GroupConfig
-from vitviz_hf.errors import ConfigError, DatasetError
+from vitviz_hf.errors import ConfigError, DatasetError, ModelError
 from vitviz_hf.experiments import group
 from vitviz_hf.experiments.group import COLUMNS, PAPER, PAPER_MODEL, parse_variants, run_group, shown_blocks
 from vitviz_hf.experiments.grouping import MEASURES, group_tokens, instances_to_patches, permuted_measures
@@ -385,3 +386,11 @@ def test_variants_are_made_once_and_odd_ones_told(vit, tiny_folder, labelled, tm
 def test_the_measures_that_have_a_control_stand_beside_it():
     places = [COLUMNS.index(f"{m}, permuted") - COLUMNS.index(m) for m in ("silhouette", "purity", "unique-label rate")]
     assert places == [1, 1, 1] and len(COLUMNS) == len(MEASURES) + 3
+
+
+def test_outputs_that_are_not_finite_are_told(vit):
+    module = copy.deepcopy(vit.module)
+    module.vit.layers[1].mlp.fc1.bias.data[0] = float("nan")
+
+    with pytest.raises(ModelError, match="in float32 are not finite"):
+        run_group(replace(vit, module=module), "x", [draw_scene(vit)], GroupConfig(variants="clean"))

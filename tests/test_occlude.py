@@ -14,7 +14,7 @@ from vitviz_hf import open_image
 from vitviz_hf.config import OccludeConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments import occlude as module
-from vitviz_hf.experiments.occlude import QUANTITIES, parse_runs, run_occlude
+from vitviz_hf.experiments.occlude import QUANTITIES, Seen, parse_runs, run_occlude
 from vitviz_hf.model import normalize, to_pixels
 from vitviz_hf.occlusion import mask_to_model, occlude, salient_tiles, shuffle
 from vitviz_hf.stream import builtin_paths
@@ -83,7 +83,7 @@ def test_every_number_and_curve(model, cat, monkeypatch):
     monkeypatch.setattr(module, "RATIOS", (0.3, 0.5))
     grid = model.layers[0].patch_grid
     mask = corner_mask(cat)
-    side = 14 if model.labels is None else 4
+    side = 14 if model.labels is None else 5  # tiles that cut patches
     config = OccludeConfig(seeds=2, seed=3, grid=side, shuffles="2,8", patch="1,2", filter=4)
     patch = grid[1] + 2
 
@@ -183,6 +183,19 @@ def test_every_picture_with_its_own_attention_or_that_of_one_row(model, cat, sou
             assert caption.split(";")[0] == f"level {level}"
     notes = " ".join(found.tables["table"].notes)
     assert ("attention of the row" in notes) == bool(source) and "the largest of all rows" in notes
+
+
+def test_the_label_is_that_of_the_clean_picture(vit):
+    def seen(*probabilities):
+        return Seen(None, None, None, torch.tensor(probabilities) if probabilities else None)
+
+    clean, other = seen(0.2, 0.7, 0.1), seen(0.6, 0.3, 0.1)
+    assert module._label(clean, other) == (0, pytest.approx(30)) and module._label(clean, clean)[0] == 100
+    assert module._label(other, clean) == (0, pytest.approx(20)) and module._label(seen(), seen()) == (None, None)
+    assert module._means([("a", 1, 100.0, None), ("a", 1, 0.0, None), ("b", 1, 3.0, 2.0)]) == (
+        ("a", 1, 50.0, None), ("b", 1, 3.0, 2.0),
+    )  # fmt: skip
+    assert module._caption(vit, other) == "cat 60%" and module._caption(vit, seen()) == ""
 
 
 def test_attention_from_a_row_that_is_not_there_is_told(vit, cat):

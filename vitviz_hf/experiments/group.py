@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitviz_hf.attention import attention_weights, joint_attention
 from vitviz_hf.config import GroupConfig
-from vitviz_hf.errors import ConfigError, DatasetError
+from vitviz_hf.errors import ConfigError, DatasetError, ModelError
 from vitviz_hf.experiments.grouping import (
     CONTROLLED,
     MEASURES,
@@ -171,11 +171,19 @@ def group_scene(
 
 
 def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
-    """Outputs of all blocks for one picture [H, W, 3], [L, T, D]."""
+    """Outputs of all blocks for one picture [H, W, 3], [L, T, D].
+
+    Raises:
+        ModelError: they are not finite.
+    """
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     acts = activations(view, stack, sites)
-    return np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    if not np.isfinite(outputs).all():
+        dtype = str(view.dtype).removeprefix("torch.")
+        raise ModelError(f"outputs of blocks of {view.model_id!r} in {dtype} are not finite on a picture.")
+    return outputs
 
 
 def parse_variants(text: str) -> list[Variant]:
