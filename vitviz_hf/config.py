@@ -149,7 +149,8 @@ _LIMIT = "rows of the dataset to read; 0 for all"
 _ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
 _FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
 _PRESET = "recipe of the optimized pictures"
-_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper's figures"
+_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper; less brightens"
+_SCALE = "of the patches' weights: linear, relative to the largest of each row, or log, the same for all, with its bar"
 _STEPS = "optimizer steps; 0 for the preset's"
 
 
@@ -259,7 +260,8 @@ class ViewsConfig(_Checked):
         "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
     )
     residual: float = _knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,9 +274,13 @@ class OccludeConfig(_Checked):
     shuffles: str = _knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
     patch: str = _knob("", "patch as row,column whose view is compared; empty: the one of most attention")
     filter: int = _knob(-1, "filter of the views; -1: the one in which pictures are most readable", -1, 10**6)
+    attention_from: str = _knob(
+        "", "row whose attention all views have, such as clean, as in the paper's figure; empty: each its own"
+    )
     seeds: int = _knob(3, "draws for the curves", 1, 100)
     residual: float = _knob(0.5, "share of the skip connection in joint attention", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
     seed: int = _knob(0, "of the draws", 0, 2**53)
 
 
@@ -282,7 +288,7 @@ class OccludeConfig(_Checked):
 class GroupConfig(_Checked):
     """Options of the analysis `group`."""
 
-    limit: int = _knob(100, "scenes that are used", 1, 10**6)
+    limit: int = _knob(0, "scenes that are used; 0 for all", 0, 10**6)
     compose: Literal["paste", "tiles", "none"] = _knob(
         "paste", "how scenes are made of a dataset without masks: objects on a picture, or 2 x 2 tiles"
     )
@@ -294,7 +300,11 @@ class GroupConfig(_Checked):
     )
     min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
     cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)
-    seed: int = _knob(0, "of scenes, shuffling and t-SNE", 0, 2**31)
+    overlap: Literal["larger", "sum"] = _knob(
+        "larger", "a patch of two objects goes to the larger part, or, as in the released code, to the object whose "
+        "number is the sum of theirs",
+    )  # fmt: skip
+    seed: int = _knob(0, "of the order of Pascal VOC, of composed scenes, changes, controls and t-SNE", 0, 2**31)
 
 
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:

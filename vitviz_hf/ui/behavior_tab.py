@@ -43,6 +43,10 @@ def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
                 number = gr.Number(
                     -1, label="Filter (-1: readable)", precision=0, minimum=-1, elem_id="view-filter", min_width=110
                 )
+            scale = gr.Radio(
+                [("linear, each view its own", "linear"), ("logarithmic, the same for all", "log")], value="linear",
+                label="Brightness", elem_id="view-scale",
+            )  # fmt: skip
             show_views = gr.Button("Show views", variant="primary", elem_id="show-views")
             with gr.Accordion("Mark the object", open=False):
                 editor = gr.ImageEditor(
@@ -86,12 +90,12 @@ def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
             result.text, (*result.grid, *enlarged.size),
         ]  # fmt: skip
 
-    def look(model_id: str, photo: str | None, patch: str, number: int, fresh: bool) -> list[Any]:
-        options = ("", 0.0, 0)
+    def look(model_id: str, photo: str | None, patch: str, number: int, scale: str, fresh: bool) -> list[Any]:
+        options = ("", 0.0, 0, scale)
         return drawn(view_job(jobs.prepare(model_id), open_photo(photo), None, patch, number, *options), fresh)
 
     @shown
-    def show_view(model_id: str, image: str, patch: str, filter_number: int) -> list[Any]:
+    def show_view(model_id: str, image: str, patch: str, filter_number: int, brightness: str = "linear") -> list[Any]:
         """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
 
         Args:
@@ -99,29 +103,30 @@ def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
             image: the picture.
             patch: row and column from 0 such as 3,4; empty for the one of most attention.
             filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
+            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
 
         Returns:
             The model's crop, the same to paint on, the patch, the filter, a picture for each level, and a sentence.
         """
-        return look(model_id, image, patch, int(filter_number), True)
+        return look(model_id, image, patch, int(filter_number), brightness, True)
 
     @shown
     def pick_patch(
-        model_id: str, photo: str, number: int, layout: tuple[int, int, int, int], event: gr.SelectData
+        model_id: str, photo: str, number: int, scale: str, layout: tuple[int, int, int, int], event: gr.SelectData
     ) -> list[Any]:  # fmt: skip
         (rows, cols, width, height), (x, y) = layout, event.index
         patch = f"{min(int(y) * rows // height, rows - 1)},{min(int(x) * cols // width, cols - 1)}"
-        return look(model_id, photo, patch, int(number), False)
+        return look(model_id, photo, patch, int(number), scale, False)
 
     @shown
     def compare_with(
         model_id: str, photo: str, painted: dict[str, Any], patch: str, number: int, change: str, ratio: float,
-        side: int,
+        side: int, scale: str,
     ) -> list[Any]:  # fmt: skip
         mask = mask_of(painted)
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
-        arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side))
+        arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side), scale)
         return drawn(view_job(jobs.prepare(model_id), *arguments), False)
 
     @shown
@@ -137,14 +142,14 @@ def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
         showing = gr.on(
             [show_views.click, patch.submit],
             show_view,
-            [model, photo, patch, number],
+            [model, photo, patch, number, scale],
             filled,
             api_name="show_view",
             **lane,
         )
         after(showing)
-        after(crop.select(pick_patch, [model, photo, number, layout], filled, **private))
-        inputs = [model, photo, editor, patch, number, change, ratio, side]
+        after(crop.select(pick_patch, [model, photo, number, scale, layout], filled, **private))
+        inputs = [model, photo, editor, patch, number, change, ratio, side, scale]
         compare.click(compare_with, inputs, filled, **private)
         group.click(group_patches, [model, photo, editor, layer], plot, **private)
 
