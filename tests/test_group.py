@@ -14,7 +14,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import load_model
 from vitviz_hf.cli import main
 from vitviz_hf.config import GroupConfig
-from vitviz_hf.errors import ConfigError, DatasetError, ModelError
+from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
 from vitviz_hf.experiments import group
 from vitviz_hf.experiments.group import COLUMNS, PAPER, PAPER_MODEL, parse_variants, run_group, shown_blocks
 from vitviz_hf.experiments.grouping import MEASURES, group_tokens, instances_to_patches, permuted_measures
@@ -388,9 +388,29 @@ def test_the_measures_that_have_a_control_stand_beside_it():
     assert places == [1, 1, 1] and len(COLUMNS) == len(MEASURES) + 3
 
 
-def test_outputs_that_are_not_finite_are_told(vit):
+def test_a_model_that_is_finite_on_no_scene_is_refused(vit):
     module = copy.deepcopy(vit.module)
     module.vit.layers[1].mlp.fc1.bias.data[0] = float("nan")
 
-    with pytest.raises(ModelError, match="in float32 are not finite"):
+    with pytest.raises(NonFiniteError, match=r"in float32 give NaN or infinite values\. So it is on all of 1 scenes"):
         run_group(replace(vit, module=module), "x", [draw_scene(vit)], GroupConfig(variants="clean"))
+
+
+def test_scenes_with_values_that_are_not_finite_are_left_out_and_counted(vit, monkeypatch):
+    scenes = [draw_scene(vit), draw_scene(vit), draw_scene(vit)]
+    config = GroupConfig(variants="clean")
+    alone = run_group(vit, "x", scenes[:1], config).tables["table"].rows
+    calls = []
+
+    def second_is_nan(module, args, output):
+        calls.append(1)
+        return output * float("nan") if len(calls) == 2 else output
+
+    hook = vit.module.vit.layers[1].register_forward_hook(second_is_nan)
+    with pytest.warns(RuntimeWarning, match=r"in float32 give NaN or infinite values\. Left out: 1 of 3 scenes"):
+        result = run_group(vit, "x", scenes, config)
+    hook.remove()
+
+    assert [row[1] for row in result.tables["table"].rows] == pytest.approx([row[1] for row in alone])
+    assert "Left out: 1 scenes on which blocks of" in result.tables["table"].notes[0]
+    assert "2 of 3 scenes" in result.tables["table"].notes[0]

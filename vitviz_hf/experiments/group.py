@@ -1,6 +1,7 @@
 """Grouping of patches by object over layers, clean, occluded and shuffled, and t-SNE pictures (arXiv:2210.07646)."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitviz_hf.attention import attention_weights, joint_attention
 from vitviz_hf.config import GroupConfig
-from vitviz_hf.errors import ConfigError, DatasetError, ModelError
+from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
 from vitviz_hf.experiments.grouping import (
     CONTROLLED,
     MEASURES,
@@ -88,30 +89,35 @@ def run_group(
     variants = parse_variants(config.variants)
     found: dict[str, list[NDArray[np.float64]]] = {v.name: [] for v in variants}
     left_out: dict[str, int] = {v.name: 0 for v in variants}
+    non_finite: list[str] = []
     first: tuple[Scene, Pixels, Mask] | None = None
     seen = used = 0
     for scene in scenes:
         seen += 1
         pixels = (to_pixels(view, scene.image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
         mask = mask_to_model(view, scene.mask)
-        clean = group_scene(view, pixels, mask, scene.names, config, used)
-        if clean is None:
+        try:
+            measured = _measure_variants(view, pixels, mask, scene.names, variants, config, used)
+        except NonFiniteError as error:
+            non_finite.append(str(error))
+            continue
+        if measured is None:
             continue
         first = first or (scene, pixels, mask)
-        for variant in variants:
-            values: NDArray[np.float64] | None = clean
-            if variant.change is not None:
-                changed = variant.change(pixels, mask, config.seed + used)
-                values = group_scene(view, changed.pixels, changed.mask, scene.names, config, used)
+        for name, values in measured.items():
             if values is None:
-                left_out[variant.name] += 1
+                left_out[name] += 1
             else:
-                found[variant.name].append(values)
+                found[name].append(values)
         used += 1
         if progress:
             progress(used, config.limit)
         if used == config.limit:
             break
+    if non_finite:
+        if len(non_finite) == seen:
+            raise NonFiniteError(f"{non_finite[0]} So it is on all of {seen} scenes; load it in float32.")
+        warnings.warn(f"{non_finite[0]} Left out: {len(non_finite)} of {seen} scenes.", RuntimeWarning, stacklevel=2)
     if first is None:
         raise DatasetError(
             f"none of {seen} scenes of {dataset!r} has two objects of at least {config.min_area:.1%} of the picture, "
@@ -124,7 +130,8 @@ def run_group(
     notes = (
         f"{used} of {seen} scenes of {dataset} have two objects or more that are large enough. Left out of a variant "
         f"because too little was left of its objects: {', '.join(f'{n} {k}' for n, k in left_out.items())}. "
-        f"Seed {config.seed}; Pascal VOC is read in a random order.",
+        f"Seed {config.seed}; Pascal VOC is read in a random order."
+        + (f" Left out: {len(non_finite)} scenes on which {non_finite[0]}" if non_finite else ""),
         "Layers are counted from 1, as in the paper's curves; t-SNE names blocks from 0, so block b is layer b + 1. "
         "Means over scenes; -1 stands for no cluster in silhouette and in-cluster cosine, which pulls them down: "
         "curves.csv has the counts and the means without.",
@@ -142,6 +149,23 @@ def run_group(
     figures = {"figure": curves(panels, "layers passed", "mean over scenes"), "tsne": tsne_panels(view, *first, config)}
     manifest = describe_run("group", [view], None, config, SOURCE) | {"dataset": dataset, "scenes": used}
     return Result("group", tables, figures, manifest, data)
+
+
+def _measure_variants(
+    view: ModelView, pixels: Pixels, mask: Mask, names: Sequence[str], variants: Sequence[Variant],
+    config: GroupConfig, number: int,
+) -> dict[str, NDArray[np.float64] | None] | None:  # fmt: skip
+    """`group_scene` of each variant; None if the clean picture cannot be used."""
+    clean = group_scene(view, pixels, mask, names, config, number)
+    if clean is None:
+        return None
+    measured: dict[str, NDArray[np.float64] | None] = {}
+    for variant in variants:
+        measured[variant.name] = clean
+        if variant.change is not None:
+            changed = variant.change(pixels, mask, config.seed + number)
+            measured[variant.name] = group_scene(view, changed.pixels, changed.mask, names, config, number)
+    return measured
 
 
 def group_scene(
@@ -174,7 +198,7 @@ def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
     """Outputs of all blocks for one picture [H, W, 3], [L, T, D].
 
     Raises:
-        ModelError: they are not finite.
+        NonFiniteError: they are not finite.
     """
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
     sites = [Site(i, "resid") for i in range(len(view.layers))]
@@ -182,7 +206,7 @@ def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
     outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
     if not np.isfinite(outputs).all():
         dtype = str(view.dtype).removeprefix("torch.")
-        raise ModelError(f"outputs of blocks of {view.model_id!r} in {dtype} are not finite on a picture.")
+        raise NonFiniteError(f"blocks of {view.model_id!r} in {dtype} give NaN or infinite values.")
     return outputs
 
 
