@@ -946,7 +946,10 @@ def test_skipped_images_are_listed_the_same_for_any_number_of_processes(
         (folder / f"{name}.png").write_bytes(b"no picture" * i)
     source, config = open_source(str(folder)), SearchConfig(k=2, batch=3, layers=(1,))
 
-    atlas = run_ranks(tiny_view("vit"), source, config, tmp_path / "a", n_ranks)
+    def backwards(rank, n_ranks, position):
+        yield from reversed(list(source.read(rank, n_ranks, position)))
+
+    atlas = run_ranks(tiny_view("vit"), replace(source, read=backwards), config, tmp_path / "a", n_ranks)
 
     assert [name for name, _ in atlas.manifest["skipped"]] == ["a.png", "b.png", "f.png"]
     assert atlas.manifest["n_skipped"] == 6 and atlas.manifest["n_images"] == N
