@@ -172,7 +172,7 @@ def test_the_manifest_counts_rows_images_and_stored_crops(made):
 def test_unusual_features_are_those_most_deviations_above_their_mean_and_finite(made):
     atlas, scores, _, _ = made
     given = {site: values[3].astype(np.float32) for site, values in scores.items()}
-    given[ACT][5], given[ACT][6], given[RESID][2] = np.nan, np.inf, -np.inf
+    given[ACT][5], given[ACT][6], given[RESID][2], given[RESID][4] = np.nan, np.inf, -np.inf, np.inf
 
     found = unusual_features(atlas, given, 200)
 
@@ -183,6 +183,7 @@ def test_unusual_features_are_those_most_deviations_above_their_mean_and_finite(
         expected |= {Feature(site, i): d for i, d in enumerate(deviations) if np.isfinite(given[site][i])}
     order = sorted(expected, key=lambda f: -expected[f])
     assert [f for f, _ in found[:12]] == order[:12] and len(found) == len(order)
+    assert [f for f, _ in unusual_features(atlas, given, 1)] == order[:1]
     np.testing.assert_allclose([d for _, d in found], [expected[f] for f, _ in found], rtol=1e-3, atol=1e-4)
 
 

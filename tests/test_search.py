@@ -854,6 +854,17 @@ def test_copies_in_the_shares_of_several_processes_merge_to_one(n_ranks, copies,
     )
 
 
+def test_copies_are_named_the_same_in_any_order(copies, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(copies[0]))
+    config = SearchConfig(k=8, batch=4, layers=(1, 2))
+
+    def backwards(rank, n_ranks, position):
+        yield from reversed(list(source.read(rank, n_ranks, position)))
+
+    one = make_atlas(view, source, config, tmp_path / "a")
+    assert_same(one, make_atlas(view, replace(source, read=backwards), config, tmp_path / "b"))
+
+
 @pytest.mark.parametrize("limit", [1, 6, 13, 100])
 @pytest.mark.parametrize("n_ranks", [2, 3])
 def test_a_limit_means_the_same_rows_for_any_number_of_processes(limit, n_ranks, parquet, tiny_view, tmp_path):
@@ -935,7 +946,10 @@ def test_skipped_images_are_listed_the_same_for_any_number_of_processes(
         (folder / f"{name}.png").write_bytes(b"no picture" * i)
     source, config = open_source(str(folder)), SearchConfig(k=2, batch=3, layers=(1,))
 
-    atlas = run_ranks(tiny_view("vit"), source, config, tmp_path / "a", n_ranks)
+    def backwards(rank, n_ranks, position):
+        yield from reversed(list(source.read(rank, n_ranks, position)))
+
+    atlas = run_ranks(tiny_view("vit"), replace(source, read=backwards), config, tmp_path / "a", n_ranks)
 
     assert [name for name, _ in atlas.manifest["skipped"]] == ["a.png", "b.png", "f.png"]
     assert atlas.manifest["n_skipped"] == 6 and atlas.manifest["n_images"] == N
