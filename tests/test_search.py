@@ -548,6 +548,40 @@ def test_a_dataset_is_streamed_from_the_hub_pinned_to_its_commit(hub, parquet, p
     assert "source_datasets:\n  - odd/pictures" in (atlas.folder / "README.md").read_text()
 
 
+def test_a_folder_of_pictures_on_the_hub_is_read(hub, tmp_path):
+    expected = []
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(3):
+            draw(i).save(tmp_path / label / f"{label}{i}.png")
+            expected.append((f"{label}{i}.png", label, (tmp_path / label / f"{label}{i}.png").read_bytes()))
+    hub.publish("datasets/odd/folder", tmp_path)
+
+    rows = [row for row, _ in open_source("odd/folder").read(0, 1, None)]
+
+    assert [(row.name, row.label, row.data) for row in rows] == expected
+
+
+@pytest.mark.parametrize("protocol", ["", "file://"])
+def test_a_dataset_of_the_hub_names_no_file_of_this_machine(protocol, hub, tmp_path):
+    import datasets
+
+    draw(1).save(tmp_path / "secret.png")
+    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
+    rows = {"image": [{"bytes": None, "path": f"{protocol}{tmp_path / 'secret.png'}"}]}
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    file = tmp_path / "repository" / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table(rows, schema=schema), file)
+    repository = f"odd/names{len(protocol)}"
+    hub.publish(f"datasets/{repository}", tmp_path / "repository")
+
+    ((row, _),) = open_source(repository).read(0, 1, None)
+    assert row.data == b""
+    if not protocol:  # a dataset of one's own may
+        ((own, _),) = open_source(str(tmp_path / "repository")).read(0, 1, None)
+        assert own.data == (tmp_path / "secret.png").read_bytes()
+
+
 def test_a_gated_dataset_says_what_to_do(hub, parquet):
     hub.publish("datasets/odd/gated", parquet, gated=True)
 
