@@ -42,7 +42,11 @@ def url(hub, tmp_path_factory):
         **os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit", "VITVIZ_RESULTS": str(results)
     }  # fmt: skip
     log = (tmp_path_factory.mktemp("app") / "log").open("w+")
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    # Elsewhere, as on a Space: nothing that the page needs lies in the working folder.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
+    )
     for _ in range(120):
         try:
             urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
