@@ -64,9 +64,13 @@ def paper(title, command, table):
 
 def papers():
     mixing = Table(
-        ("accuracy, %", "natural", "isolating CLS", "patch average", "patch maximum"),
-        tuple((f"top-{k}", *values) for k, values in token_mixing.PAPER.items()),
-    )
+        ("model", "accuracy, %", *token_mixing.QUANTITIES),
+        tuple(
+            (model, f"top-{k}", *map(values.get, token_mixing.QUANTITIES))
+            for model, by_k in token_mixing.PAPER.items() for k, values in by_k.items()
+        ),
+        ("At 384 px; the means and patch 120 are from the authors' notes.",),
+    )  # fmt: skip
     ids = {name: models[0] if models else "-" for name, models in MODELS.items()}
     header = [f"top-{k} {way}" for k in (5, 1) for way in ("full", "foreground", "background")]
     boxes = Table(
@@ -85,11 +89,12 @@ def papers():
         ("Digitized from the paper's figures, to about 0.002.",),
     )
     models = " \\\n  ".join(ids[name] for name in background.PAPER if MODELS[name])
+    mixed = " ".join(ids[name] for name in token_mixing.PAPER)
     placed = " ".join(ids[name] for name in position.PAPER)
     return (
         paper(
-            "token-mixing, ViT-B/16 at 384 px",
-            f"vitviz experiment token-mixing {token_mixing.PAPER_MODEL} ILSVRC/imagenet-1k --out token-mixing", mixing,
+            "token-mixing",
+            f"vitviz experiment token-mixing {mixed} ILSVRC/imagenet-1k --out token-mixing", mixing,
         )
         + paper(
             "background",

@@ -277,7 +277,7 @@ def test_low_pass_keeps_what_is_below_and_takes_what_is_above():
     only_slow = (127.5 + 60 * slow).round()
 
     pictures = dict(
-        zip([(s, r) for s in low_pass.SHAPES for r in low_pass.KEPT], low_pass.filtered(image), strict=True)
+        zip([(s, r) for s in low_pass.SHAPES for r in low_pass.KEPT], low_pass.filtered_files(image), strict=True)
     )
 
     assert np.array_equal(np.asarray(pictures["square", 1.0]), np.asarray(image))
@@ -399,7 +399,7 @@ def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):
     ("name", "families", "config"),
     [
         ("background", ("vit", "resnet"), BackgroundConfig(batch=4)),
-        ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40)),
+        ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40, filter_at="original")),
         ("position", ("vit", "resnet"), PositionConfig(batch=4)),
         ("occlusion", ("vit", "resnet"), OcclusionConfig(batch=16, grid=4, shuffles="2")),
     ],

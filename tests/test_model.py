@@ -319,7 +319,9 @@ def test_the_attentions_output_is_its_projection_of_the_mixed_values(view):
             projection = view.module.get_submodule(tap.module)
             values = acts[Site(i, given)]
             if hasattr(projection, "batch_norm"):  # LeViT's
-                projected = projection.batch_norm(projection.linear(values).flatten(0, 1)).unflatten(0, values.shape[:2])
+                projected = projection.batch_norm(projection.linear(values).flatten(0, 1)).unflatten(
+                    0, values.shape[:2]
+                )
             else:
                 projected = projection(values)
 

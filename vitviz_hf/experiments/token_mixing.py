@@ -55,7 +55,6 @@ PAPER: Mapping[str, Mapping[int, Mapping[str, float]]] = {
     },
     "ViT-B/32": {1: {_NATURAL: 81.73, _MEANS[1]: 80.87}},
 }  # fmt: skip
-PAPER_MODEL = "google/vit-base-patch16-384"
 _TOKENS_AT_ONCE = 8192
 
 
@@ -112,7 +111,11 @@ def run(
         accuracies = zip(*(by_place[k].mean(0).tolist() for k in _TOP), strict=True)
         places += [(view.model_id, *place, *values) for place, values in zip(at.tolist(), accuracies, strict=True)]
         steps += _sweep(plan, tally)
-        notes += [*how_scored(tally, source, [view]), *_lacking(plan), *VALIDATION.notes([view], source, tally.n_images)]
+        notes += [
+            *how_scored(tally, source, [view]),
+            *_lacking(plan),
+            *VALIDATION.notes([view], source, tally.n_images),
+        ]
     header, cells = paper_and_ours(QUANTITIES, pairs)
     notes += [
         "Isolating CLS: in all layers but the last, prefix tokens and patches do not see each other. Patch average and "
@@ -167,7 +170,7 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
     site = Site(len(view.layers) - 1, "resid")
 
     def means(tokens: Tensor) -> list[Tensor | None]:
-        both = []
+        both: list[Tensor | None] = []
         for some in (split_tokens(view, tokens, site)[1], tokens):
             both.append(head_logits(view, some.mean(1)))
             both.append(None if norm is None else head_logits(view, _normed(view, norm, some).mean(1), norm))
@@ -192,9 +195,7 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
     def prepare(example: Example) -> Tensor:
         return model_bytes(view, example.image)
 
-    return count_right(
-        [view], source, plan.columns, prepare, score, config.batch, config.limit, work, progress
-    )
+    return count_right([view], source, plan.columns, prepare, score, config.batch, config.limit, work, progress)
 
 
 def _normed(view: ModelView, norm: str, tokens: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ def _normed(view: ModelView, norm: str, tokens: Tensor) -> Tensor:
 def _by_place(plan: _Plan, tally: Tally, k: int) -> NDArray[np.float64]:
     """100 where the head on a patch is right, else 0, [pictures, P]."""
     right = np.stack([tally.flags(name) for name in plan.patches(k)], 1)
-    return 100.0 * right[(right <= 1).all(1)]
+    return 100 * right[(right <= 1).all(1)].astype(np.float64)
 
 
 def _quantities(tally: Tally, by_place: NDArray[np.float64], k: int) -> dict[str, Cell]:
