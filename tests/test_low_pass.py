@@ -50,8 +50,9 @@ def pictures(trained, shapes):
 
 @pytest.mark.parametrize("keep", ["low", "high", "band"])
 def test_every_number_equals_numpys(keep, trained, shapes, pictures, tmp_path):
-    pixels, targets = pictures
-    config = LowPassConfig(batch=100, keep=keep)
+    n = 200 if keep == "low" else 60
+    pixels, targets = (some[:n] for some in pictures)
+    config = LowPassConfig(batch=100, keep=keep, limit=n)
 
     result = run_experiment("low-pass", [trained], open_source(str(shapes)), config, tmp_path)
 
@@ -64,13 +65,13 @@ def test_every_number_equals_numpys(keep, trained, shapes, pictures, tmp_path):
         filtered = by_hand(pixels.astype(float), row["mask"], row["r"], keep)
         own = accuracy(trained.module, filtered, targets)
         lost = 1 - ((filtered - filtered.mean((2, 3), keepdims=True)) ** 2).sum((1, 2, 3)) / (around**2).sum((1, 2, 3))
-        assert row["top-1, %"] == pytest.approx(own, abs=0.51)  # one picture of 200 may lie on the border
+        assert row["top-1, %"] == pytest.approx(own, abs=101 / n)  # one picture may lie on the border
         assert row["relative, %"] == pytest.approx(100 * row["top-1, %"] / natural)
         assert row["removed energy, %"] == pytest.approx(100 * lost.mean(), abs=0.01)
         assert row["cycles per image"] == row["r"] * 32
         found[row["mask"], row["r"]] = row["top-1, %"]
     assert list(found) == [(s, r) for s in SHAPES for r in KEPT]
-    assert len(set(found.values())) >= 12
+    assert len(set(found.values())) >= (12 if keep == "low" else 5)
     table = result.tables["table"].records()
     assert [table[0][f"r = {r:g}"] for r in KEPT] == [found["square", r] for r in KEPT]
     assert [r["%"] for r in table[:3]] == ["top-1", "relative", "removed energy"]

@@ -187,7 +187,8 @@ def _mean_removed(view: ModelView, source: Source, config: LowPassConfig) -> NDA
     for image in _pictures(source, limit):
         pixels = _filtered_at(view, config)(image)
         found.append(removed_energy(pixels, masks(pixels.shape[1], pixels.shape[2], config.keep)).double().numpy())
-    return np.stack(found).mean(0)
+    mean: NDArray[np.float64] = np.stack(found).mean(0)
+    return mean
 
 
 def _filtered_at(view: ModelView, config: LowPassConfig) -> Callable[[Image.Image], Tensor]:
