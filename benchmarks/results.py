@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitviz_hf.cli import main
 from vitviz_hf.experiments import EXPERIMENTS, background, group, position, token_mixing
+from vitviz_hf.experiments.paper import MODELS
 from vitviz_hf.tables import Table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -63,10 +64,14 @@ def paper(title, command, table):
 
 def papers():
     mixing = Table(
-        ("accuracy, %", "natural", "isolating CLS", "patch average", "patch maximum"),
-        tuple((f"top-{k}", *values) for k, values in token_mixing.PAPER.items()),
-    )
-    ids = {name: model for model, name in background.PAPER_NAMES.items()}
+        ("model", "accuracy, %", *token_mixing.QUANTITIES),
+        tuple(
+            (model, f"top-{k}", *map(values.get, token_mixing.QUANTITIES))
+            for model, by_k in token_mixing.PAPER.items() for k, values in by_k.items()
+        ),
+        ("At 384 px; the means and patch 120 are from the authors' notes.",),
+    )  # fmt: skip
+    ids = {name: models[0] if models else "-" for name, models in MODELS.items()}
     header = [f"top-{k} {way}" for k in (5, 1) for way in ("full", "foreground", "background")]
     boxes = Table(
         ("architecture", "on the Hub", *header),
@@ -83,11 +88,13 @@ def papers():
         tuple((v, m, *values) for v, measures in group.PAPER.items() for m, values in measures.items()),
         ("Digitized from the paper's figures, to about 0.002.",),
     )
-    models = " \\\n  ".join(background.PAPER_NAMES)
+    models = " \\\n  ".join(ids[name] for name in background.PAPER if MODELS[name])
+    mixed = " ".join(ids[name] for name in token_mixing.PAPER)
+    placed = " ".join(ids[name] for name in position.PAPER)
     return (
         paper(
-            "token-mixing, ViT-B/16 at 384 px",
-            f"vitviz experiment token-mixing {token_mixing.PAPER_MODEL} ILSVRC/imagenet-1k --out token-mixing", mixing,
+            "token-mixing",
+            f"vitviz experiment token-mixing {mixed} ILSVRC/imagenet-1k --out token-mixing", mixing,
         )
         + paper(
             "background",
@@ -96,7 +103,7 @@ def papers():
         )
         + paper(
             "position",
-            f"vitviz experiment position {' '.join(position.PAPER)} ILSVRC/imagenet-1k --out position", places,
+            f"vitviz experiment position {placed} ILSVRC/imagenet-1k --out position", places,
         )
         + paper(
             "group, ViT-B/16 on Pascal VOC 2009",

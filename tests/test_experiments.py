@@ -36,7 +36,7 @@ from vitviz_hf.model import run
 from vitviz_hf.occlusion import occlude
 from vitviz_hf.stream import Row, open_source
 from vitviz_hf.tables import Interval, Table, paper_and_ours
-from vitviz_hf.tokens import check_plain, head_logits, isolated_logits, lone_prefix, without_positions
+from vitviz_hf.tokens import check_isolation, check_plain, head_logits, isolated_logits, without_positions
 
 N = 20
 
@@ -92,7 +92,7 @@ def test_isolating_the_class_token_equals_an_attention_mask(vit):
         masked = masked_logits(vit.module, values["pixel_values"], separate=True)
         open_ = masked_logits(vit.module, values["pixel_values"], separate=False)
 
-    isolated = isolated_logits(vit, pixels, lone_prefix(vit))
+    isolated = isolated_logits(vit, pixels)
 
     torch.testing.assert_close(open_, run(vit, pixels).logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(isolated, masked, atol=1e-5, rtol=1e-5)
@@ -125,14 +125,14 @@ def test_models_without_one_sequence_of_tokens_are_refused_with_the_reason(tiny_
     with pytest.raises(NoClassifierError):
         check_plain(tiny_view("clip"))
     with pytest.raises(ConfigError, match="does not work on a part of the tokens"):
-        lone_prefix(tiny_view("timm-beitv2"))
+        check_isolation(tiny_view("timm-beitv2"))
 
 
 def test_changes_to_tokens_leave_no_hooks_and_the_models_output(vit):
     pixels = noise(vit)
     before = run(vit, pixels).logits
 
-    isolated_logits(vit, pixels, lone_prefix(vit))
+    isolated_logits(vit, pixels)
 
     hooks = [h for m in vit.module.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
     assert not hooks and torch.equal(run(vit, pixels).logits, before)
@@ -277,7 +277,7 @@ def test_low_pass_keeps_what_is_below_and_takes_what_is_above():
     only_slow = (127.5 + 60 * slow).round()
 
     pictures = dict(
-        zip([(s, r) for s in low_pass.SHAPES for r in low_pass.KEPT], low_pass.filtered(image), strict=True)
+        zip([(s, r) for s in low_pass.SHAPES for r in low_pass.KEPT], low_pass.filtered_files(image), strict=True)
     )
 
     assert np.array_equal(np.asarray(pictures["square", 1.0]), np.asarray(image))
@@ -371,7 +371,7 @@ def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):
     ("name", "families", "config"),
     [
         ("background", ("vit", "resnet"), BackgroundConfig(batch=4)),
-        ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40)),
+        ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40, filter_at="original")),
         ("position", ("vit", "resnet"), PositionConfig(batch=4)),
         ("occlusion", ("vit", "resnet"), OcclusionConfig(batch=16, grid=4, shuffles="2")),
     ],

@@ -213,6 +213,7 @@ def test_every_kind_equals_a_hand_computation_from_the_weights(family, tiny_view
         first = _weight(block, "norm1", "layernorm_before", "layer_norm1")
         second = _weight(block, "norm2", "layernorm_after", "layer_norm2")
         normed = first(stream)
+        torch.testing.assert_close(acts[Site(1, "attn_in")], normed)
         if hasattr(block, "attn"):
             q, k, v = functional.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias).chunk(3, -1)
             output = block.attn.proj
@@ -239,7 +240,9 @@ def test_every_kind_equals_a_hand_computation_from_the_weights(family, tiny_view
         if not _has_position_bias(block):
             heads = [x.unflatten(-1, (2, -1)).transpose(1, 2) for x in _rotated(view, q, k, v)]
             mixed = (heads[0] @ heads[1].mT / 16**0.5).softmax(-1) @ heads[2]
-            expected = mixed.transpose(1, 2).flatten(-2) @ output.weight.T + output.bias
+            mixed = mixed.transpose(1, 2).flatten(-2)
+            expected = mixed @ output.weight.T + output.bias
+            torch.testing.assert_close(acts[Site(1, "attn_mix")], mixed, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(acts[Site(1, "attn_out")], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -285,10 +288,12 @@ def _rotated(view, q, k, v):
      ("timm-maxvit", 1, "norm1", "attn.qkv"), ("timm-maxvit", 3, "norm1", "attn.qkv"),
      ("swinv2", 1, None, "attention.self.query")],
 )  # fmt: skip
-def test_queries_of_shifted_windows_equal_a_computation_in_image_order(family, layer, norm, projection, tiny_view):
+def test_input_and_queries_of_shifted_windows_equal_a_computation_in_image_order(
+    family, layer, norm, projection, tiny_view
+):
     view = tiny_view(family)
-    site = Site(layer, "attn_q")
-    acts = activations(view, noise(view), [Site(layer - 1, "resid"), site])
+    site, given = Site(layer, "attn_q"), Site(layer, "attn_in")
+    acts = activations(view, noise(view), [Site(layer - 1, "resid"), site, given])
     block = view.module.get_submodule(view.layers[layer].name)
     stream = acts[Site(layer - 1, "resid")]
 
@@ -298,7 +303,30 @@ def test_queries_of_shifted_windows_equal_a_computation_in_image_order(family, l
     columns = view.layers[layer].taps["attn_q"].columns
 
     assert view.layers[layer].taps["attn_q"].order is not None
+    torch.testing.assert_close(acts[given], normed)
     torch.testing.assert_close(acts[site], expected if columns is None else expected[..., columns])
+
+
+def test_the_attentions_output_is_its_projection_of_the_mixed_values(view):
+    """And its queries the projection of its input: in every family, in windows too."""
+    pixels = noise(view)
+    for i, layer in enumerate(view.layers):
+        for given, made in (("attn_in", "attn_q"), ("attn_mix", "attn_out")):
+            if made not in layer.taps:
+                continue
+            acts = activations(view, pixels, [Site(i, given), Site(i, made)])
+            tap = layer.taps[made]
+            projection = view.module.get_submodule(tap.module)
+            values = acts[Site(i, given)]
+            if hasattr(projection, "batch_norm"):  # LeViT's
+                projected = projection.batch_norm(projection.linear(values).flatten(0, 1)).unflatten(
+                    0, values.shape[:2]
+                )
+            else:
+                projected = projection(values)
+
+            expected = projected if tap.columns is None else projected[..., tap.columns]
+            torch.testing.assert_close(acts[Site(i, made)], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_square_moved_to_another_corner_moves_the_change_of_the_early_maps(view):

@@ -25,7 +25,7 @@ def test_malformed_features_are_refused(text):
 
 def test_the_papers_names_are_translated():
     with pytest.raises(
-        SiteError, match=r"unknown kind 'keys' in '6.keys'; kinds are attn_q, .*the paper's 'keys' is attn_k"
+        SiteError, match=r"unknown kind 'keys' in '6.keys'; kinds are attn_in, attn_q, .*the paper's 'keys' is attn_k"
     ):
         parse_site("6.keys")
 
@@ -33,3 +33,12 @@ def test_the_papers_names_are_translated():
 def test_file_stem_has_no_separators():
     assert file_stem("6.mlp_act:20") == "6.mlp_act-20"
     assert "/" not in file_stem("../../etc:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("in_feat", "attn_in"), ("queries", "attn_q"), ("out_feat", "attn_mix"), ("high", "mlp_act"), ("low", "mlp_out")],
+)
+def test_in_and_out_feat_are_the_papers_input_and_mixed_values_of_self_attention(name, kind):
+    with pytest.raises(SiteError, match=f"the paper's '{name}' is {kind}"):
+        parse_site(f"3.{name}")

@@ -93,7 +93,7 @@ def _pyramid(*levels):
 _SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [4, 4], "window_size": 4,
          "mlp_ratio": 2.0}  # fmt: skip
 _TIMM_VIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
-_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_out"})
+_ATTENTION = frozenset({"attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "attn_out"})
 _COAT = {"patch_size": 4, "embed_dims": [16] * 4, "serial_depths": [1] * 4, "num_heads": 8, "mlp_ratios": [2] * 4}
 _LEVIT = {
     "image_size": 128, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
@@ -162,7 +162,7 @@ TINY = {
     "timm-vit-base-only": _timm("vit_tiny_patch16_224", 32, labels=False, arguments=_TIMM_VIT),
     "timm-deit": _timm("deit_tiny_distilled_patch16_224", 32, arguments=_TIMM_VIT, layers=(((4, 4), 2),) * 3),
     "timm-beitv2": _timm("beitv2_base_patch16_224", 32, arguments=_TIMM_VIT, other_size=None,
-                         lacks=frozenset({"attn_q", "attn_k", "attn_v"})),
+                         lacks=frozenset({"attn_in", "attn_q", "attn_k", "attn_v"})),
     "timm-eva02": _timm("eva02_tiny_patch14_224", 32, 
                          arguments=_TIMM_VIT | {"ref_feat_shape": (4, 4), "qkv_fused": False}),
     "timm-coat-lite": _timm("coat_lite_tiny", 64, arguments=_COAT, other_size=None,

@@ -166,6 +166,8 @@ class _Reads(_Checked):
 class TokenMixingConfig(_Reads):
     """Options of the experiment `token-mixing`."""
 
+    sweep: bool = _knob(False, "also isolate in the first l layers, and after l layers, for each l")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackgroundConfig(_Reads):
@@ -180,6 +182,12 @@ class BackgroundConfig(_Reads):
 class LowPassConfig(_Reads):
     """Options of the experiment `low-pass`."""
 
+    filter_at: Literal["input", "original"] = _knob(
+        "input", "what is filtered: the model's input, after resize and crop, or the original picture"
+    )
+    keep: Literal["low", "high", "band"] = _knob(
+        "low", "frequencies up to r, above r, or from half of r to r, where 1 is the highest"
+    )
     seed: int = _knob(0, "of the bootstrap", 0, 2**53)
 
 

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ def heat_map(values: Mapping[str, Floats], label: str) -> Figure:
 
 def curves(
     panels: Mapping[str, Mapping[str, tuple[Any, Any, Any, Any]]], x: str, y: str,
-    by_order: bool = False,
+    by_order: bool = False, top: tuple[str, float] | None = None,
 ) -> Figure:  # fmt: skip
     """Lines in panels side by side.
 
@@ -41,6 +43,7 @@ def curves(
         x: label of the axis.
         y: label of the axis.
         by_order: color the lines by their order, as for layers, instead of telling them apart.
+        top: label of a second axis above, and how many of its units are one of x.
     """
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -53,6 +56,10 @@ def curves(
         ax.set_title(title, fontsize=10)
         ax.set_xlabel(x)
         ax.grid(alpha=0.3)
+        if top is not None:
+            label, factor = top
+            above = ax.secondary_xaxis("top", functions=(partial(mul, factor), partial(mul, 1 / factor)))
+            above.set_xlabel(label, fontsize=8)
     axes[0].set_ylabel(y)
     axes[-1].legend(fontsize=8, ncols=1 + len(axes[-1].lines) // 9)
     return figure

@@ -10,7 +10,8 @@ The rules, all of them about what was executed, in order, on one image of noise:
    packed gate), `down` maps F -> D, F > D. Two equal linears before `down` are a gated pair. Each run of it is a
    layer, so a block that is shared by three scales gives three.
 4. The attention of a layer are the linears that ran before its feed-forward block and after the last one. Names say
-   which are q, k and v, alone or fused; the last other one is the output projection.
+   which are q, k and v, alone or fused; the last other one is the output projection. What q is given is the input of
+   the attention, what the output projection is given are the mixed values.
 5. The layer's own module is the smallest that holds both, or the largest that holds this feed-forward block only.
 6. A layer's stage is the rank of its patch grid, the finest first.
 """
@@ -339,12 +340,15 @@ def _attention_taps(trace: _Trace, calls: Mapping[str, _Call]) -> dict[str, Tap]
             if place is None and call.shape[:-1] == calls["q"].shape[:-1]:
                 place = calls["q"].place
             if place:
+                taps["attn_mix"] = _tap(call.name, "input", call.linear.in_features, place, call.number)
                 taps["attn_out"] = _tap(call.name, "output", size, place, call.number)
         elif place:
             letters, module = _attention_kinds(call.name)
             columns = _columns(trace.modules[module.rpartition(".")[0]], letters, letter, size)
             share = len(torch.arange(size)[columns]) if columns is not None else size
             taps[f"attn_{letter}"] = _tap(module, "output", share, place, call.number, columns=columns)
+            if letter == "q":
+                taps["attn_in"] = _tap(call.name, "input", call.linear.in_features, place, call.number)
     return taps
 
 

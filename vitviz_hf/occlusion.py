@@ -143,13 +143,13 @@ def mask_to_model(view: ModelView, mask: Mask) -> Mask:
     Values above 200 (void) become 0.
     """
     height, width = mask.shape
-    rows, cols = _origins(view, width, height)
+    rows, cols = origins(view, width, height)
     picked = mask[rows.clip(0, height - 1)[:, None], cols.clip(0, width - 1)[None]]
     inside = ((rows >= 0) & (rows < height))[:, None] & ((cols >= 0) & (cols < width))[None]
     return np.where(inside & (picked <= _VOID), picked, 0)
 
 
-def _origins(view: ModelView, width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def origins(view: ModelView, width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each row and column of the model's input the one of the picture that it came from."""
     ramps = np.zeros((height, width, 3), np.uint8)
     ramps[..., 0] = np.linspace(0, 255, height).round()[:, None]

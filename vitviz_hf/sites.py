@@ -4,12 +4,17 @@ The kinds, and what the papers call them:
 
 | kind | tensor | width | in the papers |
 |---|---|---|---|
+| attn_in | input of the q projection: of self-attention, after its norm | D | in_feat |
 | attn_q, attn_k, attn_v | outputs of the q, k and v projections, heads side by side | D | queries, keys, values |
+| attn_mix | input of the output projection: values mixed by attention, heads side by side | D | out_feat |
 | attn_out | output of the attention's output projection | D | - |
-| mlp_in | input of the feed-forward's first linear, after its norm | D | in_feat |
+| mlp_in | input of the feed-forward's first linear, after its norm | D | - |
 | mlp_act | input of the feed-forward's last linear: GELU output, or the gated product | 4D | high, GELU features |
 | mlp_out | output of the feed-forward's last linear, before layer scale | D | low |
-| resid | output of the block | D | out_feat |
+| resid | output of the block | D | - |
+
+Between norm and q projection CvT has a convolution, between mixing and output projection LeViT an activation function:
+there attn_in and attn_mix are what comes out of these.
 """
 
 import re
@@ -17,10 +22,12 @@ from dataclasses import dataclass
 
 from vitviz_hf.errors import SiteError
 
-KINDS = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
+KINDS = (
+    "attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid",
+)  # fmt: skip
 _PAPER_NAMES = {
-    "queries": "attn_q", "keys": "attn_k", "values": "attn_v", "in_feat": "mlp_in",
-    "high": "mlp_act", "low": "mlp_out", "out_feat": "resid",
+    "in_feat": "attn_in", "queries": "attn_q", "keys": "attn_k", "values": "attn_v", "out_feat": "attn_mix",
+    "high": "mlp_act", "low": "mlp_out",
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from vitviz_hf.errors import VitvizError
 
 _EPILOG = """\
 A feature is LAYER.KIND:INDEX, for example 5.mlp_act:10; layers and indices start at 0.
-Kinds: attn_q attn_k attn_v attn_out mlp_in mlp_act mlp_out resid ('vitviz sites MODEL' lists what a model has).
+Kinds: attn_in attn_q attn_k attn_v attn_mix attn_out mlp_in mlp_act mlp_out resid.
+'vitviz sites MODEL' lists what a model has.
 MODEL is a Hub id, a local folder, or 'builtin' (a DINOv2-architecture ViT-S/14). Left out, it is VITVIZ_MODEL,
 else google/vit-base-patch16-224 if the Hub can be reached, else 'builtin'.
 

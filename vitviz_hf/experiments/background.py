@@ -25,6 +25,7 @@ from vitviz_hf.experiments.accuracy import (
     how_scored,
     right_pictures,
 )
+from vitviz_hf.experiments.paper import WITH_BOXES
 from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, bars, picture_grid
@@ -45,16 +46,6 @@ PAPER = {
     "ResNet-152": ((98.85, 90.74, 19.68), (82.92, 82.03, 8.24)),
     "MobileNetV2": ((96.09, 86.84, 15.94), (83.77, 85.58, 8.75)),
     "DenseNet-121": ((96.55, 89.58, 17.53), (90.58, 86.53, 9.72)),
-}
-PAPER_NAMES = {
-    "google/vit-base-patch32-384": "ViT-B/32",
-    "google/vit-large-patch16-384": "ViT-L/16",
-    "google/vit-large-patch32-384": "ViT-L/32",
-    "google/vit-base-patch16-384": "ViT-B/16",
-    "microsoft/resnet-50": "ResNet-50",
-    "microsoft/resnet-152": "ResNet-152",
-    "google/mobilenet_v2_1.0_224": "MobileNetV2",
-    "timm/densenet121.ra_in1k": "DenseNet-121",
 }
 PERMUTED = (
     "In the paper's Table 3 (top-1) the rows of the last three CNNs are permuted: its log has, not normalized, "
@@ -110,7 +101,7 @@ def run(
             flags = [tally.flags(f"{m} {way} {k}") for way in _WAYS]
             ours += [accuracy(flags[0], config.seed), *(accuracy(f, config.seed, flags[0]) for f in flags[1:])]
             absolute += [accuracy(f, config.seed) for f in flags]
-        known = PAPER.get(PAPER_NAMES.get(view.model_id, ""))
+        known = PAPER.get(WITH_BOXES.model(view, source, tally.n_images))
         pairs.append(([x for three in known for x in three] if known else [None] * 6, ours))
         plain.append((view.model_id, *absolute))
         groups[view.model_id] = {
@@ -126,9 +117,10 @@ def run(
         "and crop; only boxes of the true class.",
     )
     first = "Full: accuracy in %. Foreground and background: in % of it, on the same images."
-    permuted = (PERMUTED,) if any(v.model_id in PAPER_NAMES for v in views) else ()
+    permuted = (PERMUTED,) if any(paper[0] is not None for paper, _ in pairs) else ()
+    shown = WITH_BOXES.notes(views, source, tally.n_images)
     tables = {
-        "table": Table(("model", *header), relative, (first, *notes, *permuted)),
+        "table": Table(("model", *header), relative, (first, *notes, *permuted, *shown)),
         "table-plain": Table(("model", *quantities), tuple(plain), ("Accuracy in %, not normalized.", *notes)),
     }
     figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}

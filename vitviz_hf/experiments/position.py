@@ -20,6 +20,7 @@ from vitviz_hf.experiments.accuracy import (
     how_scored,
     is_right,
 )  # fmt: skip
+from vitviz_hf.experiments.paper import VALIDATION
 from vitviz_hf.experiments.pixels import logits_of, model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import bars
@@ -29,8 +30,9 @@ from vitviz_hf.tables import Interval, Table, paper_and_ours
 from vitviz_hf.tokens import without_positions
 
 _WAYS = ("natural", "positions zeroed", "tiles shuffled")
-# Top-1 in %, zeroed and shuffled 32-px tiles; from the released notes of 384-px models.
-PAPER = {"google/vit-base-patch16-384": (84.0, 22.0, 33.0), "google/vit-base-patch32-384": (81.0, 58.0, 54.0)}
+_PAPER_TILE = 32
+# Top-1 in %: natural, positions zeroed, tiles of 32 px shuffled; from the released notes.
+PAPER = {"ViT-B/16": (84.0, 22.0, 33.0), "ViT-B/32": (81.0, 58.0, 54.0)}
 
 
 def run(
@@ -70,9 +72,10 @@ def run(
     names = [f"{m} {way}" for m in range(len(views)) for way in _WAYS]
     tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, progress)
     pairs, groups = [], {}
-    for m, view in enumerate(views):
+    for m, (view, tile) in enumerate(zip(views, tiles, strict=True)):
         ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]
-        pairs.append((PAPER.get(view.model_id, (None,) * 3), ours))
+        natural, zeroed, shuffled = PAPER.get(VALIDATION.model(view, source, tally.n_images), (None,) * 3)
+        pairs.append(((natural, zeroed, shuffled if tile == _PAPER_TILE else None), ours))
         groups[view.model_id] = {
             way: (x.value, x.low, x.high) for way, x in zip(_WAYS, ours, strict=True) if isinstance(x, Interval)
         }
@@ -81,6 +84,7 @@ def run(
     notes = [
         *how_scored(tally, source, views), "Top-1 accuracy in %. Tiles are shuffled after resize and crop, each image "
         "in its own order. '-' under zeroed: the model has no learned position embeddings.",
+        *VALIDATION.notes(views, source, tally.n_images),
     ]  # fmt: skip
     table = Table(("model", "tile", *header), tuple(rows), tuple(notes))
     return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, manifest)

@@ -214,7 +214,7 @@ class MapsTab:
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            kind: mlp_act (neurons), mlp_in, mlp_out, attn_q, attn_k, attn_v, attn_out or resid.
+            kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
             layer: layer number from 0.
             patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
             rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
