@@ -23,7 +23,7 @@ from vitviz_hf.stream import Source, builtin_photographs
 from vitviz_hf.tables import Cell, Interval, Table
 
 WIDE = "mlp_act"
-KINDS = ("attn_in", "attn_q", "attn_k", "attn_v", "mlp_in", "resid", WIDE)
+KINDS = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "mlp_in", "resid", WIDE)
 CONTROLS = ("random", "rotated")
 """Directions of the wide site: each drawn by itself, or axes of one random rotation of it."""
 _DRAWN = 8
