@@ -30,6 +30,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from tests.shapes import CLASSES, save_shapes, save_trained  # noqa: E402
 from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
@@ -131,6 +132,36 @@ def labelled(tmp_path_factory):
     table = pa.table(rows, schema=schema.arrow_schema)
     pq.write_table(table, folder / "data" / "validation-00000-of-00001.parquet")
     return folder
+
+
+def _made_once(name, save, **options):
+    """A folder under VITVIZ_TRAINED where other runs find it too, else one for this run."""
+    folder = Path(os.environ.get("VITVIZ_TRAINED", f"{_HOME}/trained")) / name
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = save(Path(tempfile.mkdtemp(dir=folder.parent)), **options)
+        part.chmod(0o755)
+        part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """200 pictures of eight classes, with boxes and instance masks, on which no change leaves accuracy as it is."""
+    return _made_once("shapes", save_shapes)
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A small ViT that has learned these classes."""
+    return load_model(str(_made_once("vit", save_trained)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def trained_other():
+    """A smaller one that has learned less, and knows six of them in another order."""
+    options = {"width": 32, "layers": 2, "heads": 2, "steps": 80, "seed": 1, "classes": CLASSES[7:1:-1]}
+    return load_model(str(_made_once("other", save_trained, **options)), device="cpu")
 
 
 @pytest.fixture
