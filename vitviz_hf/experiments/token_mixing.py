@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vitviz_hf.config import TokenMixingConfig
 from vitviz_hf.experiments.accuracy import (
-    UNKNOWN,
     Example,
     Flags,
     Progress,
@@ -61,7 +60,7 @@ def run(
         shape = view.layers[-1].patch_grid
         for k in _TOP:
             right = np.stack([tally.flags(name) for name in _patch_columns(view, k)], 1).astype(float)
-            right = right[right[:, 0] != UNKNOWN]
+            right = right[(right <= 1).all(1)]
             by_place = 100 * right.mean(0)
             if k == 1:
                 maps[view.model_id] = by_place.reshape(shape)
