@@ -96,7 +96,7 @@ def run(
     notes = (
         *how_scored(tally, source, views), *boxes_of.notes,
         "Boxes are blacked out (background), or all but the boxes (foreground), in the original picture, before resize "
-        "and crop; only boxes of the true class, their last row and column included.",
+        "and crop; only boxes of the true class, with their last row and column, which the paper's code leaves out.",
     )  # fmt: skip
     tables, groups = _main_tables(tally, views, source, config.seed, notes)
     tables["table-area"] = _by_area(tally, views, config.seed, notes)
