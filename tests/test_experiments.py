@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from tests.conftest import draw_noise
 from vitviz_hf import Site, activations, classify, open_image, to_pixels
 from vitviz_hf.cli import main
 from vitviz_hf.config import (
@@ -25,8 +24,8 @@ from vitviz_hf.config import (
     TokenMixingConfig,
     TripletsConfig,
 )
-from vitviz_hf.errors import ConfigError, DatasetError, NoClassifierError, OutputExistsError, SiteError
-from vitviz_hf.experiments import EXPERIMENTS, accuracy, background, low_pass, narrow_sites, run_experiment
+from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError, SiteError
+from vitviz_hf.experiments import EXPERIMENTS, accuracy, low_pass, narrow_sites, run_experiment
 from vitviz_hf.experiments.narrow_sites import high_frequency_share
 from vitviz_hf.experiments.position import shuffle_tiles, tile_size
 from vitviz_hf.experiments.spatial import SHARES
@@ -212,61 +211,6 @@ def test_wordnet_ids_find_imagenets_names():
 
 
 # Pictures
-
-
-def test_a_box_holds_its_last_row_and_column():
-    mask = background.box_mask((10, 8), [background.Box((2, 1, 4, 3)), background.Box((8, 6, 20, 20))])
-
-    assert mask.shape == (8, 10) and mask[1:4, 2:5].all() and mask[6:, 8:].all() and mask.sum() == 9 + 4
-
-
-def test_foreground_and_background_make_the_picture():
-    image = draw_noise(3)
-
-    front, back = background.split_picture(image, [background.Box((5, 5, 20, 20))])
-
-    assert np.array_equal(np.asarray(front) | np.asarray(back), np.asarray(image))
-    assert np.asarray(front)[0, 0].tolist() == [0, 0, 0] and np.asarray(back)[10, 10].tolist() == [0, 0, 0]
-    assert background.split_picture(image, [background.Box((0, 0, 999, 999))]) == "its boxes cover all of it"
-    assert background.split_picture(image, [background.Box((500, 0, 600, 9))]) == "its boxes lie outside of it"
-
-
-def test_boxes_are_read_from_ilsvrcs_files_and_joined_by_name(tmp_path, labelled):
-    (tmp_path / "boxes.csv").write_text(
-        "ImageId,PredictionString\nn01440764_10026,n01440764 1 2 30 40 n02000000 5 6 7 8\nval_1,n01440764 3 3 9 9 \n"
-    )
-    (tmp_path / "xml" / "n01440764").mkdir(parents=True)
-    (tmp_path / "xml" / "n01440764" / "n01440764_10026.xml").write_text(
-        "<annotation><object><name>n01440764</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax>"
-        "</bndbox></object></annotation>"
-    )
-    source = open_source(str(labelled))
-    row = Row("n01440764_10026_n01440764.JPEG", "tench", b"")
-
-    for where in ("boxes.csv", "xml"):
-        boxes_of = background.load_boxes(source, BackgroundConfig(boxes=str(tmp_path / where)))
-        assert [b.corners for b in boxes_of(row)] == [(1, 2, 30, 40)]
-        assert boxes_of(Row("other.JPEG", "tench", b"")) == []
-    joined = background.load_boxes(source, BackgroundConfig(boxes=str(labelled)))
-    assert joined(Row("train_3.jpg", "cat", b""))[0].corners == (7, 5, 33, 29)
-    sized = background.load_boxes(source, BackgroundConfig(box_format="xywh"))
-    assert sized(Row("", "", b"", boxes=((7, 5, 10, 2),)))[0].corners == (7, 5, 16, 6)
-
-
-def test_bad_boxes_are_told(tmp_path, labelled):
-    source = open_source(str(labelled))
-    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "xml").mkdir()
-    (tmp_path / "xml" / "a.xml").write_text("<annotation><object></object></annotation>")
-
-    with pytest.raises(DatasetError, match="no CSV of boxes"):
-        background.load_boxes(source, BackgroundConfig(boxes=str(tmp_path / "bad.csv")))
-    with pytest.raises(DatasetError, match="no XML of boxes"):
-        background.load_boxes(source, BackgroundConfig(boxes=str(tmp_path / "xml")))
-    with pytest.raises(DatasetError, match="has no boxes"):
-        background.load_boxes(open_source("builtin"), BackgroundConfig())
-    with pytest.raises(DatasetError, match="--box-format"):
-        background.load_boxes(source, BackgroundConfig())(Row("p", "", b"", boxes=((7.0, 5.0, 3.0, 9.0),)))
 
 
 def test_low_pass_keeps_what_is_below_and_takes_what_is_above():
@@ -515,7 +459,7 @@ def test_the_command_writes_a_folder_and_overwrites_none(tiny_folder, labelled, 
     [
         (["token-mixing", "{vit}"], "give a model and then a dataset"),
         (["token-mixing", "{resnet}", "{data}"], "it has no transformer layers"),
-        (["background", "{clip}", "{data}"], "has no trained classifier"),
+        (["background", "{dinov2}", "{data}"], "has no trained classifier and no text tower"),
         (["background", "{vit}", "builtin"], "has no boxes"),
         (["low-pass", "{vit}", "builtin"], "no picture of 'builtin' could be scored"),
         (["position", "{vit}", "{data}", "--tile", "7"], "do not divide the input"),
@@ -527,7 +471,7 @@ def test_the_command_writes_a_folder_and_overwrites_none(tiny_folder, labelled, 
     ],
 )
 def test_what_does_not_fit_is_told_and_leaves_nothing(arguments, message, tiny_folder, labelled, tmp_path, capsys):
-    names = {f: str(tiny_folder(f)) for f in ("vit", "resnet", "clip")} | {"data": str(labelled)}
+    names = {f: str(tiny_folder(f)) for f in ("vit", "resnet", "dinov2")} | {"data": str(labelled)}
 
     code = main(["experiment", *(a.format(**names) for a in arguments), "--out", str(tmp_path / "out")])
 

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
-from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError
+from vitviz_hf.errors import ConfigError, ModelError, NoClassifierError, OutputExistsError
 from vitviz_hf.hub import cache_folder, fetch_model, fetch_tokenizer
 from vitviz_hf.loading import load_text_tower
 from vitviz_hf.manifest import write_file
@@ -58,6 +58,11 @@ class ZeroShot:
             pooled = functional.linear(pooled, self.project)
         return self.scale * functional.normalize(pooled.float(), dim=-1) @ self.embeddings.mT + self.bias
 
+    def to_json(self) -> dict[str, Any]:
+        """What it was made of, for manifests."""
+        texts = sha256("\n".join((*self.labels, "", *self.templates)).encode()).hexdigest()
+        return {"labels": len(self.labels), "templates": list(self.templates), "texts": texts}
+
 
 def as_classifier(view: ModelView, zero_shot: ZeroShot) -> ModelView:
     """The vision tower with words as its labels: it takes part wherever a classifier does."""
@@ -83,6 +88,7 @@ def classify(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = None)
 
     Raises:
         NoClassifierError: the repository has no trained classifier; a random one is never used.
+        ModelError: logits that are not finite cannot be ranked.
     """
     if zero_shot is not None:
         view = as_classifier(view, zero_shot)
@@ -92,7 +98,18 @@ def classify(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = None)
             "AIMv2 classify zero-shot with labels of your own (load_zero_shot, or --labels)."
         )
     with torch.no_grad():
-        return Classification(logits(view, pixels), view.labels)
+        found = logits(view, pixels)
+    if broken := int((~found.isfinite()).any(1).sum()):
+        raise not_finite(view, f"{broken} of {len(found)} pictures")
+    return Classification(found, view.labels)
+
+
+def not_finite(view: ModelView, where: str) -> ModelError:
+    """The error of a model whose logits are NaN or infinite."""
+    return ModelError(
+        f"{view.model_id!r} in {view.identity.dtype} gives NaN or infinite logits for {where}: they cannot be ranked. "
+        "Load it in float32; if it was, its weights are damaged."
+    )
 
 
 def load_zero_shot(

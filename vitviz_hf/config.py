@@ -170,11 +170,18 @@ class TokenMixingConfig(_Reads):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackgroundConfig(_Reads):
-    """Options of the experiment `background`."""
+class Boxed(_Reads):
+    """Options of experiments that use bounding boxes."""
 
     boxes: str = _knob("", "boxes: CSV or folder of XML as ILSVRC has them, or a dataset; empty: the dataset's own")
     box_format: Literal["xyxy", "xywh"] = _knob("xyxy", "of a dataset's boxes: corners, or corner and size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundConfig(Boxed):
+    """Options of the experiment `background`."""
+
+    controls: bool = _knob(True, "other fills than black, random boxes, and masks if there are any: four times as long")
     seed: int = _knob(0, "of the bootstrap", 0, 2**53)
 
 
@@ -200,7 +207,7 @@ class PositionConfig(_Reads):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OcclusionConfig(_Reads):
+class OcclusionConfig(Boxed):
     """Options of the experiment `occlusion`."""
 
     grid: int = _knob(14, "tiles in a row and in a column", 1, 512)

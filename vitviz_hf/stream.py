@@ -17,7 +17,7 @@ from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
 from vitviz_hf.images import open_image
 
 BUILTIN = "builtin"
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
 _LABELS = ("label", "labels", "name", "class", "wnid")
 _BOXES = ("bbox", "bboxes", "boxes")
@@ -82,7 +82,7 @@ class Source:
     n_rows: int | None
     """If it is known before reading."""
     class_names: tuple[str, ...] = ()
-    """Of the column of labels, if the dataset names its classes."""
+    """Of the column of labels, if the dataset names its classes; for files the folders that they are in."""
     read: Callable[[int, int, Any], Iterator[tuple[Row, Callable[[], Any]]]]
     """(rank, n_ranks, position or None) -> rows, each with a function that gives the position after it."""
 
@@ -119,10 +119,10 @@ def open_source(dataset: str, split: str | None = None, token: str | bool | None
     if dataset == BUILTIN:
         return _files(dataset, {k: p for k, p in builtin_paths().items()})
     if path.is_dir() and not any(path.rglob("*.parquet")):
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise DatasetError(
-                f"the folder {dataset!r} holds no images ({', '.join(sorted(_SUFFIXES))}) and no parquet."
+                f"the folder {dataset!r} holds no images ({', '.join(sorted(SUFFIXES))}) and no parquet."
             )
         return _files(dataset, {str(p.relative_to(path)): p for p in found})
     if not path.exists() and (dataset.startswith((".", "/", "~")) or dataset.endswith(".parquet")):
@@ -131,19 +131,24 @@ def open_source(dataset: str, split: str | None = None, token: str | bool | None
 
 
 def _files(dataset: str, paths: dict[str, Path]) -> Source:
+    labels = {name: path.parent.name if len(Path(name).parts) > 1 else "" for name, path in paths.items()}
+    classes = tuple(sorted({label for label in labels.values() if label}))
+
     def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
         items = list(paths.items())
         for i in range(position or 0, len(items)):
             if i % n_ranks == rank:
                 name, path = items[i]
-                label = path.parent.name if len(Path(name).parts) > 1 else ""
-                row = Row(name, label, path.read_bytes(), wnid=label if is_wnid(label) else "")
+                label = labels[name]
+                class_id = classes.index(label) if label else None
+                row = Row(name, label, path.read_bytes(), class_id, label if is_wnid(label) else "")
                 yield row, lambda i=i: i + 1  # type: ignore[misc]
 
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in paths.items())
     return Source(
-        dataset=dataset, revision=sha256(listing.encode()).hexdigest()[:40], split=None, n_rows=len(paths), read=read
-    )
+        dataset=dataset, revision=sha256(listing.encode()).hexdigest()[:40], split=None, n_rows=len(paths),
+        class_names=classes, read=read,
+    )  # fmt: skip
 
 
 def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Source:

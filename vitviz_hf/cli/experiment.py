@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.cli.common import add_knobs, add_model_options, add_verb, counter, load_view
-from vitviz_hf.config import CONTROLS, IMAGENET
+from vitviz_hf.config import CONTROLS, IMAGENET, Boxed
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
 from vitviz_hf.experiments import EXPERIMENTS, Experiment
 from vitviz_hf.manifest import check_absent
@@ -31,9 +31,7 @@ def add_experiment_commands(verbs: Any) -> None:
         add_knobs(verb, experiment.config, "of this experiment", defaults=True)
     verb = add_verb(names, ALL, _run_all, "run all of them and write a report")
     _add_inputs(verb, EXPERIMENTS["token-mixing"])
-    verb.add_argument("--limit", type=int, default=0, metavar="N", help="rows of the dataset to read; 0 for all")
-    verb.add_argument("--batch", type=int, default=32, metavar="N", help="images in one forward pass (default: 32)")
-    verb.add_argument("--boxes", default="", metavar="X", help="for background: CSV, folder of XML, or a dataset")
+    add_knobs(verb, Boxed, "of all experiments that have them", defaults=True)
 
 
 def _add_inputs(verb: argparse.ArgumentParser, experiment: Experiment) -> None:
@@ -43,7 +41,7 @@ def _add_inputs(verb: argparse.ArgumentParser, experiment: Experiment) -> None:
         help_text = "a dataset to search; default: --atlas, else the built-in photographs"
         verb.add_argument("words", nargs="+", metavar="MODEL [DATASET]", help=help_text)
     else:
-        help_text = f"one or more classifiers, then a labelled dataset such as {IMAGENET}"
+        help_text = f"one or more classifiers or CLIP-like models, then a labelled dataset such as {IMAGENET}"
         verb.add_argument("words", nargs="+", metavar="MODEL ... DATASET", help=help_text)
     if experiment.dataset != "none":
         verb.add_argument("--split", help="default: validation if there is one")
@@ -106,13 +104,12 @@ def _run_all(args: Any) -> None:
     for name, experiment in EXPERIMENTS.items():
         if (out / name).is_dir():
             continue
-        wanted = {"limit": args.limit, "batch": args.batch, "boxes": args.boxes}
-        known = {f.name for f in fields(experiment.config)}
-        config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
+        wanted = {f.name for f in fields(Boxed)} & {f.name for f in fields(experiment.config)}
+        config = experiment.config(**{k: getattr(args, k) for k in wanted if hasattr(args, k)})
         able = views if experiment.dataset == "labelled" else [v for v in views if v.layers][:1]
         try:
             if name == "token-mixing":
-                able = _plain_ones(views)
+                able = _plain_ones(views, source)
             _run_one(name, able, source, config, out / name, args.resume)
         except VitvizError as error:
             failed[name] = str(error)
@@ -124,14 +121,16 @@ def _run_all(args: Any) -> None:
     print(out / "report.md")
 
 
-def _plain_ones(views: list[Any]) -> list[Any]:
+def _plain_ones(views: list[Any], source: Any) -> list[Any]:
+    from vitviz_hf.experiments.accuracy import as_classifiers
     from vitviz_hf.tokens import check_plain
 
     able, reasons = [], []
     for view in views:
         try:
-            check_plain(view)
-            able.append(view)
+            (classifier,) = as_classifiers([view], source)
+            check_plain(classifier)
+            able.append(classifier)
         except VitvizError as error:
             reasons.append(str(error))
     if not able:

@@ -95,7 +95,7 @@ def run_experiment(
     Raises:
         ConfigError: unknown experiment or control, models and dataset that do not fit it, or `work` holds a run of
             other models, data or options.
-        NoClassifierError: a model without a trained classifier where one is needed.
+        NoClassifierError: a model without a trained classifier or a text tower where one is needed.
         DatasetError: the dataset failed, or nothing in it could be used.
     """
     if name not in EXPERIMENTS:
@@ -111,6 +111,10 @@ def run_experiment(
     from vitviz_hf.model import as_control
 
     module = importlib.import_module(f"vitviz_hf.experiments.{experiment.module}")
+    if experiment.dataset == "labelled" and source is not None:
+        from vitviz_hf.experiments.accuracy import as_classifiers
+
+        views = as_classifiers(views, source)
 
     def run(compared: "list[ModelView]", folder: Path) -> "Result":
         claim(folder, describe_run(name, compared, source, config))

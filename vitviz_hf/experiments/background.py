@@ -1,40 +1,47 @@
 """Accuracy on the foreground and on the background alone, by bounding boxes (section 5, Tables 2 and 3, Fig. 9b)."""
 
-import csv
-import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from vitviz_hf.config import BackgroundConfig
-from vitviz_hf.errors import DatasetError, ImageError, first_line
+from vitviz_hf.errors import ImageError
 from vitviz_hf.experiments.accuracy import (
     Example,
     Flags,
     Progress,
+    Tally,
     accuracy,
     check_classifiers,
     count_right,
     how_scored,
+    paired_difference,
     right_pictures,
 )
+from vitviz_hf.experiments.boxes import Box, Boxes, box_mask, check_used, clipped, load_boxes
 from vitviz_hf.experiments.paper import WITH_BOXES
 from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, bars, picture_grid
 from vitviz_hf.images import open_image
 from vitviz_hf.model import ModelView
-from vitviz_hf.stream import Row, Source, open_source
+from vitviz_hf.scenes import read_mask
+from vitviz_hf.stream import Row, Source
 from vitviz_hf.tables import Cell, Interval, Table, paper_and_ours
 
 _WAYS = ("full", "foreground", "background")
+# Name -> what is hidden, and what is put there; the first is the paper's.
+CONTROLS = {
+    "black boxes": ("boxes", "black"), "mean-colored boxes": ("boxes", "mean color"),
+    "blurred boxes": ("boxes", "blurred"), "black random boxes": ("random boxes", "black"),
+    "black masks": ("masks", "black"),
+}  # fmt: skip
+_BINS = (25, 50, 75, 100)
+_VOID = 200
 _TOP = (5, 1)
 # Plain accuracy on full images, and foreground and background relative to it; Tables 2 and 3, top-5 then top-1.
 PAPER = {
@@ -53,21 +60,10 @@ PERMUTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """Inclusive corners in pixels of the original picture, and a WordNet id or nothing."""
-
-    corners: tuple[float, float, float, float]
-    wnid: str = ""
-
-
-Boxes = Callable[[Row], list[Box]]
-
-
 def run(
     views: Sequence[ModelView], source: Source, config: BackgroundConfig, work: Path, progress: Progress | None = None
 ) -> Result:
-    """Accuracy on full, foreground and background images, plain and relative to the full ones.
+    """Accuracy on full, foreground and background images, plain and relative to the full ones; with controls.
 
     Raises:
         NoClassifierError: a model has no trained classifier.
@@ -76,175 +72,196 @@ def run(
     check_classifiers(views)
     boxes_of = load_boxes(source, config)
     manifest = describe_run("background", views, source, config)
+    controls = list(CONTROLS) if config.controls else list(CONTROLS)[:1]
+    forms = ["full", *(f"{way}: {name}" for name in controls for way in _WAYS[1:])]
 
-    def prepare(example: Example) -> list[list[Tensor]] | str:
-        boxes = boxes_of(example.row)
+    def prepare(example: Example) -> tuple[list[list[Tensor | None]], int] | str:
+        boxes = boxes_of.find(example.row, example.image.size, example.remarks)
         if not boxes:
-            return "it has no bounding box of its class"
-        parts = split_picture(example.image, boxes)
-        if isinstance(parts, str):
-            return parts
-        return [[model_bytes(view, part) for part in (example.image, *parts)] for view in views]
+            return "it has no usable box of its class"
+        pictures = [example.image, *_pictures(example, boxes, controls, config.seed)]
+        inside = box_mask(example.image.size, boxes)
+        area = 100 if inside.all() else min(99, int(100 * inside.mean()))
+        return [[None if p is None else model_bytes(view, p) for p in pictures] for view in views], area
 
-    def score(examples: list[Example], prepared: list[list[list[Tensor]]]) -> Flags:
-        return right_pictures(views, examples, prepared, config.batch, _TOP)
+    def score(examples: list[Example], prepared: list[tuple[list[list[Tensor | None]], int]]) -> Flags:
+        areas = np.array([[area] for _, area in prepared], np.uint8)
+        flags = right_pictures(views, examples, [pictures for pictures, _ in prepared], config.batch, _TOP)
+        return np.concatenate([flags, areas], 1)
 
-    names = [f"{m} {way} {k}" for m in range(len(views)) for way in _WAYS for k in _TOP]
-    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, progress)
+    names = [f"{m} {form}, top-{k}" for m in range(len(views)) for form in forms for k in _TOP]
+    few = max(1, config.batch // len(forms))
+    tally = count_right(views, source, [*names, "area"], prepare, score, few, config.limit, work, progress)
+    check_used(source, tally.remarks)
+    notes = (
+        *how_scored(tally, source, views), *boxes_of.notes,
+        "Boxes are blacked out (background), or all but the boxes (foreground), in the original picture, before resize "
+        "and crop; only boxes of the true class, with their last row and column, which the paper's code leaves out.",
+    )  # fmt: skip
+    tables, groups = _main_tables(tally, views, source, config.seed, notes)
+    tables["table-area"] = _by_area(tally, views, config.seed, notes)
+    if config.controls:
+        tables["table-controls"] = _controls(tally, views, config.seed, notes)
+    if len(views) > 1:
+        tables["table-differences"] = _differences(tally, views, config.seed, notes)
+    figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}
+    return Result("background", tables, figures, manifest)
+
+
+def _flags(tally: Tally, m: int, way: str, k: int, control: str = "black boxes") -> Flags:
+    return tally.flags(f"{m} {way if way == 'full' else f'{way}: {control}'}, top-{k}")
+
+
+def _main_tables(
+    tally: Tally, views: Sequence[ModelView], source: Source, seed: int, notes: tuple[str, ...]
+) -> tuple[dict[str, Table], dict[str, dict[str, tuple[float, float, float]]]]:
     pairs: list[tuple[list[Cell], list[Cell]]] = []
     plain: list[tuple[Cell, ...]] = []
     groups = {}
+    some = tally.flags("area") < 100
     for m, view in enumerate(views):
         ours: list[Cell] = []
         absolute: list[Cell] = []
+        visible: list[Cell] = []
         for k in _TOP:
-            flags = [tally.flags(f"{m} {way} {k}") for way in _WAYS]
-            ours += [accuracy(flags[0], config.seed), *(accuracy(f, config.seed, flags[0]) for f in flags[1:])]
-            absolute += [accuracy(f, config.seed) for f in flags]
+            flags = [_flags(tally, m, way, k) for way in _WAYS]
+            ours += [accuracy(flags[0], seed), *(accuracy(f, seed, flags[0]) for f in flags[1:])]
+            absolute += [accuracy(f, seed) for f in flags]
+            visible.append(accuracy(flags[2][some], seed, flags[0][some]))
         known = PAPER.get(WITH_BOXES.model(view, source, tally.n_images))
-        pairs.append(([x for three in known for x in three] if known else [None] * 6, ours))
+        printed = [x for three in known for x in three] if known else [None] * 6
+        pairs.append(([*printed, None, None], [*ours, *visible]))
         plain.append((view.model_id, *absolute))
         groups[view.model_id] = {
             f"{way}, top-1": (x.value, x.low, x.high)
             for way, x in zip(_WAYS[1:], ours[-2:], strict=True) if isinstance(x, Interval)
         }  # fmt: skip
     quantities = [f"top-{k} {way}" for k in _TOP for way in _WAYS]
-    header, cells = paper_and_ours(quantities, pairs)
+    shown = [f"top-{k} background, only images with some" for k in _TOP]
+    header, cells = paper_and_ours([*quantities, *shown], pairs)
     relative = tuple((view.model_id, *row) for view, row in zip(views, cells, strict=True))
-    notes = (
-        *how_scored(tally, source, views),
-        "Boxes are blacked out (background), or all but the boxes (foreground), in the original picture, before resize "
-        "and crop; only boxes of the true class.",
+    first = (
+        "Full: accuracy in %. Foreground and background: in % of it, on the same images. As in the paper, images whose "
+        f"boxes cover all of them count, with a black background; {int(some.sum()):,} have some background."
     )
-    first = "Full: accuracy in %. Foreground and background: in % of it, on the same images."
     permuted = (PERMUTED,) if any(paper[0] is not None for paper, _ in pairs) else ()
-    shown = WITH_BOXES.notes(views, source, tally.n_images)
-    tables = {
-        "table": Table(("model", *header), relative, (first, *notes, *permuted, *shown)),
+    told = WITH_BOXES.notes(views, source, tally.n_images)
+    return {
+        "table": Table(("model", *header), relative, (first, *notes, *permuted, *told)),
         "table-plain": Table(("model", *quantities), tuple(plain), ("Accuracy in %, not normalized.", *notes)),
-    }
-    figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}
-    return Result("background", tables, figures, manifest)
+    }, groups
 
 
-def split_picture(image: Image.Image, boxes: Sequence[Box]) -> tuple[Image.Image, Image.Image] | str:
-    """Foreground and background: all but the boxes black, and the boxes black; or why that makes no sense."""
-    inside = box_mask(image.size, boxes)
-    if inside.all():
-        return "its boxes cover all of it"
-    if not inside.any():
-        return "its boxes lie outside of it"
-    pixels = np.asarray(image)
-    return Image.fromarray(pixels * inside[..., None]), Image.fromarray(pixels * ~inside[..., None])
+def _controls(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[str, ...]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for m, view in enumerate(views):
+        for control in CONTROLS:
+            found = [
+                (_flags(tally, m, way, k, control), _flags(tally, m, "full", k)) for k in _TOP for way in _WAYS[1:]
+            ]
+            n = int((found[-1][0] <= 1).sum())
+            if n:
+                rows.append((view.model_id, control, n, *(accuracy(part, seed, full) for part, full in found)))
+    header = ("model", "what is hidden", "images", *(f"top-{k} {way}" for k in _TOP for way in _WAYS[1:]))
+    first = (
+        "In % of the accuracy on the full images, on the same images. Mean color: of what is left to see. Blurred: the "
+        "picture itself, Gaussian of a tenth of its shorter side. Random boxes: of the same sizes, at random places of "
+        "the same image. Masks: of the objects of the true class, where the dataset has masks."
+    )
+    return Table(header, tuple(rows), (first, *notes))
 
 
-def box_mask(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.bool_]:
-    """[H, W], true inside any of the boxes; their last row and column belong to them."""
-    inside = np.zeros((size[1], size[0]), dtype=bool)
-    for box in boxes:
-        x0, y0, x1, y1 = (max(0, round(v)) for v in box.corners)
-        inside[y0 : y1 + 1, x0 : x1 + 1] = True
-    return inside
+def _by_area(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[str, ...]) -> Table:
+    areas = tally.flags("area")
+    rows: list[tuple[Cell, ...]] = []
+    for m, view in enumerate(views):
+        full, *parts = (_flags(tally, m, way, 1) for way in _WAYS)
+        for low, high in zip((0, *_BINS), _BINS, strict=False):
+            own = (areas >= low) & ((areas < high) | (high == 100))
+            cells = [accuracy(full[own], seed), *(accuracy(part[own], seed, full[own]) for part in parts)]
+            rows.append((view.model_id, f"{low} to {high} %", int((full[own] <= 1).sum()), *cells))
+    header = ("model", "share of the boxes", "images", *(f"top-1 {way}" for way in _WAYS))
+    first = "By the share of the picture that the boxes cover. Full: accuracy in %; the others: in % of it."
+    return Table(header, tuple(rows), (first, *notes))
 
 
-def load_boxes(source: Source, config: BackgroundConfig) -> Boxes:
-    """Where a row's boxes come from: the dataset itself, annotations of ILSVRC joined by file name, another dataset.
+def _differences(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[str, ...]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for m, view in enumerate(views[1:], 1):
+        cells, n = [], 0
+        for k in _TOP:
+            for way in _WAYS:
+                pair = [
+                    (_flags(tally, i, way, k), None if way == "full" else _flags(tally, i, "full", k)) for i in (0, m)
+                ]
+                gap, n = paired_difference(pair[0], pair[1], seed)
+                cells.append(gap)
+        rows.append((view.model_id, views[0].model_id, n, *cells))
+    header = ("model", "less model", "images", *(f"top-{k} {way}" for k in _TOP for way in _WAYS))
+    first = (
+        "Differences of the numbers of the main table between models, in percentage points, on the images that both "
+        "know; each bootstrap draws the same images for both."
+    )
+    return Table(header, tuple(rows), (first, *notes))
 
-    Raises:
-        DatasetError: there are none.
+
+def _pictures(
+    example: Example, boxes: Sequence[Box], controls: Sequence[str], seed: int
+) -> Iterator[Image.Image | None]:
+    """Foreground and background under each control."""
+    size = example.image.size
+    rng = np.random.default_rng(example.row.key ^ seed)
+    for control in controls:
+        region, fill = CONTROLS[control]
+        inside = (
+            box_mask(size, boxes) if region == "boxes"
+            else box_mask(size, random_boxes(boxes, size, rng)) if region == "random boxes"
+            else class_mask(example.row, size)
+        )  # fmt: skip
+        for hidden in (None, None) if inside is None else (~inside, inside):
+            yield None if hidden is None else hide(example.image, hidden, fill)
+
+
+def hide(image: Image.Image, hidden: NDArray[np.bool_], fill: str = "black") -> Image.Image:
+    """The picture with something else where `hidden` [H, W] is true.
+
+    Args:
+        fill: `black`, `mean color` of what is not hidden (black if all is), or `blurred`: the picture itself, under a
+            Gaussian of a tenth of its shorter side.
     """
-    where = config.boxes
-    if not where:
-        first = next((row for row, _ in source.read(0, 1, None)), None)
-        if first is None or not first.boxes:
-            raise DatasetError(
-                f"{source.dataset!r} has no boxes (bbox, bboxes or boxes, or these in objects). Give --boxes: a CSV "
-                "as LOC_train_solution.csv, a folder of XML as ILSVRC's Annotations, or a dataset with boxes."
-            )
-        return lambda row: _corners(row, config.box_format)
-    path = Path(where).expanduser()
-    if path.suffix == ".csv":
-        table = read_csv(path)
-    elif path.is_dir() and any(path.rglob("*.xml")):
-        table = read_xml(path)
+    pixels = np.array(image)
+    if fill == "blurred":
+        other = np.asarray(image.filter(ImageFilter.GaussianBlur(min(image.size) / 10)))[hidden]
+    elif fill == "mean color" and not hidden.all():
+        other = pixels[~hidden].mean(0).round().astype(np.uint8)
     else:
-        table = {}
-        for row, _ in open_source(where).read(0, 1, None):
-            table[_stem(row.name)] = _corners(row, config.box_format)
-    if not any(table.values()):
-        raise DatasetError(f"there are no boxes in '{where}'.")
-
-    def find(row: Row) -> list[Box]:
-        boxes = table.get(_stem(row.name), [])
-        wnid = row.wnid or _wnid_in(row.name)
-        return [b for b in boxes if not b.wnid or b.wnid == wnid]
-
-    return find
+        other = np.zeros(3, np.uint8)
+    pixels[hidden] = other
+    return Image.fromarray(pixels)
 
 
-def read_csv(path: Path) -> Mapping[str, list[Box]]:
-    """Boxes by image of ILSVRC's LOC_train_solution.csv: ImageId, then class and corners, over and over.
+def random_boxes(boxes: Sequence[Box], size: tuple[int, int], rng: np.random.Generator) -> list[Box]:
+    """Boxes as large as the visible parts of these, anywhere in a picture of (width, height)."""
+    found = []
+    for box in boxes:
+        x0, y0, x1, y1 = clipped(box, size)
+        left, top = int(rng.integers(0, size[0] - (x1 - x0))), int(rng.integers(0, size[1] - (y1 - y0)))
+        found.append(Box((left, top, left + x1 - x0, top + y1 - y0)))
+    return found
 
-    Raises:
-        DatasetError: another layout.
-    """
-    table: dict[str, list[Box]] = defaultdict(list)
+
+def class_mask(row: Row, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """[H, W], true on the objects of a row's class, or on all if their names do not tell; None without a mask."""
     try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                words = row["PredictionString"].split()
-                for i in range(0, len(words), 5):
-                    x0, y0, x1, y1 = map(float, words[i + 1 : i + 5])
-                    table[_stem(row["ImageId"])].append(Box((x0, y0, x1, y1), words[i]))
-    except (OSError, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"'{path}' is no CSV of boxes with the columns ImageId,PredictionString: {first_line(error)}"
-        ) from error
-    return table
-
-
-def read_xml(folder: Path) -> Mapping[str, list[Box]]:
-    """Boxes by image of ILSVRC's and VOC's XML files, named as the images are.
-
-    Raises:
-        DatasetError: a file of another layout.
-    """
-    table: dict[str, list[Box]] = {}
-    for path in sorted(folder.rglob("*.xml")):
-        try:
-            found = []
-            for item in ElementTree.parse(path).getroot().iter("object"):
-                x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{n}", "")) for n in ("xmin", "ymin", "xmax", "ymax"))
-                name = item.findtext("name", "")
-                found.append(Box((x0, y0, x1, y1), name if re.fullmatch(r"n\d{8}", name) else ""))
-            table[_stem(path.name)] = found
-        except (ElementTree.ParseError, ValueError, OSError) as error:
-            raise DatasetError(f"'{path}' is no XML of boxes: {first_line(error)}") from error
-    return table
-
-
-def _corners(row: Row, box_format: str) -> list[Box]:
-    boxes = []
-    for a, b, c, d in row.boxes:
-        if box_format == "xywh":
-            c, d = a + c - 1, b + d - 1
-        if c < a or d < b:
-            raise DatasetError(
-                f"the box {[a, b, c, d]} of {row.name!r} ends before it starts; is --box-format the other one?"
-            )
-        boxes.append(Box((a, b, c, d)))
-    return boxes
-
-
-def _stem(name: str) -> str:
-    """File name without ending and without the class that the Hub's ImageNet appends."""
-    stem = Path(name).name.removesuffix(".JPEG").removesuffix(".xml").removesuffix(".jpg").removesuffix(".png")
-    return re.sub(r"_n\d{8}$", "", stem)
-
-
-def _wnid_in(name: str) -> str:
-    found = re.search(r"(?:^|_)(n\d{8})(?=[_.]|$)", Path(name).name)
-    return found[1] if found else ""
+        mask = read_mask(row.mask) if row.mask else None
+    except ImageError:
+        return None
+    if mask is None or mask.shape != size[::-1]:
+        return None
+    objects = (mask > 0) & (mask <= _VOID)
+    own = [i for i, name in enumerate(row.mask_names, 1) if name.casefold() == row.label.casefold()]
+    inside = np.isin(mask, own) if own else objects
+    return np.asarray(inside) if inside.any() else None
 
 
 def _examples(source: Source, boxes_of: Boxes, n: int = 6) -> Figure:
@@ -254,9 +271,10 @@ def _examples(source: Source, boxes_of: Boxes, n: int = 6) -> Figure:
             image = open_image(row.data)
         except ImageError:
             continue
-        parts = split_picture(image, boxes) if (boxes := boxes_of(row)) else ""
-        if not isinstance(parts, str):
-            rows.append([(way, picture) for way, picture in zip(_WAYS, (image, *parts), strict=True)])
+        if boxes := boxes_of.find(row, image.size, []):
+            inside = box_mask(image.size, boxes)
+            pictures = (image, hide(image, ~inside), hide(image, inside))
+            rows.append(list(zip(_WAYS, pictures, strict=True)))
         if len(rows) == n:
             break
     turned = [("", [row[i] for row in rows]) for i in range(len(_WAYS))]

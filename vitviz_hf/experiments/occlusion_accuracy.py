@@ -19,17 +19,19 @@ from vitviz_hf.experiments.accuracy import (
     how_scored,
     right_pictures,
 )
-from vitviz_hf.experiments.background import Box, box_mask
+from vitviz_hf.experiments.boxes import Boxes, box_mask, check_used, load_boxes
 from vitviz_hf.experiments.pixels import model_bytes
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.views import parse_numbers
 from vitviz_hf.figures import curves
 from vitviz_hf.model import ModelView
-from vitviz_hf.occlusion import MODES, Changed, Mask, Pixels, mask_to_model, occlude, shuffle
+from vitviz_hf.occlusion import MODES, Changed, Mask, Pixels, mask_to_model, occlude, salient_tiles, shuffle
 from vitviz_hf.stream import Source
 from vitviz_hf.tables import Cell, Table
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NO_TILES = "Pictures whose boxes are too small for a tile, left out of salient and non-salient"
+ALL_TILES = "Pictures whose boxes are on all tiles, left out of non-salient"
 _Change = Callable[[Pixels, Mask, int], Changed]
 
 
@@ -38,14 +40,16 @@ def run(
 ) -> Result:
     """Top-1 accuracy under each change.
 
-    Tiles on and off the object need boxes, which are the dataset's own; without them these rows are empty.
+    Tiles on and off the object need boxes; without them these rows are empty.
 
     Raises:
         NoClassifierError: a model has no trained classifier.
         ConfigError: shufflings that are no numbers.
+        DatasetError: no boxes where the options say, or none that starts before it ends.
     """
     check_classifiers(views)
     sides = parse_numbers(config.shuffles, "shuffles")
+    boxes_of = load_boxes(source, config) if config.boxes else Boxes(None, config.box_format)
     manifest = describe_run("occlusion", views, source, config)
     changes: dict[tuple[str, float], _Change] = {
         (mode, ratio): _occluding(mode, ratio, config.grid) for mode in MODES for ratio in RATIOS
@@ -54,19 +58,21 @@ def run(
 
     def prepare(example: Example) -> list[list[Tensor | None]]:
         seed = (example.row.key ^ config.seed) % 2**63
-        boxes = [Box((x0, y0, x1, y1)) for x0, y0, x1, y1 in example.row.boxes]
-        prepared = []
+        boxes = boxes_of.find(example.row, example.image.size, example.remarks)
+        inside = box_mask(example.image.size, boxes).astype(np.int64)
+        prepared, without = [], set[str]()
         for view in views:
             natural = model_bytes(view, example.image)
-            pixels, mask = natural.permute(1, 2, 0).numpy(), np.zeros(view.input_size, np.int64)
-            if boxes:
-                mask = mask_to_model(view, box_mask(example.image.size, boxes).astype(np.int64))
+            pixels, mask = natural.permute(1, 2, 0).numpy(), mask_to_model(view, inside)
+            salient = salient_tiles(mask, config.grid)
+            exist = {"salient": salient.any(), "non-salient": salient.any() and not salient.all()}
+            without |= {mode for mode in exist if boxes and not exist[mode]}
             forms: list[Tensor | None] = [natural]
             for (mode, _), change in changes.items():
-                possible = mode in ("random", "shuffle") or bool(mask.any())
-                changed = change(pixels, mask, seed).pixels if possible else None
+                changed = change(pixels, mask, seed).pixels if exist.get(mode, True) else None
                 forms.append(None if changed is None else torch.from_numpy(changed).permute(2, 0, 1))
             prepared.append(forms)
+        example.remarks.extend([NO_TILES] if "salient" in without else [ALL_TILES] if without else [])
         return prepared
 
     def score(examples: list[Example], prepared: list[list[list[Tensor | None]]]) -> Flags:
@@ -76,6 +82,7 @@ def run(
     names = [f"{m} {way} {amount:g}" for m in range(len(views)) for way, amount in ways]
     few = max(1, config.batch // 4)  # each picture waits as many
     tally = count_right(views, source, names, prepare, score, few, config.limit, work, progress)
+    check_used(source, tally.remarks)
     rows: list[tuple[Cell, ...]] = []
     panels: dict[str, dict[str, tuple[Any, Any, Any, Any]]] = {}
     for m, view in enumerate(views):
@@ -83,7 +90,8 @@ def run(
         for way, amount in ways:
             flags = tally.flags(f"{m} {way} {amount:g}")
             absolute, relative = accuracy(flags, config.seed), accuracy(flags, config.seed, natural)
-            rows.append((view.model_id, way, f"{amount:g}" if amount else None, absolute, relative))
+            scored = int((flags <= 1).sum())
+            rows.append((view.model_id, way, f"{amount:g}" if amount else None, scored, absolute, relative))
         for mode in MODES:
             found = [accuracy(tally.flags(f"{m} {mode} {r:g}"), config.seed) for r in RATIOS]
             if all(found):
@@ -91,10 +99,11 @@ def run(
                 panels.setdefault(mode, {})[view.model_id] = (np.array(RATIOS), value, low, high)
     notes = (
         *how_scored(tally, source, views),
+        *boxes_of.notes,
         f"Tiles: {config.grid} in a row of the model's input; salient ones have the box on more than 15 % of them. "
-        "Relative: in % of the accuracy on the natural images; each image has its own draw.",
+        "Relative: in % of the accuracy on the same images as they are; each image has its own draw.",
     )
-    header = ("model", "change", "ratio, or tiles in a row", "top-1, %", "relative, %")
+    header = ("model", "change", "ratio, or tiles in a row", "images", "top-1, %", "relative, %")
     figures = {"figure": curves(panels, "share of these tiles blacked out", "top-1 accuracy, %")}
     return Result("occlusion", {"table": Table(header, tuple(rows), notes)}, figures, manifest)
 

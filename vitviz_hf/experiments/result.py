@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf.classification import ZeroShot
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments import EXPERIMENTS
 from vitviz_hf.figures import Figure, encode_figure
@@ -53,7 +54,11 @@ def describe_run(
     name: str, views: Sequence[ModelView], source: Source | None, config: Any, paper: str = ""
 ) -> dict[str, Any]:
     """The manifest: everything that decides the result."""
-    models = [v.identity.to_json() | {"mean": list(v.mean), "std": list(v.std), "device": str(v.device)} for v in views]
+    models = [
+        v.identity.to_json() | {"mean": list(v.mean), "std": list(v.std), "device": str(v.device)}
+        | ({"zero_shot": v.head.to_json()} if isinstance(v.head, ZeroShot) else {})
+        for v in views
+    ]  # fmt: skip
     data = source and {"dataset": source.dataset, "revision": source.revision, "split": source.split}
     return {
         "experiment": name, "source": paper or EXPERIMENTS[name].source, "models": models, "data": data,
