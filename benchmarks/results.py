@@ -15,7 +15,7 @@ from vitviz_hf.tables import Table
 
 DOCS = Path(__file__).parent.parent / "docs"
 RUNS = {
-    "progression": "experiment progression builtin --columns 4 --size 168x168",
+    "progression": "experiment progression builtin --columns 4 --size 112x112",
     "narrow-sites": "experiment narrow-sites builtin --layers 2,9 --preset fast --steps 50 --size 112x112",
     "triplets": "experiment triplets builtin --size 168x168",
     "spatial": "experiment spatial builtin",
@@ -34,8 +34,9 @@ IMAGENET = """
 ## With ImageNet
 
 Nobody has run these with this package yet, so there is no column for ours: these are the papers' numbers, with the
-commands that make the same tables (columns paper | ours). `ILSVRC/imagenet-1k` is gated: accept its terms, then
-`hf auth login`. Checkpoints of the Hub are not always the ones of the papers.
+commands that make the same tables. They stand beside ours only for the paper's weights in float32, at its input size and
+crop, on its dataset and split, with at least as many images; the table says what differs. `ILSVRC/imagenet-1k` is gated:
+accept its terms, then `hf auth login`.
 """
 
 
