@@ -15,7 +15,7 @@ from vitviz_hf.tables import Table
 DOCS = Path(__file__).parent.parent / "docs"
 RUNS = {
     "progression": "experiment progression builtin --columns 4 --size 168x168",
-    "narrow-sites": "experiment narrow-sites builtin --layers 2,9 --columns 2 --steps 100 --size 112x112",
+    "narrow-sites": "experiment narrow-sites builtin --layers 2,9 --preset fast --steps 50 --size 112x112",
     "triplets": "experiment triplets builtin --size 168x168",
     "spatial": "experiment spatial builtin",
     "group": "group builtin builtin --limit 3",

@@ -37,12 +37,16 @@ def url(hub, tmp_path_factory):
     vit = load_model("tiny/vit", device="cpu")
     for name, layers in (("early", "0"), ("late", "2")):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
-        run_experiment("narrow-sites", [vit], None, config, results / "work").save(results / name)
+        run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
     environment = {
         **os.environ, "GRADIO_SERVER_PORT": str(port), "VITVIZ_MODEL": "tiny/vit", "VITVIZ_RESULTS": str(results)
     }  # fmt: skip
     log = (tmp_path_factory.mktemp("app") / "log").open("w+")
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    # Elsewhere, as on a Space: nothing that the page needs lies in the working folder.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
+    )
     for _ in range(120):
         try:
             urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()

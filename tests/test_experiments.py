@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from tests.conftest import draw_noise
-from vitviz_hf import Site, activation_map, activations, classify, open_image, parse_feature, to_pixels
+from vitviz_hf import Site, activations, classify, open_image, to_pixels
 from vitviz_hf.cli import main
 from vitviz_hf.config import (
     BackgroundConfig,
@@ -26,10 +26,10 @@ from vitviz_hf.config import (
     TripletsConfig,
 )
 from vitviz_hf.errors import ConfigError, DatasetError, NoClassifierError, OutputExistsError, SiteError
-from vitviz_hf.experiments import EXPERIMENTS, accuracy, background, low_pass, run_experiment
+from vitviz_hf.experiments import EXPERIMENTS, accuracy, background, low_pass, narrow_sites, run_experiment
 from vitviz_hf.experiments.narrow_sites import high_frequency_share
 from vitviz_hf.experiments.position import shuffle_tiles, tile_size
-from vitviz_hf.experiments.spatial import DROPPED, measure
+from vitviz_hf.experiments.spatial import SHARES
 from vitviz_hf.labels import LabelMatcher, match_names
 from vitviz_hf.loading import imagenet_synsets
 from vitviz_hf.model import run
@@ -320,34 +320,6 @@ def test_the_high_frequency_share_of_known_pictures():
     assert high_frequency_share(Image.new("RGB", (64, 64), "teal")) == 0
 
 
-def test_active_patches_are_blacked_out_one_by_one(vit, generator):
-    feature = parse_feature("1.mlp_act:31")
-    pixels = noise(vit, 1)[0]
-
-    found = measure(vit, feature, pixels, 0.05, torch.Generator().manual_seed(3), batch=3)
-
-    def amap(p):
-        return activation_map(vit, activations(vit, p[None], [feature.site])[feature.site], feature)[0]
-
-    places = (amap(pixels) > 0.05).flatten().nonzero().squeeze(1)
-    order = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(3))]
-    rows, cols = vit.layers[1].patch_grid
-    patch = vit.input_size[0] // rows
-    values = []
-    for share in DROPPED:
-        black = torch.zeros_like(pixels)
-        for place in order[round(share * len(order)) :].tolist():
-            r, c = divmod(place, cols)
-            where = (slice(None), slice(r * patch, (r + 1) * patch), slice(c * patch, (c + 1) * patch))
-            black[where] = pixels[where]
-        values.append(amap(black))
-    counts = np.array([float((v > 0.05).sum()) for v in values])
-    sums = np.array([float(v.clamp_min(0).sum()) for v in values])
-    assert len(places) > 3
-    np.testing.assert_allclose(found, [counts / counts[0], sums / sums[0]], atol=1e-5)
-    assert measure(vit, feature, pixels, 1e6, generator) is None
-
-
 # Tables
 
 
@@ -420,7 +392,7 @@ def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
 
     with pytest.raises(Stopped):
         run_experiment(name, views, source, config, tmp_path / "work", stop)
-    with pytest.raises(ConfigError, match="a run with other options"):
+    with pytest.raises(ConfigError, match=r"holds a run with config\.seed 0, not 9"):
         run_experiment(name, views, source, replace(config, seed=9), tmp_path / "work")
     resumed = run_experiment(name, views, source, config, tmp_path / "work")
 
@@ -494,23 +466,25 @@ def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
     )
 
     rows = result.tables["table"].records()
-    assert [r["kind"] for r in rows[:6]] == ["attn_q", "attn_k", "attn_v", "mlp_in", "resid", "mlp_act"]
-    assert [r["layer"] for r in rows] == [0] * 6 + [2] * 6 and rows[5]["width"] == 64
-    assert all(r["least"] <= r["high-frequency, %"] <= r["most"] for r in rows)
+    kinds = [k for k in narrow_sites.KINDS if k in vit.layers[0].taps] + ["mlp_act, random", "mlp_act, rotated"]
+    assert [(r["layer"], r["kind"]) for r in rows] == [(layer, kind) for layer in (0, 2) for kind in kinds]
     with pytest.raises(SiteError, match="layers 0-2; got 7"):
-        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers="7"), tmp_path / "w")
+        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers="7"), tmp_path / "x")
 
 
 def test_spatial_triplets_and_concepts_search_first_where_there_is_no_atlas(vit, labelled, tmp_path):
     source = open_source(str(labelled))
 
-    spatial = run_experiment("spatial", [vit], source, SpatialConfig(per_layer=4, threshold=0.05), tmp_path / "s")
+    spatial = run_experiment(
+        "spatial", [vit], source, SpatialConfig(per_layer=4, threshold=0.05, min_active=1), tmp_path / "s"
+    )
     triplets = run_experiment("triplets", [vit], source, TripletsConfig(rows=3, steps=2), tmp_path / "t")
     concepts = run_experiment("concepts", [vit], source, TripletsConfig(rows=2, steps=2), tmp_path / "c")
 
     assert [r["layer"] for r in spatial.tables["table"].records()] == [0, 1, 2]
-    assert all(r["features"] + r["left out"] == 4 for r in spatial.tables["table"].records())
-    assert {r["dropped"] for r in spatial.data["curves"].records()} == set(DROPPED)
+    counted = ("features", "none active", "too few active")
+    assert all(sum(r[c] for c in counted) == 4 for r in spatial.tables["table"].records())
+    assert {r["dropped"] for r in spatial.data["curves"].records()} == set(SHARES)
     assert [r["feature"].split(".")[0] for r in triplets.tables["table"].records()] == ["0", "1", "2"]
     assert len(concepts.tables["table"].records()[0]["most activating images"].split("; ")) == 7
     assert "no text tower" in " ".join(concepts.tables["table"].notes)

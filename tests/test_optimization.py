@@ -291,7 +291,7 @@ def test_impossible_options_are_refused(change, text):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ConfigError, match="presets are paper, fourier, fast"):
+    with pytest.raises(ConfigError, match="presets are paper, paper-clip, fourier, fast"):
         VisualizeConfig.preset("best")
 
 

@@ -1,12 +1,19 @@
 """Search, atlas and feature page, against sorting everything, and after interruptions."""
 
+import contextlib
+import io
+import itertools
 import json
+import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +25,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitviz_hf import Feature, activations, classify, load_model, load_zero_shot, open_image, parse_feature, to_pixels
-from vitviz_hf.atlas import QUANTILES, make_atlas, open_atlas, push_atlas, unusual_features
+from vitviz_hf import (
+    Feature,
+    activations,
+    classify,
+    load_model,
+    load_zero_shot,
+    open_image,
+    parse_feature,
+    to_pixels,
+    top_features,
+)
+from vitviz_hf.atlas import (
+    QUANTILES,
+    make_atlas,
+    merge_searches,
+    open_atlas,
+    push_atlas,
+    search_folder,
+    unusual_features,
+)
 from vitviz_hf.cli import main
 from vitviz_hf.config import SearchConfig
 from vitviz_hf.errors import (
@@ -28,13 +54,15 @@ from vitviz_hf.errors import (
     ConfigError,
     DatasetAccessError,
     DatasetError,
+    ModelError,
     NoClassifierError,
     OutputExistsError,
     SiteError,
 )
+from vitviz_hf.model import at_size
 from vitviz_hf.naming import TEMPLATES, agreements, chance_agreement, name_features, vocabulary
 from vitviz_hf.page import feature_page, map_hits
-from vitviz_hf.search import SKETCH_ERROR, Ranking, search, sketch_bins, sketch_centers
+from vitviz_hf.search import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, search, sketch_bins, sketch_centers
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 
@@ -114,8 +142,6 @@ def test_labels_and_crops_are_what_the_model_saw(whole, tiny_view, pictures, tmp
 
     crop = np.asarray(Image.open(pictures / stored.name).convert("RGB"))
     expected = (to_pixels(view, Image.fromarray(crop))[0].permute(1, 2, 0) * 255).round()
-
-    import io
 
     found = np.asarray(Image.open(io.BytesIO(stored.jpeg)), dtype=float)
     assert stored.label == Path(stored.name).parent.name
@@ -355,8 +381,6 @@ def test_an_interrupted_search_is_neither_overwritten_nor_mixed(tiny_view, pictu
 
 
 def test_odd_and_damaged_images_are_skipped_counted_and_listed(tiny_view, pictures, tmp_path):
-    import shutil
-
     folder = tmp_path / "odd"
     shutil.copytree(pictures, folder)
     (folder / "empty.png").write_bytes(b"")
@@ -462,7 +486,7 @@ def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys)
 def test_a_page_of_another_model_or_site_is_refused(tiny_view, pictures, tmp_path):
     atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
 
-    with pytest.raises(AtlasError, match=r"is of .*tiny/vit'.*, not of .*tiny/clip"):
+    with pytest.raises(AtlasError, match=r"made with model id .*tiny/vit, not .*tiny/clip"):
         feature_page(tiny_view("clip"), atlas, parse_feature("1.mlp_act:0"))
     with pytest.raises(SiteError, match=r"has no '0\.mlp_act'; it covers mlp_act of layers 1-2"):
         atlas.hits(parse_feature("0.mlp_act:1"))
@@ -522,6 +546,40 @@ def test_a_dataset_is_streamed_from_the_hub_pinned_to_its_commit(hub, parquet, p
     atlas = atlas_of(tiny_view("vit"), "odd/pictures", tmp_path / "atlas", limit=5)
     assert atlas.manifest["n_images"] == 5
     assert "source_datasets:\n  - odd/pictures" in (atlas.folder / "README.md").read_text()
+
+
+def test_a_folder_of_pictures_on_the_hub_is_read(hub, tmp_path):
+    expected = []
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(3):
+            draw(i).save(tmp_path / label / f"{label}{i}.png")
+            expected.append((f"{label}{i}.png", label, (tmp_path / label / f"{label}{i}.png").read_bytes()))
+    hub.publish("datasets/odd/folder", tmp_path)
+
+    rows = [row for row, _ in open_source("odd/folder").read(0, 1, None)]
+
+    assert [(row.name, row.label, row.data) for row in rows] == expected
+
+
+@pytest.mark.parametrize("protocol", ["", "file://"])
+def test_a_dataset_of_the_hub_names_no_file_of_this_machine(protocol, hub, tmp_path):
+    import datasets
+
+    draw(1).save(tmp_path / "secret.png")
+    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
+    rows = {"image": [{"bytes": None, "path": f"{protocol}{tmp_path / 'secret.png'}"}]}
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    file = tmp_path / "repository" / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table(rows, schema=schema), file)
+    repository = f"odd/names{len(protocol)}"
+    hub.publish(f"datasets/{repository}", tmp_path / "repository")
+
+    ((row, _),) = open_source(repository).read(0, 1, None)
+    assert row.data == b""
+    if not protocol:  # a dataset of one's own may
+        ((own, _),) = open_source(str(tmp_path / "repository")).read(0, 1, None)
+        assert own.data == (tmp_path / "secret.png").read_bytes()
 
 
 def test_a_gated_dataset_says_what_to_do(hub, parquet):
@@ -680,3 +738,386 @@ def test_the_vocabulary_has_no_word_twice():
     words = vocabulary()
 
     assert len(words) == len(set(words)) == 1665 and {"fur", "from above", "many", "tench"} <= set(words)
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device that has no float64, as MPS: every operation that makes one is refused; arrays may be wrapped."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            wrapped = func is torch.ops.aten.lift_fresh.default
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64 and not wrapped:
+                raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype ({func})")
+        return out
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_a_device_without_float64_is_enough(reduce, tiny_view, pictures, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(pictures))
+    config = SearchConfig(k=3, batch=5, reduce=reduce)
+
+    with NoFloat64():
+        found = search(view, source, config, tmp_path / "a")
+        top_features(view, torch.rand(1, 3, 32, 32), "1.mlp_act", 3)
+    expected = search(view, source, config, tmp_path / "b")
+
+    for site, fold in expected.folds.items():
+        assert fold.mean.dtype == np.float64
+        for name, tensor in fold.tensors().items():
+            assert torch.equal(tensor, found.folds[site].tensors()[name])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (100.0, 0.02), (-3000.0, 1.0)])
+def test_moments_are_those_of_float64_even_far_from_zero(mean, std):
+    generator = torch.Generator().manual_seed(0)
+    scores = (mean + std * torch.randn(4000, 3, generator=generator, dtype=torch.float64)).float()
+    shares = torch.rand(4000, 3, generator=generator)
+    finite = torch.rand(4000, generator=generator) < 0.9
+    fold, apart = (SiteFold.empty(3, 2, torch.device("cpu")) for _ in range(2))
+
+    for start in range(0, 4000, 10):
+        rows = slice(start, start + 10)
+        part = apart if start >= 1500 else fold
+        part.update(scores[rows], shares[rows], torch.arange(start, start + 10), finite[rows])
+    fold.merge(apart)
+
+    kept = scores[finite].double().numpy()
+    assert fold.n == len(kept) == int(fold.counts[0].sum())
+    np.testing.assert_allclose(fold.mean, kept.mean(0), rtol=1e-9, atol=1e-8)
+    np.testing.assert_allclose(np.sqrt(fold.squares / fold.n), kept.std(0), rtol=1e-5)
+    np.testing.assert_allclose(fold.active, shares[finite].double().sum(0), rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 6),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    n_ranks=st.integers(1, 3),
+)
+def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ranks(seed, k, cuts, n_ranks):
+    generator = torch.Generator().manual_seed(seed)
+    n = sum(cuts)
+    values = torch.randint(0, 5, (3, n), generator=generator).float()
+    keys = torch.randint(0, max(2, n // 2), (n,), generator=generator)  # nearly every key comes again
+    rankings = [Ranking.empty(3, k, torch.device("cpu")) for _ in range(n_ranks)]
+
+    for i, (chunk, owners) in enumerate(zip(values.split(cuts, 1), keys.split(cuts), strict=True)):
+        rankings[i % n_ranks].update(chunk, owners.expand(3, -1))
+    for other in rankings[1:]:
+        rankings[0].update(other.values, other.keys)
+
+    for row in range(3):
+        highest = {}
+        for value, key in zip(values[row].tolist(), keys.tolist(), strict=True):
+            highest[key] = max(value, highest.get(key, value))
+        expected = sorted((-value, key) for key, value in highest.items())[:k]
+        got = list(zip((-rankings[0].values[row]).tolist(), rankings[0].keys[row].tolist(), strict=True))
+        assert got[: len(expected)] == expected
+        assert all(value == math.inf and key == NO_KEY for value, key in got[len(expected) :])
+
+
+def run_ranks(view, source, config, out, n_ranks):
+    """As several processes would, one after another; the last one merges."""
+    for rank in range(n_ranks):
+        search(view, source, config, search_folder(out) / f"rank-{rank}", False, rank, n_ranks)
+    return merge_searches(view, source, config, out, n_ranks)
+
+
+def assert_same(one, two):
+    assert two.manifest["n_images"] == one.manifest["n_images"]
+    assert (one.folder / "images/images.parquet").read_bytes() == (two.folder / "images/images.parquet").read_bytes()
+    for site in one.sites:
+        a, b = one.table(site), two.table(site)
+        assert np.array_equal(a.top_rows, b.top_rows) and np.array_equal(a.bottom_rows, b.bottom_rows)
+        np.testing.assert_allclose(a.top_scores, b.top_scores, atol=1e-5)
+        for name in ("mean", "std", "sparsity"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=2e-6)
+        np.testing.assert_allclose(a.quantiles, b.quantiles, rtol=0.07, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def copies(pictures, tmp_path_factory):
+    """Ten pictures, of which one has five copies under other names and labels, and another two."""
+    folder = tmp_path_factory.mktemp("copies")
+    files = sorted(pictures.rglob("*.png"))[:10]
+    for file in files:
+        (folder / "m").mkdir(exist_ok=True)
+        shutil.copy(file, folder / "m" / file.name)
+    for place, file in (("a", files[3]), ("c", files[3]), ("y", files[3]), ("z", files[3]), ("b", files[7])):
+        (folder / place).mkdir(exist_ok=True)
+        shutil.copy(file, folder / place / f"copy-{file.name}")
+    return folder, files
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_identical_images_are_ranked_once_and_counted_as_rows(batch, copies, tiny_view, tmp_path):
+    folder, files = copies
+    view = tiny_view("vit")
+
+    atlas = atlas_of(view, folder, tmp_path / "a", k=8, batch=batch)
+
+    site = Site(2, "mlp_act")
+    scores = []
+    for file in files:
+        pixels = (to_pixels(view, open_image(file)) * 255).round() / 255
+        scores.append(activations(view, pixels, [site])[site][0, 1:].mean(0).numpy())
+    weights = np.array([5 if i == 3 else 2 if i == 7 else 1 for i in range(10)])
+    names = [f"m/{f.name}" for f in files]
+    names[3], names[7] = f"a/copy-{files[3].name}", f"b/copy-{files[7].name}"
+    assert atlas.manifest["n_images"] == 15
+    assert atlas.manifest["n_stored_images"] == 10
+    for index in range(64):
+        order = np.argsort(-np.array(scores)[:, index])
+        for bottom, best in ((False, order), (True, order[::-1])):
+            hits = atlas.hits(Feature(site, index), bottom)
+            assert [atlas.image(h.row).name for h in hits] == [names[i] for i in best[:8]]
+            assert [atlas.image(h.row).label for h in hits] == [names[i].split("/")[0] for i in best[:8]]
+    np.testing.assert_allclose(atlas.table(site).mean, np.average(scores, 0, weights), atol=1e-5)
+    np.testing.assert_allclose(atlas.table(site).std, np.repeat(scores, weights, 0).std(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_copies_in_the_shares_of_several_processes_merge_to_one(n_ranks, copies, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(copies[0]))
+    config = SearchConfig(k=8, batch=4, layers=(1, 2))
+
+    assert_same(
+        make_atlas(view, source, config, tmp_path / "a"), run_ranks(view, source, config, tmp_path / "b", n_ranks)
+    )
+
+
+def test_copies_are_named_the_same_in_any_order(copies, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(copies[0]))
+    config = SearchConfig(k=8, batch=4, layers=(1, 2))
+
+    def backwards(rank, n_ranks, position):
+        yield from reversed(list(source.read(rank, n_ranks, position)))
+
+    one = make_atlas(view, source, config, tmp_path / "a")
+    assert_same(one, make_atlas(view, replace(source, read=backwards), config, tmp_path / "b"))
+
+
+@pytest.mark.parametrize("limit", [1, 6, 13, 100])
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_a_limit_means_the_same_rows_for_any_number_of_processes(limit, n_ranks, parquet, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(parquet))
+    config = SearchConfig(k=4, batch=2, layers=(1, 2), limit=limit)
+    first = {row.name for row, _ in itertools.islice(source.read(0, 1, None), limit)}
+
+    one = make_atlas(view, source, config, tmp_path / "a")
+    several = run_ranks(view, source, config, tmp_path / "b", n_ranks)
+
+    assert_same(one, several)
+    assert several.manifest["n_images"] == min(limit, N)
+    assert {several.image(r).name for r in range(several.manifest["n_stored_images"])} <= first
+
+
+@pytest.mark.parametrize("limit", [None, 11])
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_every_process_goes_on_where_it_was_stopped(limit, n_ranks, parquet, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(parquet))
+    config = SearchConfig(k=4, batch=2, layers=(1,), limit=limit)
+
+    class Killed(BaseException):
+        pass
+
+    def stopping():
+        calls = itertools.count()
+
+        def progress(state):
+            if next(calls):  # the first batch is saved, the second is not
+                raise Killed
+
+        return progress
+
+    for rank in range(n_ranks):
+        straight = search(view, source, config, tmp_path / f"straight-{rank}", False, rank, n_ranks)
+        for attempt in range(20):
+            with contextlib.suppress(Killed):
+                stopped = search(
+                    view, source, config, tmp_path / f"killed-{rank}", attempt > 0, rank, n_ranks, stopping(), 0
+                )
+                break
+        assert attempt == (straight.n_rows + 1) // 2 - 1 > 0
+        assert stopped.n_rows == straight.n_rows
+        for site, fold in straight.folds.items():
+            for name, tensor in fold.tensors().items():
+                assert torch.equal(tensor, stopped.folds[site].tensors()[name]), (rank, name)
+
+
+def test_a_process_without_rows_is_no_failure_and_ranks_are_checked(pictures, tiny_view, tmp_path):
+    view, source = tiny_view("vit"), open_source(str(pictures))
+    config = SearchConfig(k=4, layers=(1,), limit=1)
+
+    assert search(view, source, config, tmp_path / "1", False, 1, 2).n_rows == 0
+    with pytest.raises(ConfigError, match="there is no process 2 of 2; ranks are 0-1"):
+        search(view, source, config, tmp_path / "2", False, 2, 2)
+
+
+def test_ranks_that_the_environment_garbles_are_refused(tiny_folder, pictures, tmp_path, monkeypatch, capsys):
+    command = ["search", str(tiny_folder("vit")), str(pictures), "--out", str(tmp_path / "a"), "--workers", "0"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (None, "x", "2", "-1"):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        assert main(command) == 2
+        assert "RANK" in capsys.readouterr().err
+    assert not (tmp_path / "a.search").exists()
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_skipped_images_are_listed_the_same_for_any_number_of_processes(
+    n_ranks, pictures, tiny_view, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vitviz_hf.search.LISTED", 3)
+    monkeypatch.setattr("vitviz_hf.atlas.LISTED", 3)
+    folder = tmp_path / "odd"
+    shutil.copytree(pictures, folder)
+    for i, name in enumerate("zfabgh"):
+        (folder / f"{name}.png").write_bytes(b"no picture" * i)
+    source, config = open_source(str(folder)), SearchConfig(k=2, batch=3, layers=(1,))
+
+    def backwards(rank, n_ranks, position):
+        yield from reversed(list(source.read(rank, n_ranks, position)))
+
+    atlas = run_ranks(tiny_view("vit"), replace(source, read=backwards), config, tmp_path / "a", n_ranks)
+
+    assert [name for name, _ in atlas.manifest["skipped"]] == ["a.png", "b.png", "f.png"]
+    assert atlas.manifest["n_skipped"] == 6 and atlas.manifest["n_images"] == N
+
+
+def poisoned(tiny_folder, layer, values):
+    """A tiny ViT of its own: at images with a positive number at one place, one patch at a layer gets these values."""
+    view = load_model(str(tiny_folder("vit")), device="cpu")
+    mlp = view.module.get_submodule(view.layers[layer].taps["mlp_act"].module)
+
+    def poison(_, args):
+        hidden = args[0].clone()
+        for i, value in enumerate(values):
+            hidden[hidden[:, 3, 8] > 0, 2, 5 + i] = value
+        return (hidden,)
+
+    mlp.register_forward_pre_hook(poison)
+    return view
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("values", [(math.nan,), (math.inf,), (-math.inf,), (math.inf, math.nan)])
+def test_images_with_values_that_are_not_finite_are_left_out_counted_and_named(
+    reduce, values, tiny_folder, tiny_view, pictures, tmp_path
+):
+    clean, bad = tiny_view("vit"), poisoned(tiny_folder, 1, values)
+    source, config = open_source(str(pictures)), SearchConfig(k=30, batch=7, reduce=reduce)
+    sites = [Site(0, "mlp_act"), Site(1, "mlp_act"), Site(2, "mlp_act")]
+    scores, taken, names = {s: [] for s in sites}, [], []
+    for row, _ in source.read(0, 1, None):
+        acts = activations(clean, (to_pixels(clean, open_image(row.data)) * 255).round() / 255, sites)
+        taken.append(not acts[sites[1]][0, 3, 8] > 0)
+        names.append(row.name)
+        for site in sites:
+            scores[site].append(getattr(acts[site][0, 1:].double(), "amax" if reduce == "max" else reduce)(0).numpy())
+    n_bad = N - sum(taken)
+    assert 3 < n_bad < N - 3
+
+    text = (
+        rf"tiny/vit' in float32 gives non-finite activations at 1\.mlp_act and 1 other sites on {n_bad} of {N} images"
+    )
+    with pytest.warns(RuntimeWarning, match=text):
+        atlas = make_atlas(bad, source, config, tmp_path / "atlas")
+
+    lost = {name for name, ok in zip(names, taken, strict=True) if not ok}
+    assert atlas.manifest["n_non_finite"] == n_bad and atlas.manifest["n_images"] == N
+    assert atlas.manifest["non_finite"] == {"1.mlp_act": n_bad, "2.mlp_act": n_bad}
+    assert {name for name, _ in atlas.manifest["skipped"]} == lost
+    assert {why for _, why in atlas.manifest["skipped"]} == {"non-finite activations at 1.mlp_act and 1 other sites"}
+    assert f"{n_bad} gave non-finite" in (atlas.folder / "README.md").read_text()
+    for site in sites:
+        rows = [i for i in range(N) if site.layer == 0 or taken[i]]
+        kept = np.array(scores[site])[rows]
+        table = atlas.table(site)
+        np.testing.assert_allclose(table.mean, kept.mean(0), atol=1e-5)
+        np.testing.assert_allclose(table.std, kept.std(0), atol=1e-5)
+        exact = np.quantile(kept, QUANTILES, axis=0, method="inverted_cdf").T
+        np.testing.assert_allclose(table.quantiles, exact, rtol=0.033, atol=1.1e-4)
+        assert np.isfinite(table.sparsity).all() and table.sparsity.min() >= 0
+        for index in (0, 5, 6, 40):
+            for bottom in (False, True):
+                hits = atlas.hits(Feature(site, index), bottom)
+                order = np.argsort(kept[:, index] if bottom else -kept[:, index])
+                assert [atlas.image(h.row).name for h in hits] == [names[rows[i]] for i in order]
+            assert atlas.histogram(Feature(site, index))[1].sum() == len(rows)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_a_model_whose_values_are_never_finite_is_refused(n_ranks, tiny_folder, pictures, tmp_path):
+    view, source = load_model(str(tiny_folder("vit")), device="cpu"), open_source(str(pictures))
+    next(p for n, p in view.module.named_parameters() if "layer" in n and n.endswith("weight")).data[3, 3] = math.nan
+
+    with pytest.raises(
+        ModelError, match=rf"float32 gives non-finite activations at .* and \d other sites on every one of {N}"
+    ):
+        run_ranks(view, source, SearchConfig(k=2), tmp_path / "a", n_ranks)
+    assert not (tmp_path / "a").exists()
+    if n_ranks == 1:
+        with pytest.raises(ModelError, match="Check its weights, load it in float32"):
+            make_atlas(view, source, SearchConfig(k=2), tmp_path / "a", resume=True)
+
+
+def test_two_searches_at_once_each_see_their_own_pictures(tiny_view, pictures, tmp_path):
+    views = {
+        "small": tiny_view("vit"),
+        "wide": at_size(tiny_view("vit"), (32, 48)),
+        "large": tiny_view("timm-twins-svt"),
+    }
+    source, config = open_source(str(pictures)), SearchConfig(k=4, batch=5, layers=(1,))
+    everybody = threading.Barrier(len(views), timeout=60)
+
+    def together(rank, n_ranks, position):
+        everybody.wait()  # all have begun when the first row is decoded
+        yield from source.read(rank, n_ranks, position)
+
+    def run(name):
+        return make_atlas(views[name], replace(source, read=together), config, tmp_path / name)
+
+    with ThreadPoolExecutor(len(views)) as pool:
+        made = dict(zip(views, pool.map(run, views), strict=True))
+
+    for name, view in views.items():
+        alone = make_atlas(view, source, config, tmp_path / f"{name}-alone")
+        for file in ("features/features.parquet", "images/images.parquet", "manifest.json"):
+            assert (made[name].folder / file).read_bytes() == (alone.folder / file).read_bytes(), (name, file)
+        assert Image.open(io.BytesIO(alone.image(0).jpeg)).size == view.input_size[::-1]
+
+
+def test_bins_at_their_edges_and_beyond_the_last():
+    growth = 1e7 ** (1 / 256)
+    edges = torch.tensor([1e-4 * growth**i for i in range(257)], dtype=torch.float32)
+    inside = torch.tensor([1e-4 * growth ** (i + 0.5) for i in range(256)])
+
+    assert sketch_bins(inside).tolist() == list(range(257, 513))
+    assert sketch_bins(-inside).tolist() == list(range(255, -1, -1))
+    assert (
+        (sketch_bins(edges) - torch.arange(257, 514)).clamp(-1, 0) == (sketch_bins(edges) - torch.arange(257, 514))
+    ).all()
+    assert sketch_bins(torch.tensor([0.0, -0.0, 9.9e-5, -9.9e-5, 1e6, -1e30])).tolist() == [256] * 4 + [512, 0]
+    centers = sketch_centers()
+    assert len(centers) == 513 and (np.diff(centers) > 0).all() and np.allclose(centers, -centers[::-1])
+    np.testing.assert_allclose(centers[257:], [2 / (1 / a + 1 / b) for a, b in itertools.pairwise(
+        1e-4 * growth**i for i in range(257))], rtol=1e-9)  # fmt: skip
+
+
+def test_the_number_of_a_class_that_is_unknown_is_no_label(tmp_path):
+    import datasets
+
+    schema = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    buffer = io.BytesIO()
+    draw(1).save(buffer, "PNG")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": "x.png"}] * 3, "label": [1, -1, None]}
+    pq.write_table(pa.table(rows, schema=schema.arrow_schema), tmp_path / "a.parquet")
+
+    found = [(row.label, row.class_id) for row, _ in open_source(str(tmp_path / "a.parquet")).read(0, 1, None)]
+
+    assert found == [("dog", 1), ("", None), ("", None)]

@@ -34,10 +34,12 @@ from vitviz_hf.hub import is_hub_id, size_limit
 from vitviz_hf.manifest import check_absent, versions, write_dir
 from vitviz_hf.model import ModelView
 from vitviz_hf.search import (
+    LISTED,
     NO_KEY,
     SKETCH_ERROR,
     SearchState,
     SiteFold,
+    check_result,
     is_done,
     load_state,
     open_crops,
@@ -80,7 +82,7 @@ class SiteTable:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     quantiles: NDArray[np.float64]
-    """[F, 7] at `QUANTILES`; each within 3.2 % of its value, or within 1e-4."""
+    """[F, 7] at `QUANTILES`; each within 3.2 % of its value, or within 1e-4. Beyond 1000 only the side is known."""
     sparsity: NDArray[np.float64]
     """Share of patches whose activation is not positive, over all images."""
     top_scores: NDArray[np.float32]
@@ -124,7 +126,7 @@ class Atlas:
         Raises:
             SiteError: the atlas does not cover it.
         """
-        return _read_site(self.folder, self._group(site))
+        return _read_site(*_version(self.folder / "features" / "features.parquet"), self._group(site))
 
     def hits(self, feature: Feature, bottom: bool = False) -> list[Hit]:
         """The images that activate a feature most, or least, best first.
@@ -133,16 +135,16 @@ class Atlas:
             SiteError: the atlas does not cover the site.
             FeatureError: no such feature.
         """
+        self._check(feature)
         table = self.table(feature.site)
-        if feature.index >= len(table.mean):
-            raise FeatureError(f"'{feature.site}' has {len(table.mean)} features; got {feature.index}.")
         scores, rows = (table.bottom_scores, table.bottom_rows) if bottom else (table.top_scores, table.top_rows)
         pairs = zip(rows[feature.index].tolist(), scores[feature.index].tolist(), strict=True)
         return [Hit(row, score) for row, score in pairs if row >= 0]
 
     def image(self, row: int) -> StoredImage:
         """The crop in one row of the table of images."""
-        return _read_images(self.folder, row // _IMAGES_TOGETHER)[row % _IMAGES_TOGETHER]
+        images = _read_images(*_version(self.folder / "images" / "images.parquet"), row // _IMAGES_TOGETHER)
+        return images[row % _IMAGES_TOGETHER]
 
     @property
     def words(self) -> Words | None:
@@ -161,7 +163,8 @@ class Atlas:
         known = self.words
         if known is None:
             return []
-        words, strengths = _read_words(self.folder, self._group(feature.site))
+        self._check(feature)
+        words, strengths = self._words(self._group(feature.site))
         pairs = zip(words[feature.index], strengths[feature.index], strict=True)
         return [(str(w), float(x)) for w, x in pairs if x > known.chance]
 
@@ -176,7 +179,7 @@ class Atlas:
             raise AtlasError(f"the features of {self.name!r} have no words yet; make them with 'vitviz atlas name'.")
         found = []
         for group, site in enumerate(self.sites):
-            for i, (words, strengths) in enumerate(zip(*_read_words(self.folder, group), strict=True)):
+            for i, (words, strengths) in enumerate(zip(*self._words(group), strict=True)):
                 fitting = [x for w, x in zip(words, strengths, strict=True) if wanted in w.lower() and x > known.chance]
                 if fitting:
                     found.append((Feature(site, i), max(fitting)))
@@ -186,6 +189,7 @@ class Atlas:
 
     def histogram(self, feature: Feature) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Scores that stand for the filled bins of the sketch, and the images in each."""
+        self._check(feature)
         column = pq.ParquetFile(self.folder / "features" / "features.parquet").read_row_group(
             self._group(feature.site), columns=["sketch_bins", "sketch_counts"]
         )
@@ -194,6 +198,7 @@ class Atlas:
 
     def neighbours(self, feature: Feature, n: int = 8) -> list[tuple[Feature, int]]:
         """Features of the same site that share most of the top images, with the number of shared ones."""
+        self._check(feature)
         rows = self.table(feature.site).top_rows
         own = rows[feature.index]
         shared = np.isin(rows, own[own >= 0]).sum(1)
@@ -205,6 +210,14 @@ class Atlas:
         """The feature's optimized picture, if there is one."""
         path = self.folder / "visualizations" / f"{file_stem(feature)}.png"
         return path if path.is_file() else None
+
+    def _words(self, group: int) -> tuple[list[list[str]], list[list[float]]]:
+        return _read_words(*_version(self.folder / "words" / "words.parquet"), group)
+
+    def _check(self, feature: Feature) -> None:
+        self._group(feature.site)
+        if feature.index >= (n := self.sites[feature.site]):
+            raise FeatureError(f"'{feature.site}' has {n} features; got {feature.index}.")
 
     def _group(self, site: Site) -> int:
         names = list(self.manifest["sites"])
@@ -257,10 +270,10 @@ def merge_searches(view: ModelView, source: Source, config: SearchConfig, out: P
     for state in states[1:]:
         for site, fold in state.folds.items():
             whole.folds[site].merge(fold)
-        for name in ("n_images", "n_rows", "n_skipped"):
+        for name in ("n_images", "n_rows", "n_skipped", "n_non_finite"):
             setattr(whole, name, getattr(whole, name) + getattr(state, name))
-        whole.skipped += state.skipped
-    whole.skipped.sort()
+        whole.skipped = sorted(whole.skipped + state.skipped)[:LISTED]
+    check_result(view, source, whole)
     write_atlas(out, recipe, whole, folders)
     shutil.rmtree(search_folder(out))
     return open_atlas(str(out))
@@ -276,9 +289,11 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
     rows = {key: row for row, key in enumerate(keys)}
     manifest = {
         **recipe, "schema": _SCHEMA, "n_images": state.n_images,
-        "n_skipped": state.n_skipped, "skipped": state.skipped, "n_stored_images": len(keys),
+        "n_skipped": state.n_skipped, "n_non_finite": state.n_non_finite,
+        "non_finite": {str(s): state.n_images - f.n for s, f in state.folds.items() if f.n < state.n_images},
+        "skipped": state.skipped, "n_stored_images": len(keys),
         "sketch_relative_error": SKETCH_ERROR, "versions": versions(),
-        "sites": {str(s): len(f.total) for s, f in state.folds.items()},
+        "sites": {str(s): len(f.mean) for s, f in state.folds.items()},
     }  # fmt: skip
     with write_dir(out) as folder:
         for name in ("features", "images", "visualizations"):
@@ -287,7 +302,7 @@ def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Se
         schema = _feature_schema()
         with pq.ParquetWriter(folder / "features" / "features.parquet", schema) as writer:
             for site, fold in state.folds.items():
-                writer.write_table(_feature_rows(schema, site, fold, state.n_images, rows))
+                writer.write_table(_feature_rows(schema, site, fold, rows))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         (folder / "README.md").write_text(_card(manifest), "utf-8")
 
@@ -322,6 +337,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     texts = ("model_id", "revision", "dataset", "dataset_revision", "split")
     wrong = [k for k in texts if not (manifest[k] is None or isinstance(manifest[k], str))]
     wrong += [k for k in ("k", "n_images", "n_skipped", "n_stored_images") if not isinstance(manifest[k], int)]
+    wrong += [k for k in ("n_non_finite",) if not isinstance(manifest.get(k, 0), int)]
     wrong += [
         k for k in ("revision", "dataset_revision") if manifest[k] and not re.fullmatch(r"[0-9a-f]+", manifest[k])
     ]
@@ -430,12 +446,17 @@ def write_words(
 
 
 def unusual_features(atlas: Atlas, scores: dict[Site, NDArray[np.float32]], n: int) -> list[tuple[Feature, float]]:
-    """Features whose statistics an image's scores [F] exceed most, in standard deviations above the mean."""
+    """Features whose statistics an image's scores [F] exceed most, in standard deviations above the mean.
+
+    Features with a score that is not finite are left out.
+    """
     found: list[tuple[Feature, float]] = []
     for site, values in scores.items():
         table = atlas.table(site)
         deviations = (values - table.mean) / np.maximum(table.std, 0.1 * np.median(table.std) + 1e-30)
-        found += [(Feature(site, int(i)), float(deviations[i])) for i in np.argsort(-deviations)[:n]]
+        deviations = np.where(np.isfinite(values), deviations, -np.inf)
+        best = np.argsort(-deviations, kind="stable")[:n]
+        found += [(Feature(site, int(i)), float(deviations[i])) for i in best if np.isfinite(deviations[i])]
     return sorted(found, key=lambda pair: -pair[1])[:n]
 
 
@@ -463,15 +484,13 @@ def _feature_schema() -> Any:
     return datasets.Features(columns).arrow_schema
 
 
-def _feature_rows(schema: Any, site: Site, fold: SiteFold, n: int, rows: dict[int, int]) -> Any:
-    n_features = len(fold.total)
-    mean = (fold.total / n).cpu().numpy()
-    std = np.sqrt(np.maximum((fold.squares / n).cpu().numpy() - mean**2, 0))
+def _feature_rows(schema: Any, site: Site, fold: SiteFold, rows: dict[int, int]) -> Any:
+    n_features = len(fold.mean)
     counts = fold.counts.cpu().numpy()
     columns: dict[str, Any] = {
         "feature": [str(Feature(site, i)) for i in range(n_features)], "layer": [site.layer] * n_features,
-        "kind": [site.kind] * n_features, "index": list(range(n_features)), "mean": mean, "std": std,
-        "sparsity": 1 - (fold.active / n).cpu().numpy(),
+        "kind": [site.kind] * n_features, "index": list(range(n_features)), "mean": fold.mean,
+        "std": np.sqrt(np.maximum(fold.squares / fold.n, 0)), "sparsity": 1 - fold.active / fold.n,
     }  # fmt: skip
     top, bottom = fold.top.values.cpu().numpy(), -fold.bottom.values.cpu().numpy()
     quantiles = _quantiles(counts, bottom[:, 0], top[:, 0])
@@ -509,7 +528,9 @@ def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> Non
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(keys), _IMAGES_TOGETHER):
             some = keys[start : start + _IMAGES_TOGETHER]
-            found = {key: rest for folder in crops for key, *rest in _read_crops(folder, some)}
+            found: dict[int, tuple[str, str, bytes]] = {}
+            for key, *rest in (row for folder in crops for row in _read_crops(folder, some)):
+                found[key] = min(found.get(key, tuple(rest)), tuple(rest))  # the first by name, as in one process
             ordered = [found[key] for key in some]
             columns = [
                 [f"{key:016x}" for key in some], [name for name, _, _ in ordered], [label for _, label, _ in ordered],
@@ -526,9 +547,15 @@ def _read_crops(folder: Path, keys: Sequence[int]) -> Iterator[Any]:
         yield from crops.execute(f"SELECT key, name, label, jpeg FROM crops WHERE key IN ({marks})", list(keys))
 
 
+def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
+    """A file and what tells it from another one that takes its place."""
+    facts = path.stat()
+    return path, (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+
+
 @lru_cache(maxsize=64)
-def _read_site(folder: Path, group: int) -> SiteTable:
-    file = pq.ParquetFile(folder / "features" / "features.parquet")
+def _read_site(path: Path, version: tuple[int, ...], group: int) -> SiteTable:
+    file = pq.ParquetFile(path)
     names = [n for n in file.schema_arrow.names if not n.startswith("sketch") and n not in ("feature", "kind")]
     table = file.read_row_group(group, columns=names)
 
@@ -549,14 +576,14 @@ def _read_site(folder: Path, group: int) -> SiteTable:
 
 
 @lru_cache(maxsize=64)
-def _read_words(folder: Path, group: int) -> tuple[list[list[str]], list[list[float]]]:
-    table = pq.ParquetFile(folder / "words" / "words.parquet").read_row_group(group)
+def _read_words(path: Path, version: tuple[int, ...], group: int) -> tuple[list[list[str]], list[list[float]]]:
+    table = pq.ParquetFile(path).read_row_group(group)
     return table["words"].to_pylist(), table["agreement"].to_pylist()
 
 
 @lru_cache(maxsize=32)
-def _read_images(folder: Path, group: int) -> list[StoredImage]:
-    table = pq.ParquetFile(folder / "images" / "images.parquet").read_row_group(group)
+def _read_images(path: Path, version: tuple[int, ...], group: int) -> list[StoredImage]:
+    table = pq.ParquetFile(path).read_row_group(group)
     return [StoredImage(r["name"], r["label"], r["image"]["bytes"]) for r in table.to_pylist()]
 
 
@@ -574,6 +601,14 @@ def _about_words(manifest: dict[str, Any], words: Words) -> str:
 {manifest["k"]} most activating images lies above its mean over all stored images. The best word of 95 % of random sets
 of {manifest["k"]} images stays below {words.chance:.2f}.
 """
+
+
+def _about_non_finite(manifest: dict[str, Any]) -> str:
+    if not (n := manifest["n_non_finite"]):
+        return ""
+    worst, m = max(manifest["non_finite"].items(), key=lambda pair: pair[1])
+    return f"""
+{n:,} gave non-finite activations and were left out of the sites where they did (most at {worst}: {m:,})."""
 
 
 def _card(manifest: dict[str, Any], words: Words | None = None) -> str:
@@ -603,9 +638,10 @@ For every feature of {len(manifest["sites"])} sites of `{model}` (revision {mani
 Score of an image: {manifest["reduce"]} over patch tokens of the activation, prefix tokens left out.
 
 `features` has a row for each feature; `top_rows` and `bottom_rows` count rows of `images`, from 0. Quantiles come
-from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001.
-{manifest["n_skipped"]} images could not be read and were left out. The crops are what the model saw; the rights in them
-are those of the dataset.
+from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001; beyond 1000 only the side is
+known. Rankings hold an image once, statistics count each of its copies.
+{manifest["n_skipped"]} images could not be read and were left out.{_about_non_finite(manifest)}
+The crops are what the model saw; the rights in them are those of the dataset.
 {"" if words is None else _about_words(manifest, words)}
 Made with vitviz_hf {__version__}: `vitviz search {model} {dataset}`; open it with
 `vitviz page {model} {next(iter(manifest["sites"]))}:0 --atlas THIS`.

@@ -3,13 +3,16 @@
 Source: "Vision Transformer Visualization: What Neurons Tell and How Neurons Behave?", arXiv:2210.07646.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from vitviz_hf.errors import ConfigError, ModelError
-from vitviz_hf.loading import attention_weights_to
 from vitviz_hf.model import ModelView, run
 from vitviz_hf.tokens import check_sequence
 
@@ -24,10 +27,26 @@ class JointAttention:
     """[L + 1, T, P]: the patches' part of it by level; level l has passed l layers of attention."""
 
 
+class _Watched(TorchFunctionMode):
+    """Shows what scaled dot-product attention is called with, in this thread only; the module is not touched."""
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self._show(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def attention_weights(view: ModelView, pixels: Tensor) -> Tensor:
     """Attention of every layer, mean over heads, [L, B, T, T] in float32 on the CPU; rows sum to 1.
 
-    The attention computes its weights openly during this call only.
+    The weights are computed beside the forward pass from the queries and keys of each layer. Nothing of the module is
+    changed, so other threads may use it at the same time.
 
     Args:
         pixels: [B, 3, H, W] in [0, 1].
@@ -37,18 +56,30 @@ def attention_weights(view: ModelView, pixels: Tensor) -> Tensor:
         ModelError: the attention of this architecture cannot be read.
     """
     check_sequence(view)
-    maps: list[Tensor] = []
-
-    def keep(weights: Tensor) -> None:
-        maps.append(weights.float().mean(1).cpu())
-
-    with torch.no_grad(), attention_weights_to(view.module, keep):
-        run(view, pixels)
     layer = view.layers[0]
     n_tokens = layer.n_prefix + layer.patch_grid[0] * layer.patch_grid[1]
-    wrong = [m for m in maps if m.shape != (len(pixels), n_tokens, n_tokens)]
-    if len(maps) != len(view.layers) or wrong:
-        raise ModelError(f"the attention of {view.model_id!r} is not one matrix over all tokens in each layer.")
+    maps: list[Tensor] = []
+
+    def keep(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        if not query.shape[-2] == key.shape[-2] == n_tokens or is_causal:
+            return  # a head that pools the tokens, for example
+        scores = query.float() @ key.float().mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        maps.append(scores.softmax(-1).mean(1).cpu())
+
+    with torch.no_grad(), _Watched(keep):
+        run(view, pixels)
+    if [m.shape for m in maps] != [(len(pixels), n_tokens, n_tokens)] * len(view.layers):
+        raise ModelError(
+            f"the attention of {view.model_id!r} cannot be read: it is not torch's scaled dot-product attention, once "
+            "over all tokens in each layer."
+        )
     return torch.stack(maps)
 
 

@@ -1,4 +1,4 @@
-"""The optimized image: its parameters, and the pixels they stand for."""
+"""The optimized image: its parameters, and the pixels they stand for. Its start is drawn by generators of the CPU."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ def pixel_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], d
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
     """
-    start = [torch.rand(3, *size, generator=g, device=device) for g in generators]
-    return Canvas(torch.stack(start), lambda p: p, lambda p: p.clamp_(0, 1))
+    start = [torch.rand(3, *size, generator=g) for g in generators]
+    return Canvas(torch.stack(start).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
 
 
 def fourier_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], device: torch.device) -> Canvas:
@@ -48,5 +48,5 @@ def fourier_canvas(size: tuple[int, int], generators: Sequence[torch.Generator],
         return torch.einsum("cd,ndhw->nchw", color, planes).sigmoid()
 
     shape = (3, height, width // 2 + 1, 2)
-    start = [0.01 * torch.randn(shape, generator=g, device=device) for g in generators]
-    return Canvas(torch.stack(start), to_pixels, lambda p: None)
+    start = [0.01 * torch.randn(shape, generator=g) for g in generators]
+    return Canvas(torch.stack(start).to(device), to_pixels, lambda p: None)

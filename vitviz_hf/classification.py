@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -15,7 +16,7 @@ from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError
 from vitviz_hf.hub import cache_folder, fetch_model, fetch_tokenizer
 from vitviz_hf.loading import load_text_tower
 from vitviz_hf.manifest import write_file
-from vitviz_hf.model import ModelView, run
+from vitviz_hf.model import ModelView, logits
 
 _TEXTS_AT_ONCE = 400
 
@@ -39,15 +40,28 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroShot:
-    """A classifier made of words, as from `load_zero_shot`."""
+    """A classifier made of words, as from `load_zero_shot`: what the vision tower returned -> logits [B, N]."""
 
     labels: tuple[str, ...]
+    templates: tuple[str, ...]
     embeddings: Tensor
     """[N, E], length 1."""
     project: Tensor | None
     """[E, D] from the vision tower's pooled output, or None."""
     scale: float
     bias: float
+
+    def __call__(self, output: Any) -> Tensor:
+        """Logits: scale * cosine + bias."""
+        pooled = output.pooler_output
+        if self.project is not None:
+            pooled = functional.linear(pooled, self.project)
+        return self.scale * functional.normalize(pooled.float(), dim=-1) @ self.embeddings.mT + self.bias
+
+
+def as_classifier(view: ModelView, zero_shot: ZeroShot) -> ModelView:
+    """The vision tower with words as its labels: it takes part wherever a classifier does."""
+    return replace(view, labels=zero_shot.labels, head=zero_shot)
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -70,20 +84,15 @@ def classify(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = None)
     Raises:
         NoClassifierError: the repository has no trained classifier; a random one is never used.
     """
-    if zero_shot is None and view.labels is None:
+    if zero_shot is not None:
+        view = as_classifier(view, zero_shot)
+    if view.labels is None:
         raise NoClassifierError(
             f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one, or for CLIP, SigLIP and "
             "AIMv2 classify zero-shot with labels of your own (load_zero_shot, or --labels)."
         )
     with torch.no_grad():
-        output = run(view, pixels)
-        if zero_shot is None:
-            return Classification(output.logits, view.labels or ())
-        pooled = output.pooler_output
-        if zero_shot.project is not None:
-            pooled = functional.linear(pooled, zero_shot.project)
-        cosines = functional.normalize(pooled.float(), dim=-1) @ zero_shot.embeddings.mT
-        return Classification(zero_shot.scale * cosines + zero_shot.bias, zero_shot.labels)
+        return Classification(logits(view, pixels), view.labels)
 
 
 def load_zero_shot(
@@ -96,7 +105,7 @@ def load_zero_shot(
     """A classifier from the text tower of a CLIP, MetaCLIP, SigLIP or AIMv2 repository.
 
     The embedding of a label is the mean of the normalized embeddings of its texts, normalized (Radford et al. 2021,
-    arXiv:2103.00020, section 3.1.4). Kept in the cache folder for models with a pinned revision.
+    arXiv:2103.00020, section 3.1.4). Kept in the cache folder.
 
     Args:
         labels: words or sentences; the classes of ImageNet if None.
@@ -117,18 +126,19 @@ def load_zero_shot(
         raise ConfigError(
             f"a template needs one {{}} for the label, as in 'a photo of a {{}}.'; got {list(templates)[:5]}."
         )
-    recipe = sha256("\n".join((view.model_id, view.revision or "", str(view.dtype), *labels, "", *templates)).encode())
+    # Size and control change the vision tower only.
+    texts_of = replace(view.identity, control=None, input_size=(0, 0)).key
+    recipe = sha256("\n".join((texts_of, *labels, "", *templates)).encode())
     path = cache_folder() / "zero-shot" / f"{recipe.hexdigest()[:32]}.safetensors"
-    if view.revision and path.is_file():
+    if path.is_file():
         stored = load(path.read_bytes())
     else:
         stored = _embed(view, labels, templates, token, progress)
-        if view.revision:
-            with suppress(OutputExistsError):  # another process was faster
-                write_file(path, save({k: v.cpu().contiguous() for k, v in stored.items()}))
+        with suppress(OutputExistsError):  # another process was faster
+            write_file(path, save({k: v.cpu().contiguous() for k, v in stored.items()}))
     tensors = {k: v.to(view.device) for k, v in stored.items()}
     return ZeroShot(
-        labels=labels, embeddings=tensors["embeddings"], project=tensors.get("project"),
+        labels=labels, templates=templates, embeddings=tensors["embeddings"], project=tensors.get("project"),
         scale=float(tensors["scale"]), bias=float(tensors["bias"]),
     )  # fmt: skip
 

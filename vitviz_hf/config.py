@@ -7,8 +7,14 @@ from typing import Any, Literal, get_args, get_type_hints
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS
 
+PresetName = Literal["paper", "paper-clip", "fourier", "fast"]
+"""Names of `PRESETS`."""
 IMAGENET = "ILSVRC/imagenet-1k"
 """Dataset that is searched if none is named."""
+
+
+CONTROLS = ("random-weights", "shuffled-weights")
+"""Models that have learned nothing, to compare with."""
 
 
 def _knob(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -64,7 +70,7 @@ class VisualizeConfig(_Checked):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "VisualizeConfig":
-        """`paper`, `fourier` or `fast`, with some values changed.
+        """`paper`, `paper-clip`, `fourier` or `fast`, with some values changed.
 
         Raises:
             ConfigError: unknown preset or option, or a value outside its range.
@@ -86,17 +92,21 @@ class VisualizeConfig(_Checked):
         return cls(**values)
 
 
+# Ghiasi et al. 2022, arXiv:2212.06727, section 3. Its weight of total variation is that of its code, 4e-3 * v relative
+# to the mean over patches and copies (5e-4 * v, and the code divides that mean by the 8 copies once more), not the
+# text's 5e-5. For ViT the code has v of 0.1 and 1, for CLIP up to 100.
+_PAPER: Mapping[str, Any] = {
+    "canvas": "pixels", "margin": 0, "steps": 400, "copies": 8, "learning_rate": 0.1, "beta1": 0.5, "beta2": 0.99,
+    "decay": "cosine", "rotate": 0.0, "zoom": 0.0, "color_shift": 1.0, "noise": 0.5, "noise_per": "pixel",
+    "jitter": 32, "smoothness": 4e-3, "revive": False,
+}  # fmt: skip
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Ghiasi et al. 2022, arXiv:2212.06727, section 3, and its code with v = 1: see smoothness below.
-    "paper": {
-        "canvas": "pixels", "margin": 0, "steps": 400, "copies": 8, "learning_rate": 0.1, "beta1": 0.5, "beta2": 0.99,
-        "decay": "cosine", "rotate": 0.0, "zoom": 0.0, "color_shift": 1.0, "noise": 0.5, "noise_per": "pixel",
-        "jitter": 32, "smoothness": 4e-3, "revive": False,
-    },
+    "paper": _PAPER,
+    "paper-clip": {**_PAPER, "learning_rate": 1.0, "smoothness": 0.4},
     "fourier": {},
     # With one copy or a larger learning rate the deepest feature of benchmarks/presets.py loses half its score.
     "fast": {"steps": 80, "copies": 2},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +149,8 @@ _LIMIT = "rows of the dataset to read; 0 for all"
 _ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
 _FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
 _PRESET = "recipe of the optimized pictures"
-_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper's figures"
+_WHITE = "percentile of a picture and of weights that is drawn white; 100: the largest, as in the paper; less brightens"
+_SCALE = "of the patches' weights: linear, relative to the largest of each row, or log, the same for all, with its bar"
 _STEPS = "optimizer steps; 0 for the preset's"
 
 
@@ -195,8 +206,9 @@ class SpatialConfig(_Reads):
 
     atlas: str = _knob("", _ATLAS)
     per_layer: int = _knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
-    threshold: float = _knob(0.5, "a patch is active above it", -1e6, 1e6)
-    seed: int = _knob(0, "of the draws", 0, 2**53)
+    threshold: float = _knob(0.5, "a patch is active above it", 0, 1e6)
+    min_active: int = _knob(10, "active patches that a feature must have on its best image to be counted", 1, 10**6)
+    seed: int = _knob(0, "of the draws and the bootstrap", 0, 2**53)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +217,7 @@ class ProgressionConfig(_Checked):
 
     features: str = _knob("", _FEATURES)
     columns: int = _knob(6, "pictures for each layer", 1, 64)
-    preset: Literal["paper", "fourier", "fast"] = _knob("fast", _PRESET)
+    preset: PresetName = _knob("fast", _PRESET)
     steps: int = _knob(0, _STEPS, 0, 10_000)
     seed: int = _knob(0, "same seed, same pictures", 0, 2**53)
 
@@ -215,8 +227,11 @@ class NarrowSitesConfig(_Checked):
     """Options of the experiment `narrow-sites`."""
 
     layers: str = _knob("", "such as 2,9; empty: one at a sixth of the depth, the middle, and one at five sixths")
-    columns: int = _knob(4, "features of each site, drawn at random", 1, 64)
-    preset: Literal["paper", "fourier", "fast"] = _knob("paper", _PRESET)
+    columns: int = _knob(0, "features of each site, drawn at random; 0: 32 on a GPU, 8 on a CPU", 0, 1024)
+    preset: PresetName = _knob("paper", _PRESET)
+    smoothness: float | Literal["auto"] = _knob(
+        "auto", "weight of total variation, or 'auto': by the gradient at each site; the paper's is 0.004", 0, 1e6
+    )
     steps: int = _knob(0, _STEPS, 0, 10_000)
     seed: int = _knob(0, "same seed, same features and pictures", 0, 2**53)
 
@@ -228,7 +243,7 @@ class TripletsConfig(_Reads):
     atlas: str = _knob("", _ATLAS)
     features: str = _knob("", _FEATURES)
     rows: int = _knob(6, "features, if they are chosen by the rule", 1, 256)
-    preset: Literal["paper", "fourier", "fast"] = _knob("fast", _PRESET)
+    preset: PresetName = _knob("fast", _PRESET)
     steps: int = _knob(0, _STEPS, 0, 10_000)
     seed: int = _knob(0, "same seed, same pictures", 0, 2**53)
 
@@ -245,7 +260,8 @@ class ViewsConfig(_Checked):
         "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
     )
     residual: float = _knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +274,13 @@ class OccludeConfig(_Checked):
     shuffles: str = _knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
     patch: str = _knob("", "patch as row,column whose view is compared; empty: the one of most attention")
     filter: int = _knob(-1, "filter of the views; -1: the one in which pictures are most readable", -1, 10**6)
+    attention_from: str = _knob(
+        "", "row whose attention all views have, such as clean, as in the paper's figure; empty: each its own"
+    )
     seeds: int = _knob(3, "draws for the curves", 1, 100)
     residual: float = _knob(0.5, "share of the skip connection in joint attention", 0, 1)
-    white: float = _knob(95.0, _WHITE, 50, 100)
+    white: float = _knob(100.0, _WHITE, 50, 100)
+    scale: Literal["linear", "log"] = _knob("linear", _SCALE)
     seed: int = _knob(0, "of the draws", 0, 2**53)
 
 
@@ -268,7 +288,7 @@ class OccludeConfig(_Checked):
 class GroupConfig(_Checked):
     """Options of the analysis `group`."""
 
-    limit: int = _knob(100, "scenes that are used", 1, 10**6)
+    limit: int = _knob(0, "scenes that are used; 0 for all", 0, 10**6)
     compose: Literal["paste", "tiles", "none"] = _knob(
         "paste", "how scenes are made of a dataset without masks: objects on a picture, or 2 x 2 tiles"
     )
@@ -280,7 +300,11 @@ class GroupConfig(_Checked):
     )
     min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
     cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)
-    seed: int = _knob(0, "of scenes, shuffling and t-SNE", 0, 2**31)
+    overlap: Literal["larger", "sum"] = _knob(
+        "larger", "a patch of two objects goes to the larger part, or, as in the released code, to the object whose "
+        "number is the sum of theirs",
+    )  # fmt: skip
+    seed: int = _knob(0, "of the order of Pascal VOC, of composed scenes, changes, controls and t-SNE", 0, 2**31)
 
 
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:

@@ -8,6 +8,7 @@ VitvizError
 │   ├── HubUnreachableError             the Hub does not answer and nothing is cached
 │   ├── UnsafeModelError                pickled weights or custom code
 │   ├── ModelTooLargeError              over the size limit
+│   ├── NonFiniteError                  what it gives is NaN or infinite
 │   └── NoClassifierError               it cannot name what it sees
 ├── DatasetError (ValueError)           the dataset cannot be used
 │   └── DatasetAccessError              gated, private or missing
@@ -51,6 +52,10 @@ class UnsafeModelError(ModelError):
 
 class ModelTooLargeError(ModelError):
     """The weights are over the size limit."""
+
+
+class NonFiniteError(ModelError):
+    """What the model gives is NaN or infinite."""
 
 
 class NoClassifierError(ModelError):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -74,11 +76,12 @@ def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], y: str)
     return figure
 
 
-def picture_grid(rows: Sequence[Row], size: float = 1.5) -> Figure:
+def picture_grid(rows: Sequence[Row], size: float = 1.5, bar: tuple[float, str] | None = None) -> Figure:
     """Rows of pictures with a label at the left and a caption below each; None leaves a place empty.
 
     Args:
         size: width of a picture in inches.
+        bar: what is black, to 1, which is white, and a label: a logarithmic bar of brightness at the right.
     """
     n = max(len(pictures) for _, pictures in rows)
     figure = Figure(figsize=(size * n + 0.8, (size + 0.22) * len(rows) + 0.1), layout="constrained")
@@ -93,6 +96,9 @@ def picture_grid(rows: Sequence[Row], size: float = 1.5) -> Figure:
             if i < len(pictures) and pictures[i][1] is not None:
                 ax.imshow(np.asarray(pictures[i][1]), interpolation="antialiased")
                 ax.set_xlabel(pictures[i][0], fontsize=7, labelpad=2)
+    if bar:
+        drawn = ScalarMappable(LogNorm(bar[0], 1), "gray")
+        figure.colorbar(drawn, ax=figure.axes, label=bar[1], fraction=0.02)
     return figure
 
 

@@ -7,6 +7,7 @@ each patch weighed by joint attention.
 Source: "Vision Transformer Visualization: What Neurons Tell and How Neurons Behave?", arXiv:2210.07646.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.model import ModelView
+
+FAINTEST = 1e-4
+"""The weight that the logarithmic scale draws black."""
+DARK = 0.05
+"""Less than this share of full brightness is taken for black."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +118,63 @@ def to_display(values: Tensor, brightest: float | None = None) -> Tensor:
 
 
 def global_view(
-    values: Tensor, weights: Tensor, grid: tuple[int, int], brightest: float | None = None, white: float = 100.0
-) -> Tensor:
+    values: Tensor, weights: Tensor, grid: tuple[int, int], brightest: float | None = None, white: float = 100.0,
+    scale: str = "linear",
+) -> Tensor:  # fmt: skip
     """What a token has gathered of a mosaic, [3, H, W] in [0, 1].
 
     Args:
         values: [3, H, W], a mosaic.
-        weights: [P], a row of `JointAttention.views`; drawn relative to its largest, a row of zeros is black.
+        weights: [P], a row of `JointAttention.views`; a row of zeros is black.
         grid: (rows, columns) of the patches.
         brightest: one constant for pictures that are compared.
-        white: percentile of the weights that is drawn at full brightness; less than 100 helps where one token holds
-            nearly all attention, as some models' do.
+        white: percentile of the weights that is drawn at full brightness, with the scale `linear`; 100, the largest,
+            is the paper's rule.
+        scale: `linear` draws weights relative to the largest of the row, so each row has its own gain; `log` draws the
+            logarithm of the weights from `FAINTEST` (black) to 1 (full brightness), the same for all rows.
+
+    Raises:
+        ConfigError: another scale.
     """
-    top = brightness(weights, white)
-    scaled = (weights / top if top > 0 else weights).clamp(0, 1).reshape(1, 1, *grid)
-    blocks = nn.functional.interpolate(scaled, values.shape[1:], mode="nearest")[0]
+    if scale == "log":
+        relative = 1 - weights.clamp_min(FAINTEST).log10() / math.log10(FAINTEST)
+    elif scale == "linear":
+        top = brightness(weights, white)
+        relative = (weights / top).clamp(0, 1) if top > 0 else weights
+    else:
+        raise ConfigError(f"scale must be 'linear' or 'log'; got {scale!r}.")
+    blocks = nn.functional.interpolate(relative.reshape(1, 1, *grid), values.shape[1:], mode="nearest")[0]
     return to_display(values, brightest) * blocks
+
+
+def view_caption(
+    level: int, weights: Tensor, grid: tuple[int, int], white: float = 100.0, scale: str = "linear"
+) -> str:
+    """What stands below a view: its level, how it was brightened, and who outshines the others where it is dark.
+
+    Args:
+        weights, grid, white, scale: as in `global_view`.
+    """
+    if scale == "log":
+        return f"level {level}, log{brightened(white)}"
+    share, patch = outshining(weights)
+    holds = f"; {patch // grid[1]},{patch % grid[1]} holds {share:.0%}" if share else ""
+    return f"level {level}{brightened(white)}{holds}"
+
+
+def brightened(white: float) -> str:
+    """What the caption of a picture says that was drawn with this percentile as white; nothing for the largest."""
+    return "" if white == 100 else f", white from {white:g} %"
+
+
+def outshining(weights: Tensor) -> tuple[float, int]:
+    """The share of a row that its largest patch holds, and which, if a linear view of the row is nearly black.
+
+    Nearly black: more than half of the patches have less than `DARK` of the largest. Otherwise, and for zeros, 0 and 0.
+    """
+    patch = int(weights.argmax())
+    dark = float(weights[patch]) > 0 and float((weights < DARK * weights[patch]).float().mean()) > 0.5
+    return (float(weights[patch] / weights.sum()), patch) if dark else (0.0, 0)
 
 
 def view_numbers(views: Tensor, n_prefix: int, object_patches: Tensor | None = None) -> dict[str, Tensor]:

@@ -77,6 +77,17 @@ class Snapshot:
     folder: Path
     config: dict[str, Any]
 
+    def digest(self) -> str | None:
+        """Sha256 of configuration, preprocessing and weights of a local folder; None where a commit pins them."""
+        if self.revision is not None:
+            return None
+        whole = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.name in ("config.json", "preprocessor_config.json", _INDEX) or path.suffix == ".safetensors":
+                with path.open("rb") as file:
+                    whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
 
 def fetch_model(model_id: str, revision: str | None = None, token: str | bool | None = None) -> Snapshot:
     """Checked local files of a model.

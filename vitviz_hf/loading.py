@@ -1,9 +1,9 @@
 """From checked files to a module of transformers or timm, and how to feed it."""
 
+import copy
 import inspect
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from torchvision.transforms import v2
 
 from vitviz_hf.errors import ModelError, NoClassifierError, first_line
 from vitviz_hf.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM
-from vitviz_hf.hooks import Reader, read_inputs_and_outputs
 from vitviz_hf.hub import VOCABULARY_FILES, Snapshot
 from vitviz_hf.images import cover
 
@@ -46,6 +45,25 @@ def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str,
         names = module.config.id2label or {}  # PVT's config may count its labels without naming them
         labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(len(names) or module.config.num_labels))
     return module, labels
+
+
+def reinitialized(module: Any, seed: int) -> Any:
+    """A module of the same architecture whose weights are drawn anew by its own code."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(module)(module.config)
+    weight = next(module.parameters())
+    return fresh.eval().requires_grad_(False).to(weight.device, weight.dtype)
+
+
+def shuffled(module: Any, seed: int) -> Any:
+    """A copy of the module with the values of each weight tensor in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    copied = copy.deepcopy(module)
+    for weight in copied.parameters():
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data = weight.data.flatten()[order].view_as(weight)
+    return copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,60 +270,6 @@ def imagenet_synsets() -> dict[str, str]:
     """WordNet ids of ImageNet's 1000 classes in order, with their names, `tench, Tinca tinca` and so on."""
     info = timm.data.ImageNetInfo()
     return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
-
-
-@contextmanager
-def attention_weights_to(module: Any, use: Callable[[Tensor], None]) -> Iterator[None]:
-    """Let every attention compute its weights openly and hand them to `use`, [B, heads, T, T], inside the block.
-
-    Raises:
-        ModelError: the attention of this architecture cannot be opened.
-    """
-    if module.config.model_type == TIMM:
-        with _opened_timm(module, use):
-            yield
-        return
-    if not module._can_set_attn_implementation():
-        raise ModelError(f"the attention of {type(module).__name__} cannot be read; it is written in another way.")
-    before, owner = module.config._attn_implementation, threading.get_ident()
-    receivers = [use]  # emptied at the end: transformers keeps what is registered
-
-    def attend(
-        _: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
-        scaling: float | None = None, **__: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
-        if threading.get_ident() == owner:
-            for receive in receivers:
-                receive(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-
-    name = f"vitviz-{owner}"
-    transformers.AttentionInterface.register(name, attend)
-    try:
-        module.set_attn_implementation(name)
-        yield
-    finally:
-        module.set_attn_implementation(before)
-        receivers.clear()
-
-
-@contextmanager
-def _opened_timm(module: Any, use: Callable[[Tensor], None]) -> Iterator[None]:
-    attentions = {n: m for n, m in module.named_modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")}
-    if not attentions:
-        raise ModelError(f"the attention of timm's {module.config.architecture!r} cannot be read.")
-    before = {name: attention.fused_attn for name, attention in attentions.items()}
-    try:
-        for attention in attentions.values():
-            attention.fused_attn = False
-        readers: dict[str, list[Reader]] = {f"{name}.attn_drop": [use] for name in attentions}
-        with read_inputs_and_outputs(module, {}, readers):
-            yield
-    finally:
-        for name, attention in attentions.items():
-            attention.fused_attn = before[name]
 
 
 def is_naflex(config: Any) -> bool:

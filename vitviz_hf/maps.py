@@ -1,11 +1,13 @@
 """What fires where: activation maps, scores and ranked features."""
 
+import math
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import ConfigError, ModelError
 from vitviz_hf.model import ModelView, check_feature, find_tap, to_site
 from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature, Site
@@ -67,7 +69,11 @@ def top_features(
 
     Raises:
         SiteError: the model has no such site.
-        ConfigError: the patch is outside the grid, or pixels hold more than one image.
+        ConfigError: the patch is outside the grid, pixels hold more than one image, or the reference fewer than 2.
+        ModelError: no feature of the site has a finite value.
+
+    Warns:
+        RuntimeWarning: some features have no finite value; they are left out.
     """
     site = to_site(site)
     if pixels.shape[0] != 1:
@@ -91,7 +97,14 @@ def rank_features(
         values = split_tokens(view, acts, site)[1][0, patch_index(view, site, patch)]
     if reference is not None:
         values = unusualness(values, reference[site].to(values.device))
-    best = values.topk(min(k, len(values)))
+    finite = values.isfinite()
+    n_finite = int(finite.sum())
+    if n_finite < len(values):
+        text = f"{name_precision(view)} gives non-finite values at {site} for {len(values) - n_finite} of {len(values)}"
+        if not n_finite:
+            raise ModelError(f"{text} features. Check its weights, or load it in float32.")
+        warnings.warn(f"{text} features; they are left out.", RuntimeWarning, stacklevel=3)
+    best = values.where(finite, -math.inf).topk(min(k, n_finite))
     return [(Feature(site, int(i)), float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
 
@@ -112,8 +125,20 @@ def unusualness(scores: Tensor, reference: Tensor) -> Tensor:
     """Standard deviations of scores [F] above the scores [N, F] of reference images.
 
     A feature that never moves on the reference images would get an endless value for a tiny score, so the
-    deviation is at least a tenth of the site's median deviation.
+    deviation is at least a tenth of the site's median deviation. Reference images with a score that is not finite
+    are left out.
+
+    Raises:
+        ConfigError: fewer than 2 images are left.
     """
+    reference = reference[reference.isfinite().all(1)]
+    if len(reference) < 2:
+        raise ConfigError(f"unusualness takes finite scores of 2 reference images or more; got {len(reference)}.")
     mean, std = reference.mean(0), reference.std(0)
     floor = 0.1 * std.median() + torch.finfo(torch.float32).tiny
     return (scores - mean) / std.clamp_min(float(floor))
+
+
+def name_precision(view: ModelView) -> str:
+    """The model and the type of its weights, for a message."""
+    return f"{view.model_id!r} in {str(view.dtype).removeprefix('torch.')}"

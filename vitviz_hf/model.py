@@ -1,8 +1,10 @@
 """A ModelView: the module as it is, and what was measured on it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -12,12 +14,62 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitviz_hf.config import CONTROLS
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.hub import Snapshot, fetch_model
 from vitviz_hf.images import to_rgb
-from vitviz_hf.loading import is_naflex, is_tested, load_module, load_preprocessing, module_inputs, sized_pixels
+from vitviz_hf.loading import (
+    is_naflex,
+    is_tested,
+    load_module,
+    load_preprocessing,
+    module_inputs,
+    reinitialized,
+    shuffled,
+    sized_pixels,
+)
 from vitviz_hf.measure import Layer, Tap, keeps_places, measure_layers
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What decides every number that a model gives; the one key of caches, work folders, atlases and recipes."""
+
+    model_id: str
+    revision: str | None
+    weights: str | None
+    """Sha256 of a local folder's files; None where a commit pins them."""
+    control: str | None
+    """How the weights were made to know nothing, see `as_control`."""
+    input_size: tuple[int, int]
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits for the names of files."""
+        return sha256(repr(self).encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """For manifests and recipes."""
+        return asdict(self) | {"input_size": list(self.input_size)}
+
+    def difference(self, made: Mapping[str, Any]) -> str:
+        """How the model of a manifest or recipe differs: `input size 168x168, not 224x224`; empty if it does not.
+
+        What is not written there (older ones have no digest) is not compared; a folder with the same digest may have
+        another path.
+        """
+        moved = self.weights is not None and self.weights == made.get("weights")
+        for name, own in self.to_json().items():
+            other = made.get(name, own)
+            if other != own and not (moved and name == "model_id"):
+                return f"{name.replace('_', ' ')} {_told(other)}, not {_told(own)}"
+        return ""
+
+
+def _told(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value or "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +80,10 @@ class ModelView:
     """Hub id, folder or `builtin`, as given."""
     revision: str | None
     """Commit sha; None for a local folder and the built-in model."""
+    weights: str | None
+    """Sha256 of the files of a local folder and the built-in model; None where a commit pins them."""
+    control: str | None = None
+    """How the weights were made to know nothing, see `as_control`; None for those of the checkpoint."""
     module: nn.Module
     """In eval mode, without parameter gradients."""
     layers: tuple[Layer, ...]
@@ -38,6 +94,8 @@ class ModelView:
     std: tuple[float, ...]
     labels: tuple[str, ...] | None
     """Names of the logits; None without a trained classifier."""
+    head: Callable[[Any], Tensor] = attrgetter("logits")
+    """What the module returned -> logits [B, N]."""
     preprocess: Callable[[Image.Image], Tensor]
     """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
     inputs: Callable[[Tensor], dict[str, Any]]
@@ -52,6 +110,14 @@ class ModelView:
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return next(self.module.parameters()).dtype
+
+    @property
+    def identity(self) -> Identity:
+        """What decides every number that the model gives."""
+        return Identity(
+            model_id=self.model_id, revision=self.revision, weights=self.weights, control=self.control,
+            input_size=self.input_size, dtype=str(self.dtype).removeprefix("torch."),
+        )  # fmt: skip
 
 
 def load_model(
@@ -82,14 +148,15 @@ def load_snapshot(
     """As `load_model`, from files that `fetch_model` checked."""
     module, labels = load_module(snapshot, dtype)
     try:
-        module.requires_grad_(False).to(device or _best_device())
+        module.requires_grad_(False).to(device or best_device())
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     preprocess, mean, std = load_preprocessing(snapshot, module.config)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
-        model_id=snapshot.model_id, revision=snapshot.revision, module=module, layers=(), input_size=(size[1], size[2]),
-        mean=mean, std=std, labels=labels, preprocess=preprocess, inputs=module_inputs(module),
+        model_id=snapshot.model_id, revision=snapshot.revision, weights=snapshot.digest(), module=module, layers=(),
+        input_size=(size[1], size[2]), mean=mean, std=std, labels=labels, preprocess=preprocess,
+        inputs=module_inputs(module),
     )  # fmt: skip
     view = _measured(view, view.input_size)
     forward = partial(run, view)
@@ -123,6 +190,25 @@ def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
     return _measured(view, size)
 
 
+def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
+    """The same architecture with weights that know nothing: what a number is worth without learning.
+
+    Text embeddings that words were turned into (`load_zero_shot`) stay.
+
+    Args:
+        control: `random-weights`, initialized anew as its own code does; or `shuffled-weights`, the values of each
+            weight tensor in a random order.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: an unknown control.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}.")
+    make = reinitialized if control == "random-weights" else shuffled
+    return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
+
+
 def normalize(view: ModelView, pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [0, 1] -> the model's pixel_values, differentiable."""
     mean = pixels.new_tensor(view.mean)[:, None, None]
@@ -148,6 +234,11 @@ def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
 def run(view: ModelView, pixels: Tensor) -> Any:
     """The model's output for pixels [B, 3, H, W] in [0, 1], in float32 or its own dtype."""
     return view.module(**view.inputs(normalize(view, pixels).to(view.dtype)))
+
+
+def logits(view: ModelView, pixels: Tensor) -> Tensor:
+    """Logits [B, N] of pixels [B, 3, H, W] in [0, 1] by the model's classifier, with gradients where they are on."""
+    return view.head(run(view, pixels))
 
 
 def list_sites(view: ModelView) -> list[tuple[Site, int]]:
@@ -197,7 +288,8 @@ def to_site(site: Site | str) -> Site:
     return parse_site(site) if isinstance(site, str) else site
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -6,6 +6,7 @@ which fit everything win nothing; the agreement of a feature with a word is the 
 activating images. Random sets of k images tell how far the best word of a meaningless feature comes.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
@@ -16,8 +17,10 @@ from torch.nn import functional
 
 from vitviz_hf.atlas import Atlas, Words, write_words
 from vitviz_hf.classification import classify, imagenet_labels, load_zero_shot
+from vitviz_hf.errors import ModelError
 from vitviz_hf.images import open_image
 from vitviz_hf.manifest import check_absent
+from vitviz_hf.maps import name_precision
 from vitviz_hf.model import ModelView, to_pixels
 
 TEMPLATES = ("{}", "a photo of {}")
@@ -54,6 +57,10 @@ def name_features(
         OutputExistsError: the atlas has words already.
         NoClassifierError: the namer has no text tower.
         ConfigError: an empty vocabulary.
+        ModelError: the namer's similarities are finite for no image.
+
+    Warns:
+        RuntimeWarning: they are not for some; these images count as absent.
     """
     check_absent(atlas.folder / "words")
     words = vocabulary() if words is None else tuple(dict.fromkeys(words))
@@ -70,10 +77,11 @@ def name_features(
         pixels = torch.cat([to_pixels(namer, open_image(atlas.image(row).jpeg)) for row in rows])
         similarity.append(classify(namer, pixels, zero_shot).logits.float().cpu())
         show(rows.stop, n_texts)
-    deviations = _standardize(torch.cat(similarity))
+    deviations, place = _finite_deviations(namer, torch.cat(similarity))
     best = {}
     for site in atlas.sites:
-        agreement = agreements(deviations, torch.from_numpy(atlas.table(site).top_rows).long())
+        ranked = torch.from_numpy(atlas.table(site).top_rows).long()
+        agreement = agreements(deviations, place[ranked].where(ranked >= 0, -1))
         strengths, indices = agreement.topk(min(_WORDS_KEPT, len(words)), dim=1)
         best[site] = indices.numpy(), strengths.numpy()
     chance = chance_agreement(deviations, int(atlas.manifest["k"]))
@@ -103,6 +111,18 @@ def chance_agreement(deviations: Tensor, k: int) -> float:
     draw = partial(torch.randperm, len(deviations), generator=generator)
     rows = torch.stack([draw()[:k] for _ in range(_RANDOM_SETS)])
     return float(agreements(deviations, rows).amax(1).quantile(0.95))
+
+
+def _finite_deviations(namer: ModelView, similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations of the images with finite similarities [N, V], and the row of every image in them or -1."""
+    finite = similarity.isfinite().all(1)
+    n_bad = int((~finite).sum())
+    if n_bad:
+        text = f"{name_precision(namer)} gives non-finite similarities on {n_bad} of {len(finite)} images"
+        if n_bad == len(finite):
+            raise ModelError(f"{text}. Check its weights, or load it in float32.")
+        warnings.warn(f"{text}; they count as absent.", RuntimeWarning, stacklevel=3)
+    return _standardize(similarity[finite]), (finite.cumsum(0) - 1).where(finite, -1)
 
 
 def _standardize(similarity: Tensor) -> Tensor:

@@ -159,9 +159,17 @@ def _origins(view: ModelView, width: int, height: int) -> tuple[NDArray[np.int64
 
 
 def _line(ramp: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    """Positions along the original side of n pixels: a straight line through the ramp, its flat ends left out."""
+    """Positions along the original side of n pixels, as nearest-neighbor scaling takes them.
+
+    They are on a straight line through the ramp, its flat ends left out. The ramp has 256 steps only; that a side is
+    scaled to a whole number of pixels, and cut at a whole one, makes the line exact.
+    """
     places = np.arange(len(ramp))
     inner = (ramp > 0.02) & (ramp < 0.98)
     use = inner if inner.sum() >= 2 else np.ones_like(inner)
-    slope, start = np.polyfit(places[use], ramp[use] * (n - 1), 1)
-    return np.asarray(np.floor(start + slope * places + 0.5).astype(np.int64))
+    slope = np.polyfit(places[use], ramp[use] * (n - 1), 1)[0]
+    side = max(round(n / slope), 1)
+    offset = (ramp[use].mean() * (n - 1) + 0.5) * side / n - 0.5 - places[use].mean()
+    if abs(offset - round(offset)) < 0.2:
+        offset = round(offset)
+    return np.asarray(np.floor((places + offset + 0.5) * n / side + 1e-9).astype(np.int64))

@@ -3,7 +3,9 @@
 import base64
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +27,7 @@ from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
 from vitviz_hf.maps import split_tokens
 from vitviz_hf.measure import PRE_ACT
-from vitviz_hf.model import ModelView, at_size, load_model
+from vitviz_hf.model import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.objectives import (
     Direction,
     Logit,
@@ -41,6 +43,11 @@ from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 
 _CHUNK = "vitviz"
 _SCHEMA = 1
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+
+
+class ReplayWarning(UserWarning):
+    """A replayed picture will not be the one that the recipe made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +80,8 @@ class Visualization:
 
     @property
     def alive(self) -> bool:
-        """Whether the picture ever made its feature fire."""
-        return self.dead_steps < self.recipe["config"]["steps"] or self.score > 0
+        """Whether the feature fires on the picture, see `is_alive`."""
+        return is_alive(self.recipe)
 
     @property
     def image(self) -> Image.Image:
@@ -176,7 +183,7 @@ def transfer_scores(view: ModelView, objectives: Sequence[Objective], pixels: Te
 
     Mean over eight fixed draws of rotation up to 20 degrees, zoom by up to e^0.25 and Gaussian blur of 1 pixel.
     """
-    generators = [_generator(0, "transfer", view.device) for _ in objectives]
+    generators = [_generator(0, "transfer") for _ in objectives]
     images = pixels.unsqueeze(1).expand(-1, 8, -1, -1, -1)
     images = transforms.rotate_and_scale(images, 20, 0.25, generators)
     blurred = tv.gaussian_blur(images.flatten(0, 1), [5, 5], [1.0, 1.0]).view_as(images)
@@ -184,10 +191,12 @@ def transfer_scores(view: ModelView, objectives: Sequence[Objective], pixels: Te
 
 
 def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> Visualization:
-    """Make a picture again from the recipe in its PNG.
+    """Make a picture again from the recipe in its PNG, on the recipe's device and with its dtype.
+
+    Where the device is missing here, another is used and a `ReplayWarning` says so.
 
     Args:
-        view: the loaded model, if it is at hand; else it is loaded by the recipe's id and revision.
+        view: saves loading, if it is the recipe's model and revision, of its dtype, and on its device.
 
     Raises:
         RecipeError: no recipe, or one this version cannot follow.
@@ -199,13 +208,54 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
         config = VisualizeConfig.from_dict(recipe["config"])
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]
+        control, _, control_seed = str(recipe.get("control") or "").partition(", seed ")
+        dtype, device = _DTYPES[recipe["dtype"]], str(recipe["device"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, VitvizError):
             raise RecipeError(f"the recipe cannot be followed: {error}") from error
         raise RecipeError(f"the recipe is incomplete or damaged ({error!r}).") from error
-    if view is None or (view.model_id, view.revision) != (model_id, revision):
-        view = load_model(model_id, revision)
-    return visualize(at_size(view, (height, width)), [objective], config)[0]
+    if difference := expected_difference(recipe):
+        warnings.warn(difference, ReplayWarning, stacklevel=2)
+    wanted = torch.device(device) if _is_here(device) else best_device()
+    view = view and at_size(view, (height, width))
+    if view is None or view.device.type != wanted.type or view.identity.difference(recipe):
+        view = load_model(model_id, revision, wanted, dtype)
+        view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
+        if difference := view.identity.difference(recipe):
+            raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
+    return visualize(view, [objective], config)[0]
+
+
+def shows(recipe: Mapping[str, Any], view: ModelView, target: Objective | Target | str) -> bool:
+    """Whether a recipe is of this model, as it is now, and of this objective."""
+    same = recipe.get("objective") == _terms_to_json(to_objective(target))
+    return same and not view.identity.difference(recipe)
+
+
+def expected_difference(recipe: Mapping[str, Any]) -> str | None:
+    """Why a replay on this machine will differ from the picture, if it is known to."""
+    device = str(recipe.get("device", "cpu"))
+    if device != "cpu" and recipe.get("draws") != "cpu":
+        return (
+            f"the picture was made by an earlier version, which drew its random numbers on {device!r}: this version "
+            "draws others, so the replay is another picture of the same feature."
+        )
+    if not _is_here(device):
+        return (
+            f"the picture was made on {device!r}, which is not here: it is made again on {best_device().type!r} from "
+            "the same random numbers, and differs by rounding."
+        )
+    return None
+
+
+def is_alive(recipe: Mapping[str, Any]) -> bool:
+    """Whether the feature fires on the final picture: its score is above 0.
+
+    So for a feature, a direction, or a sum of them. A logit, and anything that is minimized, has no value that stands
+    for silence; its pictures count as alive.
+    """
+    silent_at_zero = all(t["weight"] > 0 and not str(t.get("target")).startswith("logit:") for t in recipe["objective"])
+    return float(recipe["score"]) > 0 or not silent_at_zero
 
 
 def read_recipe(source: str | Path | Image.Image) -> dict[str, Any]:
@@ -236,8 +286,8 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
     Args:
         site: None measures the logits.
     """
-    generator = _generator(0, str(site), view.device)
-    noise = torch.rand(4, 3, *view.input_size, generator=generator, device=view.device)
+    generator = _generator(0, str(site))
+    noise = torch.rand(4, 3, *view.input_size, generator=generator).to(view.device)
     with torch.enable_grad():
         noise.requires_grad_(True)
         if site is None:
@@ -246,7 +296,7 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
             has_pre_act = site.kind == "mlp_act" and PRE_ACT in view.layers[site.layer].taps
             source = Site(site.layer, PRE_ACT) if has_pre_act else site
             values = split_tokens(view, record(view, noise, [source])[source], source)[1].float().mean(1)
-        probes = torch.randn(values.shape, generator=generator, device=view.device)
+        probes = torch.randn(values.shape, generator=generator).to(view.device)
         (signal,) = torch.autograd.grad((values * probes).sum(), noise)
         (roughness,) = torch.autograd.grad(transforms.total_variation(noise.unsqueeze(1)).sum(), noise)
     typical = signal.norm() / math.sqrt(values.shape[1])
@@ -254,13 +304,21 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
 
 
 def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeConfig) -> Iterator[Step]:
-    generators = [_generator(config.seed, str(o), view.device) for o in objectives]
+    generators = [_generator(config.seed, str(o)) for o in objectives]
     size = (view.input_size[0] + 2 * config.margin, view.input_size[1] + 2 * config.margin)
     canvas = (fourier_canvas if config.canvas == "fourier" else pixel_canvas)(size, generators, view.device)
     params = canvas.params.requires_grad_(True)
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
     smoothness = _smoothness(view, objectives, config)
-    chunks = [(rows, _Readout(view, [objectives[r] for r in rows])) for rows in _chunks(objectives, config)]
+    chunks = [
+        (
+            torch.tensor(rows, device=view.device),
+            _Readout(view, [objectives[r] for r in rows]),
+            [generators[r] for r in rows],
+        )
+        for rows in _chunks(objectives, config)
+    ]
+    precision = torch.autocast(view.device.type, torch.bfloat16) if config.autocast else nullcontext()
     dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
     for index in range(config.steps):
         progress = index / config.steps
@@ -268,10 +326,10 @@ def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeCon
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
         scores = torch.zeros(len(objectives), device=view.device)
         with torch.enable_grad():
-            for rows, read in chunks:
+            for rows, read, own in chunks:
                 pixels = canvas.to_pixels(params[rows])
-                images = _augment(pixels, view.input_size, config, progress, [generators[r] for r in rows])
-                with torch.autocast(view.device.type, torch.bfloat16, enabled=config.autocast):
+                images = _augment(pixels, view.input_size, config, progress, own)
+                with precision:
                     values, pre_values = read(images)
                 scores[rows] = values.detach().mean(1)
                 dead = read.revivable & (scores[rows] <= 0)
@@ -371,9 +429,14 @@ def _smoothness(view: ModelView, objectives: list[Objective], config: VisualizeC
     return torch.tensor([max(map(weight, o.terms)) for o in objectives], device=view.device)
 
 
-def _generator(seed: int, address: str, device: torch.device) -> torch.Generator:
+def _is_here(device: str) -> bool:
+    return device == "cpu" or device == best_device().type
+
+
+def _generator(seed: int, address: str) -> torch.Generator:
+    """Of the CPU, so that draws are the same whatever device makes the picture."""
     digest = sha256(f"{seed} {address}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _recipe(
@@ -381,19 +444,21 @@ def _recipe(
 ) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
-        "model_id": view.model_id,
-        "revision": view.revision,
-        "input_size": list(view.input_size),
-        "objective": [_term_to_json(w, t) for w, t in objective.terms],
+        **view.identity.to_json(),
+        "objective": _terms_to_json(objective),
         "address": str(objective),
         "config": config.to_dict(),
         "versions": versions(),
         "device": view.device.type,
-        "dtype": str(view.dtype).removeprefix("torch."),
+        "draws": "cpu",
         "score": score,
         "transfer_score": transfer,
         "dead_steps": dead_steps,
     }
+
+
+def _terms_to_json(objective: Objective) -> list[dict[str, Any]]:
+    return [_term_to_json(w, t) for w, t in objective.terms]
 
 
 def _term_to_json(weight: float, target: Target) -> dict[str, Any]:

@@ -81,14 +81,11 @@ def check_model(view: ModelView, atlas: Atlas) -> None:
     """Raise unless the atlas was made with this model.
 
     Raises:
-        AtlasError: the atlas is of another model, revision or input size.
+        AtlasError: the atlas is of another model, revision, weights, input size or dtype.
     """
-    made = (atlas.manifest["model_id"], atlas.manifest["revision"], tuple(atlas.manifest["input_size"]))
-    if made != (view.model_id, view.revision, view.input_size):
+    if difference := view.identity.difference(atlas.manifest):
         raise AtlasError(
-            f"the atlas {atlas.name!r} is of {made[0]!r} (revision {made[1] or '-'}, input {made[2][0]}x{made[2][1]}), "
-            f"not of {view.model_id!r} (revision {view.revision or '-'}, input "
-            f"{view.input_size[0]}x{view.input_size[1]})."
+            f"the atlas {atlas.name!r} is not of {view.model_id!r} as it was loaded: it was made with {difference}."
         )
 
 

@@ -51,8 +51,7 @@ def record_each(view: ModelView, pixels: Tensor, sites: Iterable[Site], use: Cal
 def record_with_logits(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> tuple[dict[Site, Tensor], Tensor]:
     """As `record`, but runs to the end and also returns the logits [B, N]."""
     acts: dict[Site, Tensor] = {}
-    logits: Tensor = _read(view, pixels, set(sites), acts.__setitem__, stop=False).logits
-    return acts, logits
+    return acts, view.head(_read(view, pixels, set(sites), acts.__setitem__, stop=False))
 
 
 def _read(view: ModelView, pixels: Tensor, sites: set[Site], use: Callable[[Site, Tensor], None], stop: bool) -> Any:

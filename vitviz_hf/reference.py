@@ -1,19 +1,22 @@
 """Scores of real photographs, so that a score can be called high: measured once for a model, then stored."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vitviz_hf.errors import OutputExistsError
-from vitviz_hf.hub import BUILTIN, cache_folder
+from vitviz_hf.errors import ModelError, OutputExistsError
+from vitviz_hf.hub import cache_folder
 from vitviz_hf.manifest import write_file
-from vitviz_hf.maps import site_scores
+from vitviz_hf.maps import name_precision, site_scores
 from vitviz_hf.model import ModelView, list_sites, to_pixels
 from vitviz_hf.recording import activations
-from vitviz_hf.sites import Feature, Site, file_stem, parse_site
+from vitviz_hf.sites import Feature, Site, parse_site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
 Reference = Mapping[Site, Tensor]
@@ -22,21 +25,29 @@ Reference = Mapping[Site, Tensor]
 def reference_scores(view: ModelView, progress: Callable[[int, int], None] | None = None) -> dict[Site, Tensor]:
     """Score of every feature of every site on each built-in photograph, {site: [N, F]}.
 
-    One forward pass for each photograph. Kept in the cache folder for models with a pinned revision.
+    One forward pass for each photograph. Kept in the cache folder.
 
     Args:
         progress: called with the photographs done and their number.
+
+    Raises:
+        ModelError: no photograph has finite scores at any site.
+
+    Warns:
+        RuntimeWarning: some have scores that are not finite.
     """
-    n = len(builtin_paths())
-    name = "-".join((file_stem(view.model_id), view.revision or "", *map(str, view.input_size), str(n)))
-    path = cache_folder() / "reference" / f"{name}.safetensors"
-    pinned = view.revision is not None or view.model_id == BUILTIN
-    if pinned and path.is_file():
-        return {parse_site(k): v for k, v in load(path.read_bytes()).items()}
-    scores = score_examples(view, builtin_photographs(), [s for s, _ in list_sites(view)], progress, n)
-    if pinned:
-        with suppress(OutputExistsError):  # another process was faster
-            write_file(path, save({str(k): v for k, v in scores.items()}))
+    names = list(builtin_paths())
+    sites = [s for s, _ in list_sites(view)]
+    wanted = sha256(f"{names} {list(map(str, sites))}".encode()).hexdigest()[:8]
+    path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
+    if path.is_file():
+        scores = {parse_site(k): v for k, v in load(path.read_bytes()).items()}
+        _check_finite(view, scores)
+        return scores
+    scores = score_examples(view, builtin_photographs(), sites, progress, len(names))
+    _check_finite(view, scores)
+    with suppress(OutputExistsError):  # another process was faster
+        write_file(path, save({str(k): v for k, v in scores.items()}))
     return scores
 
 
@@ -59,6 +70,35 @@ def score_examples(
 
 
 def best_photograph(reference: Reference, feature: Feature) -> tuple[str, float]:
-    """The built-in photograph with the highest score for a feature, and that score."""
-    column = reference[feature.site][:, feature.index]
+    """The built-in photograph with the highest score for a feature, and that score.
+
+    Photographs with a score at the site that is not finite are left out.
+
+    Raises:
+        ModelError: none is left.
+    """
+    scores = reference[feature.site]
+    finite = scores.isfinite().all(1)
+    if not finite.any():
+        raise ModelError(f"no built-in photograph has finite scores at {feature.site}; check the model's weights.")
+    column = scores[:, feature.index].where(finite, -math.inf)
     return list(builtin_paths())[int(column.argmax())], float(column.max())
+
+
+def _check_finite(view: ModelView, scores: Reference) -> None:
+    """Rows stay, so that they are those of the photographs; who reads them leaves out what is not finite."""
+    finite = {s: v.isfinite().all(1) for s, v in scores.items()}
+    where = [str(s) for s, rows in finite.items() if not rows.all()]
+    if not where:
+        return
+    if not any(rows.any() for rows in finite.values()):
+        raise ModelError(
+            f"{name_precision(view)} gives non-finite scores at every site on every built-in photograph. Check its "
+            "weights, or load it in float32."
+        )
+    bad = ~torch.stack(list(finite.values())).all(0)
+    names = [name for name, is_bad in zip(builtin_paths(), bad.tolist(), strict=True) if is_bad]
+    warnings.warn(
+        f"{name_precision(view)} gives non-finite scores at {', '.join(where)} on {', '.join(names)}; they are left "
+        "out there.", RuntimeWarning, stacklevel=3,
+    )  # fmt: skip

@@ -37,14 +37,14 @@ def open_scenes(dataset: str, split: str | None = None, compose: str = "paste", 
             pictures, of which scenes are made.
         compose: how they are made: `paste` puts ellipses of two to four pictures on another one, `tiles` four pictures
             beside each other; with `none` a dataset without masks is refused.
-        seed: of what is put where.
+        seed: of the order of Pascal VOC's pictures, or of what is put where.
 
     Raises:
         DatasetError: there are no masks, or nothing to make scenes of.
     """
     path = Path(dataset).expanduser()
     if (path / "SegmentationObject").is_dir():
-        return _voc(path)
+        return _voc(path, seed)
     source = open_source(dataset, split)
     first = next((row for row, _ in source.read(0, 1, None)), None)
     if first is not None and first.mask:
@@ -72,8 +72,23 @@ def read_mask(data: bytes) -> NDArray[np.int64]:
     return (values if values.ndim == 2 else values[..., 0]).astype(np.int64)
 
 
-def _voc(folder: Path) -> Iterator[Scene]:
-    for path in sorted((folder / "SegmentationObject").glob("*.png")):
+def read_object(data: bytes) -> NDArray[np.int64]:
+    """1 on objects, 0 elsewhere, [h, w]: what is not black; in a palette picture, as Pascal VOC has them, 1 to 200.
+
+    Raises:
+        ImageError: no usable picture.
+    """
+    image = open_image(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.mode == "P":
+            numbers = read_mask(data)
+            return np.asarray((numbers > 0) & (numbers <= 200), np.int64)
+    return np.asarray(np.asarray(image).max(-1) > 0, np.int64)
+
+
+def _voc(folder: Path, seed: int) -> Iterator[Scene]:
+    paths = sorted((folder / "SegmentationObject").glob("*.png"))
+    for path in (paths[i] for i in np.random.default_rng(seed).permutation(len(paths))):
         picture, notes = folder / "JPEGImages" / f"{path.stem}.jpg", folder / "Annotations" / f"{path.stem}.xml"
         if not picture.is_file() or not notes.is_file():
             continue

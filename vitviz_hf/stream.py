@@ -181,7 +181,7 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         data = value.get("bytes") if isinstance(value, dict) else value
         path = (value.get("path") if isinstance(value, dict) else None) or ""
         if data is None and path:
-            data = Path(path).read_bytes()
+            data = _read_named(path, local, token)
         name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
         label, class_id = _label(item, names)
         wnid = next((str(x) for x in (item.get("wnid"), label) if isinstance(x, str) and is_wnid(x)), "")
@@ -209,9 +209,10 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
                     if again:
                         again -= 1
                         continue
+                    row = to_row(item)  # before it counts as read: it may have to be fetched
                     since += 1
                     failures = 0
-                    yield to_row(item), mark
+                    yield row, mark
                 return
             except (OSError, RuntimeError, httpx2.HTTPError) as error:
                 if failures == len(_RETRIES):
@@ -224,6 +225,17 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
 
     classes = next((tuple(names[c]) for c in _LABELS if c in names), ())
     return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, class_names=classes, read=read)
+
+
+def _read_named(path: str, local: bool, token: str | bool | None) -> bytes:
+    """A picture that a dataset names instead of holding it; a dataset of the Hub can only name what is on the Hub."""
+    from datasets import DownloadConfig
+    from datasets.utils.file_utils import xopen
+
+    if not local and not path.split("::")[-1].startswith("hf://"):  # zip://a.png::hf://...
+        return b""
+    with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
+        return bytes(file.read())
 
 
 def _files_of(folder: str, split: str) -> list[str]:
@@ -279,8 +291,8 @@ def _class_names(stream: Any) -> dict[str, list[str]]:
 def _label(item: dict[str, Any], names: dict[str, list[str]]) -> tuple[str, int | None]:
     for column in _LABELS:
         value = item.get(column)
-        if isinstance(value, int) and column in names and 0 <= value < len(names[column]):
-            return str(names[column][value]), value
+        if isinstance(value, int) and column in names:  # -1 where the class is unknown
+            return (str(names[column][value]), value) if 0 <= value < len(names[column]) else ("", None)
         if isinstance(value, str | int) and not isinstance(value, bool):
             return str(value), None
     return "", None

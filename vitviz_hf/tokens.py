@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitviz_hf.errors import ConfigError, NoClassifierError, first_line
 from vitviz_hf.hooks import replace_inputs_and_outputs
-from vitviz_hf.model import ModelView, run
+from vitviz_hf.model import ModelView, logits, run
 
 _POSITIONS = re.compile(r"(^|[._])pos(ition(al)?)?_embed(ding|dings)?(\.weight)?$")
 
@@ -96,7 +96,7 @@ def isolated_logits(view: ModelView, pixels: Tensor, prefix: Tensor) -> Tensor:
         view.layers[-1].name: lambda patches: torch.cat([prefix.expand(len(patches), -1, -1), patches], 1),
     }
     with torch.no_grad(), replace_inputs_and_outputs(view.module, changes, {}):
-        return Tensor(run(view, pixels).logits)
+        return logits(view, pixels)
 
 
 def head_logits(view: ModelView, tokens: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def head_logits(view: ModelView, tokens: Tensor) -> Tensor:
     # One patch too: some heads average the patches, alone or beside the class token.
     sequence = tokens[:, None].expand(-1, view.layers[-1].n_prefix + 1, -1)
     with torch.no_grad(), replace_inputs_and_outputs(view.module, {}, {view.layers[-1].name: lambda _: sequence}):
-        return Tensor(run(view, blank).logits)
+        return logits(view, blank)
 
 
 def without_positions(view: ModelView) -> ModelView:

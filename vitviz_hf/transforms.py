@@ -1,7 +1,8 @@
 """Random changes of the image at every step, so that a picture works for more than one exact input.
 
 Each takes images [N, M, 3, H, W] (N pictures, M copies of each) and one generator per picture, so that a picture sees
-the same draws alone and in a batch.
+the same draws alone and in a batch. The generators are the CPU's: a picture sees the same draws on every device, and
+none is read back from it.
 """
 
 import math
@@ -19,49 +20,46 @@ def color_shift(images: Tensor, strength: float, generators: Generators) -> Tens
 
     Source: the code of Ghiasi et al. 2022, arXiv:2212.06727 (the paper writes s*x + m).
     """
-    draws = _uniform(images, (2, images.shape[1], 3, 1, 1), generators) * strength
-    mean, log_std = draws.unbind(1)
+    draws = _uniform((2, images.shape[1], 3, 1, 1), generators) * strength
+    mean, log_std = to_device(draws, images.device).unbind(1)
     return (images - mean) / log_std.exp()
 
 
 def noise(images: Tensor, std: float, per: str, generators: Generators) -> Tensor:
     """Additive Gaussian noise, one draw per pixel (the paper) or one per copy and color (its code)."""
     shape = images.shape[1:] if per == "pixel" else (images.shape[1], 3, 1, 1)
-    draws = [torch.randn(shape, generator=g, device=images.device) for g in generators]
-    return images + std * torch.stack(draws)
+    draws = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return images + std * to_device(draws, images.device)
 
 
 def jitter(images: Tensor, pixels: int, generators: Generators) -> Tensor:
     """Torus shift of both axes by a uniform integer in [-pixels, pixels], one draw per picture."""
-    shifts = [_integers(-pixels, pixels, 2, g, images.device) for g in generators]
-    return torch.stack([x.roll(shift, dims=(-2, -1)) for x, shift in zip(images, shifts, strict=True)])
+    height, width = images.shape[-2:]
+    shifts = torch.stack([torch.randint(-pixels, pixels + 1, (2,), generator=g) for g in generators])[:, :, None, None]
+    rows = (torch.arange(height) - shifts[:, 0]) % height
+    cols = (torch.arange(width) - shifts[:, 1]) % width
+    return _pick(images, rows, cols)
 
 
 def random_crop(images: Tensor, size: tuple[int, int], generators: Generators) -> Tensor:
     """A random window of `size` for every copy."""
-    height, width = size
-    spare = (images.shape[-2] - height, images.shape[-1] - width)
+    spare = (images.shape[-2] - size[0], images.shape[-1] - size[1])
     if spare == (0, 0):
         return images
-    copies = images.shape[1]
-    crops = []
-    for picture, generator in zip(images, generators, strict=True):
-        tops = _integers(0, spare[0], copies, generator, images.device)
-        lefts = _integers(0, spare[1], copies, generator, images.device)
-        windows = [x[:, t : t + height, v : v + width] for x, t, v in zip(picture, tops, lefts, strict=True)]
-        crops.append(torch.stack(windows))
-    return torch.stack(crops)
+    draws = [torch.randint(0, s + 1, (images.shape[1],), generator=g) for g in generators for s in spare]
+    corners = torch.stack(draws).unflatten(0, (-1, 2))[..., None]
+    return _pick(images, corners[:, 0] + torch.arange(size[0]), corners[:, 1] + torch.arange(size[1]))
 
 
 def rotate_and_scale(images: Tensor, degrees: float, factor: float, generators: Generators) -> Tensor:
     """Rotation by U(-degrees, degrees) and zoom by exp(U(-factor, factor)) per copy; edges are reflected."""
-    draws = _uniform(images, (2, images.shape[1]), generators)
+    draws = _uniform((2, images.shape[1]), generators)
     angle, zoom = draws[:, 0] * math.radians(degrees), (draws[:, 1] * factor).exp()
     height, width = images.shape[-2:]
     cos, sin, zero = angle.cos() * zoom, angle.sin() * zoom, torch.zeros_like(angle)
     # affine_grid works in [-1, 1] on both axes, so the aspect ratio enters the off-diagonal.
     rows = (cos, -sin * height / width, zero, sin * width / height, cos, zero)
-    theta = torch.stack(rows, dim=-1).reshape(-1, 2, 3)
+    theta = to_device(torch.stack(rows, dim=-1).reshape(-1, 2, 3), images.device)
     flat = images.flatten(0, 1)
     grid = functional.affine_grid(theta, list(flat.shape), align_corners=False)
     turned = functional.grid_sample(flat, grid, padding_mode="reflection", align_corners=False)
@@ -90,12 +88,19 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack(norms).sum(0).mean(dim=(1, 2))
 
 
-def _uniform(images: Tensor, shape: tuple[int, ...], generators: Generators) -> Tensor:
-    """[N, *shape] in (-1, 1)."""
-    draws = [torch.rand(shape, generator=g, device=images.device) for g in generators]
-    return torch.stack(draws) * 2 - 1
+def to_device(draws: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device, which is not waited for."""
+    return draws.to(device, non_blocking=device.type == "cuda")
 
 
-def _integers(low: int, high: int, n: int, generator: torch.Generator, device: torch.device) -> list[int]:
-    draws: list[int] = torch.randint(low, high + 1, (n,), generator=generator, device=device).tolist()
-    return draws
+def _uniform(shape: tuple[int, ...], generators: Generators) -> Tensor:
+    """[N, *shape] in (-1, 1), on the CPU."""
+    return torch.stack([torch.rand(shape, generator=g) for g in generators]) * 2 - 1
+
+
+def _pick(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Rows [N, M or 1, h] and columns [N, M or 1, w] of each copy: [N, M, 3, H, W] -> [N, M, 3, h, w]."""
+    shape = (*images.shape[:3], rows.shape[-1], cols.shape[-1])
+    rows, cols = (to_device(index, images.device) for index in (rows, cols))
+    bands = images.gather(-2, rows[:, :, None, :, None].expand(*shape[:-1], images.shape[-1]))
+    return bands.gather(-1, cols[:, :, None, None, :].expand(shape))

@@ -89,7 +89,7 @@ def _search(args: Any) -> None:
         kinds=tuple(args.kinds.split(",")), layers=parse_layers(args.layers), k=args.k, reduce=args.reduce,
         limit=args.limit, batch=args.batch, workers=workers,
     )  # fmt: skip
-    out, rank, n_ranks = Path(args.out), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    out, (rank, n_ranks) = Path(args.out), _ranks()
     check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
         args.device = _rank_device()
@@ -113,7 +113,20 @@ def _search(args: Any) -> None:
     n_features = sum(atlas.sites.values())
     print(f"{out}: {n_features:,} features, {facts['n_images']:,} images, {facts['n_stored_images']:,} of them stored")
     if facts["n_skipped"]:
-        print(f"{facts['n_skipped']} could not be read, listed in manifest.json; first: {facts['skipped'][0]}")
+        print(f"{facts['n_skipped']:,} could not be read")
+    if facts["n_non_finite"]:
+        print(f"{facts['n_non_finite']:,} gave non-finite activations and were left out of the sites where they did")
+    if facts["skipped"]:
+        print(f"these are listed in manifest.json; first: {': '.join(facts['skipped'][0])}")
+
+
+def _ranks() -> tuple[int, int]:
+    """This process and their number, as torchrun and accelerate tell."""
+    n_ranks, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "")
+    rank = rank or ("0" if n_ranks == "1" else "")
+    if not (n_ranks.isdecimal() and rank.isdecimal() and int(rank) < int(n_ranks)):
+        raise ConfigError(f"RANK must be from 0 to WORLD_SIZE - 1; got {rank!r} and {n_ranks!r} in the environment.")
+    return int(rank), int(n_ranks)
 
 
 def _rank_device() -> str | None:
@@ -126,6 +139,7 @@ def _atlas_build(args: Any) -> None:
     from vitviz_hf.atlas import missing_visualizations, open_atlas
     from vitviz_hf.model import at_size, load_model
     from vitviz_hf.optimization import default_config, visualize
+    from vitviz_hf.page import check_model
 
     atlas = open_atlas(args.atlas)
     features = [f for text in args.features for f in _feature_range(text)]
@@ -135,6 +149,7 @@ def _atlas_build(args: Any) -> None:
         return
     view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], args.device)
     view = at_size(view, tuple(atlas.manifest["input_size"]))
+    check_model(view, atlas)
     config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
     together = 8  # features of one site share the batches
     groups = [missing[i : i + together] for i in range(0, len(missing), together)]

@@ -35,7 +35,11 @@ def add_behavior_commands(verbs: Any) -> None:
         else:
             verb.add_argument("model", nargs="?", metavar="MODEL")
             verb.add_argument("--image", required=True, metavar="FILE", help=IMAGE_HELP)
-            verb.add_argument("--mask", metavar="FILE", help="picture of the same size, not black on objects")
+            verb.add_argument(
+                "--mask",
+                metavar="FILE",
+                help="picture of the same size, not black on objects (in a palette picture, 1 to 200)",
+            )
         verb.add_argument("--out", required=True, metavar="DIR", help="new folder for tables, figures and manifest")
         add_model_options(verb)
         add_knobs(verb, config, "of this analysis", defaults=True)
@@ -46,13 +50,13 @@ def _config(args: argparse.Namespace) -> Any:
 
 
 def _inputs(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    from vitviz_hf.scenes import read_mask
+    from vitviz_hf.scenes import read_object
 
     config, image, mask = _config(args), open_picture(args.image), None
     check_absent(args.out)
     if args.mask:
         try:
-            mask = read_mask(Path(args.mask).read_bytes())
+            mask = read_object(Path(args.mask).read_bytes())
         except OSError as error:
             raise ConfigError(f"the mask '{args.mask}' cannot be read: {error.strerror}.") from error
         if mask.shape != image.size[::-1]:
@@ -96,5 +100,5 @@ def _save(result: Any, args: argparse.Namespace) -> None:
         result.manifest["image"] = Path(args.image).name
         result.manifest["mask"] = Path(args.mask).name if args.mask else None
     result.save(out)
-    print(result.tables["table"].to_markdown())
+    print(next(iter(result.tables.values())).to_markdown())
     print(", ".join(str(p) for p in sorted(out.iterdir())))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.cli.common import add_knobs, add_model_options, add_verb, counter, load_view
-from vitviz_hf.config import IMAGENET
+from vitviz_hf.config import CONTROLS, IMAGENET
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
 from vitviz_hf.experiments import EXPERIMENTS, Experiment
 from vitviz_hf.manifest import check_absent
@@ -27,6 +27,7 @@ def add_experiment_commands(verbs: Any) -> None:
         verb.epilog = f"source: {experiment.source}"
         verb.set_defaults(experiment=name)
         _add_inputs(verb, experiment)
+        verb.add_argument("--control", choices=CONTROLS, help="run it on models that have learned nothing too")
         add_knobs(verb, experiment.config, "of this experiment", defaults=True)
     verb = add_verb(names, ALL, _run_all, "run all of them and write a report")
     _add_inputs(verb, EXPERIMENTS["token-mixing"])
@@ -59,7 +60,7 @@ def _run(args: Any) -> None:
     out = Path(args.out)
     check_absent(out)
     models, source = _inputs(args, experiment)
-    result = _run_one(args.experiment, models, source, config, out, args.resume)
+    result = _run_one(args.experiment, models, source, config, out, args.resume, args.control)
     for name, table in result.tables.items():
         if name == "table":
             print(table.to_markdown())
@@ -78,14 +79,16 @@ def _inputs(args: Any, experiment: Experiment) -> tuple[list[Any], Any]:
     return [load_view(args, model) for model in models], source
 
 
-def _run_one(name: str, views: list[Any], source: Any, config: Any, out: Path, resume: bool) -> Any:
+def _run_one(
+    name: str, views: list[Any], source: Any, config: Any, out: Path, resume: bool, control: str | None = None
+) -> Any:
     from vitviz_hf.experiments import run_experiment
 
     work = out.with_name(f"{out.name}.experiment")
     if work.exists() and not resume:
         raise OutputExistsError(f"'{work}' holds an interrupted run; go on with --resume, or delete it.")
     with counter(name, "", keep=True) as show:
-        result = run_experiment(name, views, source, config, work, show)
+        result = run_experiment(name, views, source, config, work, show, control)
     result.save(out)
     shutil.rmtree(work, ignore_errors=True)
     return result

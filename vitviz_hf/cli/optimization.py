@@ -1,6 +1,7 @@
 """Commands that optimize pictures: visualize, replay."""
 
 import sys
+import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -76,20 +77,29 @@ def _visualize(args: Any) -> None:
 def _replay(args: Any) -> None:
     import numpy as np
 
-    from vitviz_hf.optimization import read_recipe, replay
+    from vitviz_hf.optimization import ReplayWarning, expected_difference, read_recipe, replay
 
     recipe = read_recipe(args.png)
     if args.out:
         check_absent(args.out)
     print(f"{recipe.get('address')} of {recipe.get('model_id')}, made on {recipe.get('device')}", file=sys.stderr)
-    result = replay(args.png)
-    before = np.asarray(open_picture(args.png), dtype=int)
-    after = np.asarray(result.image, dtype=int)
-    difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
+    if difference := expected_difference(recipe):
+        print(f"vitviz: {difference}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReplayWarning)  # said above
+        result = replay(args.png)
+    before, after = (np.asarray(x, dtype=int) for x in (open_picture(args.png), result.image))
     if args.out:
         result.save(args.out)
-    same = "identical" if difference == 0 else f"largest difference {difference} of 255"
-    print(f"{same}; score {result.score:.4g}, was {recipe.get('score', float('nan')):.4g}")
+    print(f"{_difference(before, after)}; score {result.score:.4g}, was {recipe.get('score', float('nan')):.4g}")
+
+
+def _difference(before: Any, after: Any) -> str:
+    """How far two pictures [H, W, 3] are apart."""
+    if before.shape != after.shape:
+        return f"of another size: {before.shape[1]}x{before.shape[0]}, now {after.shape[1]}x{after.shape[0]}"
+    apart = abs(before - after)
+    return f"largest difference {apart.max()} of 255, mean {apart.mean():.2g}" if apart.any() else "identical"
 
 
 def _single_feature(result: "Visualization") -> str | None:

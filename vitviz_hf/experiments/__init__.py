@@ -79,6 +79,7 @@ def run_experiment(
     config: Any,
     work: Path,
     progress: Callable[[int, int], None] | None = None,
+    control: str | None = None,
 ) -> "Result":
     """Run one experiment.
 
@@ -89,9 +90,11 @@ def run_experiment(
         config: of the experiment's own class.
         work: folder for what an interrupted run goes on with; delete it when the result is saved.
         progress: called with what is done and its number, 0 if that is not known.
+        control: `random-weights` or `shuffled-weights`: run it on models that have learned nothing too, and show both.
 
     Raises:
-        ConfigError: unknown experiment, or models and dataset that do not fit it.
+        ConfigError: unknown experiment or control, models and dataset that do not fit it, or `work` holds a run of
+            other models, data or options.
         NoClassifierError: a model without a trained classifier where one is needed.
         DatasetError: the dataset failed, or nothing in it could be used.
     """
@@ -102,6 +105,19 @@ def run_experiment(
         raise ConfigError(f"{name} needs a model.")
     if source is None and experiment.dataset == "labelled":
         raise ConfigError(f"{name} needs a dataset with labels.")
+    if control and getattr(config, "atlas", ""):
+        raise ConfigError("a control has no atlas; give the dataset that is to be searched instead of --atlas.")
+    from vitviz_hf.experiments.result import claim, describe_run, with_control
+    from vitviz_hf.model import as_control
+
     module = importlib.import_module(f"vitviz_hf.experiments.{experiment.module}")
-    result: Result = module.run(list(views), source, config, work, progress)
-    return result
+
+    def run(compared: "list[ModelView]", folder: Path) -> "Result":
+        claim(folder, describe_run(name, compared, source, config))
+        result: Result = module.run(compared, source, config, folder, progress)
+        return result
+
+    if control is None:
+        return run(list(views), work)
+    nulls = [as_control(view, control) for view in views]
+    return with_control(run(list(views), work / "trained"), run(nulls, work / control), control)

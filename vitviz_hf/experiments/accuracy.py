@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.errors import ConfigError, DatasetError, ImageError, NoClassifierError
+from vitviz_hf.errors import DatasetError, ImageError, NoClassifierError
 from vitviz_hf.experiments.pixels import logits_of
 from vitviz_hf.images import open_image
 from vitviz_hf.labels import LabelMatcher
@@ -85,7 +85,6 @@ def count_right(
     batch: int,
     limit: int,
     work: Path,
-    recipe: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Tally:
     """Read a labelled dataset once.
@@ -94,15 +93,13 @@ def count_right(
         prepare: runs in threads ahead of the models; a text that it returns instead is the reason to leave it out.
         score: examples and what was prepared for them -> flags [B, number of columns].
         limit: rows to read; 0 for all.
-        work: folder for checkpoints; what lies there is gone on with.
-        recipe: what decides the result; a checkpoint of another one is refused.
+        work: folder for checkpoints; what lies there is gone on with (`claim` made sure that it is of this run).
 
     Raises:
-        ConfigError: `work` holds another run.
         DatasetError: no picture could be scored, or the stream failed; what was read is kept in `work`.
     """
     matchers = [LabelMatcher(view.labels or (), source.class_names) for view in views]
-    tally = _load(work, recipe, columns)
+    tally = _load(work, columns)
     saved = time.monotonic()
     n_all = min(x for x in (source.n_rows, limit or None, 10**12) if x is not None)
 
@@ -130,10 +127,10 @@ def count_right(
                 if progress:
                     progress(tally.n_rows, n_all if n_all < 10**12 else 0)
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    _save(tally, work, recipe)
+                    _save(tally, work)
                     saved = time.monotonic()
         finally:
-            _save(tally, work, recipe)
+            _save(tally, work)
     if not tally.n_images:
         reasons = "; ".join(f"{n} because {why}" for why, n in tally.left_out.most_common(3))
         raise DatasetError(f"no picture of {source.dataset!r} could be scored: {reasons or 'it is empty'}.")
@@ -247,12 +244,9 @@ def _matched(view: ModelView, source: Source) -> list[int | None]:
     return [matcher.find(Row("", name, b"", i)) for i, name in enumerate(source.class_names)]
 
 
-def _save(tally: Tally, work: Path, recipe: Mapping[str, Any]) -> None:
+def _save(tally: Tally, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "recipe": dict(recipe), "columns": tally.columns, "n_rows": tally.n_rows, "left_out": tally.left_out,
-        "position": tally.position,
-    }  # fmt: skip
+    facts = {"n_rows": tally.n_rows, "left_out": tally.left_out, "position": tally.position}
     part = work / "flags.part"
     with part.open("wb") as file:
         blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
@@ -260,14 +254,12 @@ def _save(tally: Tally, work: Path, recipe: Mapping[str, Any]) -> None:
     os.replace(part, work / "flags.npz")
 
 
-def _load(work: Path, recipe: Mapping[str, Any], columns: Sequence[str]) -> Tally:
+def _load(work: Path, columns: Sequence[str]) -> Tally:
     path = work / "flags.npz"
     if not path.is_file():
         return Tally(tuple(columns))
     with np.load(path) as stored:
         flags, facts = stored["flags"], json.loads(stored["facts"].tobytes())
-    if facts["recipe"] != json.loads(json.dumps(dict(recipe))):
-        raise ConfigError(f"'{work}' holds a run with other options; give the same ones, or another --out.")
     return Tally(
         tuple(columns), [flags] if len(flags) else [], facts["n_rows"], Counter(facts["left_out"]), facts["position"]
     )

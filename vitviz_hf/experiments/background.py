@@ -99,7 +99,7 @@ def run(
         return right_pictures(views, examples, prepared, config.batch, _TOP)
 
     names = [f"{m} {way} {k}" for m in range(len(views)) for way in _WAYS for k in _TOP]
-    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)
+    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, progress)
     pairs: list[tuple[list[Cell], list[Cell]]] = []
     plain: list[tuple[Cell, ...]] = []
     groups = {}

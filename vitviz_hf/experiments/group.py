@@ -1,8 +1,10 @@
 """Grouping of patches by object over layers, clean, occluded and shuffled, and t-SNE pictures (arXiv:2210.07646)."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,10 +12,17 @@ from numpy.typing import NDArray
 
 from vitviz_hf.attention import attention_weights, joint_attention
 from vitviz_hf.config import GroupConfig
-from vitviz_hf.errors import ConfigError, DatasetError
-from vitviz_hf.experiments.grouping import MEASURES, embed_tokens, group_tokens, instances_to_patches
+from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
+from vitviz_hf.experiments.grouping import (
+    CONTROLLED,
+    MEASURES,
+    embed_tokens,
+    group_tokens,
+    instances_to_patches,
+    permuted_measures,
+)
 from vitviz_hf.experiments.result import Result, describe_run
-from vitviz_hf.experiments.views import SOURCE, parse_levels
+from vitviz_hf.experiments.views import SOURCE
 from vitviz_hf.figures import Figure, Scatter, curves, scatter_panels
 from vitviz_hf.model import ModelView, to_pixels
 from vitviz_hf.occlusion import MODES, Changed, Mask, Pixels, mask_to_model, occlude, shuffle
@@ -48,7 +57,9 @@ PAPER: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "unique-label rate": (.684, .695, .701, .704, .688, .702, .695, .704, .700, .698, .695, .697),
     },
 }  # fmt: skip
-PAPER_MODEL = "google/vit-base-patch16-224"
+PAPER_MODEL, PAPER_DATASET, PAPER_SCENES = "google/vit-base-patch16-224", "VOC2009", 361
+COLUMNS = tuple(x for m in MEASURES for x in ([m, f"{m}, permuted"] if m in CONTROLLED else [m]))
+"""Measures, and beside three of them what chance gives."""
 _BACKGROUND = 0
 
 
@@ -78,47 +89,61 @@ def run_group(
     variants = parse_variants(config.variants)
     found: dict[str, list[NDArray[np.float64]]] = {v.name: [] for v in variants}
     left_out: dict[str, int] = {v.name: 0 for v in variants}
+    non_finite: list[str] = []
     first: tuple[Scene, Pixels, Mask] | None = None
     seen = used = 0
     for scene in scenes:
         seen += 1
         pixels = (to_pixels(view, scene.image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
         mask = mask_to_model(view, scene.mask)
-        clean = group_scene(view, pixels, mask, scene.names, config)
-        if clean is None:
+        try:
+            measured = _measure_variants(view, pixels, mask, scene.names, variants, config, used)
+        except NonFiniteError as error:
+            non_finite.append(str(error))
+            continue
+        if measured is None:
             continue
         first = first or (scene, pixels, mask)
-        for variant in variants:
-            values: NDArray[np.float64] | None = clean
-            if variant.change is not None:
-                changed = variant.change(pixels, mask, config.seed + used)
-                values = group_scene(view, changed.pixels, changed.mask, scene.names, config)
+        for name, values in measured.items():
             if values is None:
-                left_out[variant.name] += 1
+                left_out[name] += 1
             else:
-                found[variant.name].append(values)
+                found[name].append(values)
         used += 1
         if progress:
             progress(used, config.limit)
         if used == config.limit:
             break
+    if non_finite:
+        if len(non_finite) == seen:
+            raise NonFiniteError(f"{non_finite[0]} So it is on all of {seen} scenes; load it in float32.")
+        warnings.warn(f"{non_finite[0]} Left out: {len(non_finite)} of {seen} scenes.", RuntimeWarning, stacklevel=2)
     if first is None:
         raise DatasetError(
             f"none of {seen} scenes of {dataset!r} has two objects of at least {config.min_area:.1%} of the picture, "
             "each with three patches of its own."
         )
     usable = {name: np.stack(values) for name, values in found.items() if values}
-    tables, data = _tables(view, usable)
+    if not usable:
+        raise DatasetError(f"in none of {used} scenes enough was left of two objects in {', '.join(found)}.")
+    tables, data = _tables(usable, PAPER if _is_papers(view, dataset, used, config) else {})
     notes = (
         f"{used} of {seen} scenes of {dataset} have two objects or more that are large enough. Left out of a variant "
-        f"because too little was left of its objects: {', '.join(f'{n} {k}' for n, k in left_out.items())}.",
-        "Layers are counted from 1, as in the paper. Means over scenes; -1 stands for no cluster in silhouette and "
-        "in-cluster cosine, which pulls them down: curves.csv has the counts and the means without.",
+        f"because too little was left of its objects: {', '.join(f'{n} {k}' for n, k in left_out.items())}. "
+        f"Seed {config.seed}; Pascal VOC is read in a random order."
+        + (f" Left out: {len(non_finite)} scenes on which {non_finite[0]}" if non_finite else ""),
+        "Layers are counted from 1, as in the paper's curves; t-SNE names blocks from 0, so block b is layer b + 1. "
+        "Means over scenes; -1 stands for no cluster in silhouette and in-cluster cosine, which pulls them down: "
+        "curves.csv has the counts and the means without.",
+        "Permuted: what chance gives. For purity and unique-label rate, which object each token belongs to is permuted "
+        "(as many tokens for each, the same in every layer), and the radius of DBSCAN, the clusters and the measure "
+        "are computed anew. For silhouette, which depends on the objects only through the radius, the labels of the "
+        "clusters are permuted among the tokens that are in one.",
     )
     tables = {name: Table(t.columns, t.rows, notes) for name, t in tables.items()}
     steps = np.arange(1.0, len(view.layers) + 1)
     panels = {
-        m: {name: (steps, v[:, :, MEASURES.index(m)].mean(0), None, None) for name, v in usable.items()}
+        m: {name: (steps, v[:, :, COLUMNS.index(m)].mean(0), None, None) for name, v in usable.items()}
         for m in _PLOTTED
     }
     figures = {"figure": curves(panels, "layers passed", "mean over scenes"), "tsne": tsne_panels(view, *first, config)}
@@ -126,33 +151,63 @@ def run_group(
     return Result("group", tables, figures, manifest, data)
 
 
+def _measure_variants(
+    view: ModelView, pixels: Pixels, mask: Mask, names: Sequence[str], variants: Sequence[Variant],
+    config: GroupConfig, number: int,
+) -> dict[str, NDArray[np.float64] | None] | None:  # fmt: skip
+    """`group_scene` of each variant; None if the clean picture cannot be used."""
+    clean = group_scene(view, pixels, mask, names, config, number)
+    if clean is None:
+        return None
+    measured: dict[str, NDArray[np.float64] | None] = {}
+    for variant in variants:
+        measured[variant.name] = clean
+        if variant.change is not None:
+            changed = variant.change(pixels, mask, config.seed + number)
+            measured[variant.name] = group_scene(view, changed.pixels, changed.mask, names, config, number)
+    return measured
+
+
 def group_scene(
-    view: ModelView, pixels: Pixels, mask: Mask, names: Sequence[str], config: GroupConfig
+    view: ModelView, pixels: Pixels, mask: Mask, names: Sequence[str], config: GroupConfig, number: int
 ) -> NDArray[np.float64] | None:
-    """All measures of one picture by layer, [L, measures]; None if it has not two objects that are large enough.
+    """All `COLUMNS` of one picture by layer, [L, columns]; None if it has not two objects that are large enough.
 
     Args:
         pixels: [H, W, 3] as the model sees it.
         mask: [H, W] of the same size.
         names: class of each instance.
+        number: of the scene; with the seed it decides the permutation.
     """
-    objects = instances_to_patches(mask, view.layers[0].patch_grid, config.min_area, config.cover)
+    grid = view.layers[0].patch_grid
+    objects = instances_to_patches(mask, grid, config.min_area, config.cover, overlap=config.overlap)
     if objects is None:
         return None
     classes = [names[n - 1] if n <= len(names) else f"object {n}" for n in objects]
     rows = []
-    for tokens in block_outputs(view, pixels):
-        grouping = group_tokens(tokens[view.layers[0].n_prefix :], list(objects.values()), classes)
-        rows.append([grouping.measures[m] for m in MEASURES])
+    owned = list(objects.values())
+    for tokens in block_outputs(view, pixels)[:, view.layers[0].n_prefix :]:
+        grouping = group_tokens(tokens, owned, classes)
+        chance = permuted_measures(tokens, owned, classes, grouping.labels, config.seed + number)
+        found = grouping.measures | {f"{m}, permuted": value for m, value in chance.items()}
+        rows.append([found[column] for column in COLUMNS])
     return np.array(rows)
 
 
 def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
-    """Outputs of all blocks for one picture [H, W, 3], [L, T, D]."""
+    """Outputs of all blocks for one picture [H, W, 3], [L, T, D].
+
+    Raises:
+        NonFiniteError: they are not finite.
+    """
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     acts = activations(view, stack, sites)
-    return np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    if not np.isfinite(outputs).all():
+        dtype = str(view.dtype).removeprefix("torch.")
+        raise NonFiniteError(f"blocks of {view.model_id!r} in {dtype} give NaN or infinite values.")
+    return outputs
 
 
 def parse_variants(text: str) -> list[Variant]:
@@ -162,42 +217,53 @@ def parse_variants(text: str) -> list[Variant]:
         ConfigError: something else.
     """
     variants = []
-    for part in text.split(","):
-        name = " ".join(part.split())
-        match = re.fullmatch(rf"(clean|shuffle|{'|'.join(MODES)})(?: (\d*\.?\d+))?", name)
-        if match is None or (match[1] == "clean") != (match[2] is None):
+    for name in dict.fromkeys(" ".join(part.split()) for part in text.split(",")):
+        match = re.fullmatch(rf"(clean)|(shuffle) ([1-9]\d*)|({'|'.join(MODES)}) (\d*\.?\d+)", name)
+        if match is None:
             raise ConfigError(
                 f"variants are clean, 'shuffle 8', 'random 0.2', 'salient 0.5' or 'non-salient 1'; got {name!r}."
             )
-        variants.append(Variant(name, _change(match[1], match[2])))
+        variants.append(Variant(name, _change(name)))
     return variants
 
 
-def _change(kind: str, amount: str | None) -> Callable[[Pixels, Mask, int], Changed] | None:
+def _change(name: str) -> Callable[[Pixels, Mask, int], Changed] | None:
+    kind, _, amount = name.partition(" ")
     if kind == "clean":
         return None
     if kind == "shuffle":
-        return lambda pixels, mask, seed: shuffle(pixels, mask, int(float(amount or 0)), seed)
-    return lambda pixels, mask, seed: occlude(pixels, mask, kind, float(amount or 0), seed=seed)
+        return lambda pixels, mask, seed: shuffle(pixels, mask, int(amount), seed)
+    return lambda pixels, mask, seed: occlude(pixels, mask, kind, float(amount), seed=seed)
 
 
-def _tables(view: ModelView, usable: Mapping[str, NDArray[np.float64]]) -> tuple[dict[str, Table], dict[str, Table]]:
+def _is_papers(view: ModelView, dataset: str, used: int, config: GroupConfig) -> bool:
+    """Whether the paper's numbers are of the same thing, up to which of VOC's pictures were drawn."""
+    rules = GroupConfig()
+    return (
+        (view.model_id, view.input_size, Path(dataset).name) == (PAPER_MODEL, (224, 224), PAPER_DATASET)
+        and used == PAPER_SCENES
+        and (config.min_area, config.cover) == (rules.min_area, rules.cover)
+    )
+
+
+def _tables(
+    usable: Mapping[str, NDArray[np.float64]], known: Mapping[str, Mapping[str, tuple[float, ...]]]
+) -> tuple[dict[str, Table], dict[str, Table]]:
     """A table for each variant, with the paper's numbers where it has them, and one long table."""
-    known = PAPER if view.model_id == PAPER_MODEL else {}
     tables: dict[str, Table] = {}
     long: list[tuple[Cell, ...]] = []
     for name, values in usable.items():
         paper = known.get(name, {})
-        header = ["layer", *(x for m in MEASURES for x in ([f"{m}, paper", f"{m}, ours"] if m in paper else [m]))]
+        header = ["layer", *(x for m in COLUMNS for x in ([f"{m}, paper", f"{m}, ours"] if m in paper else [m]))]
         rows: list[tuple[Cell, ...]] = []
         for layer in range(values.shape[1]):
             cells: list[Cell] = [layer + 1]
-            for i, measure in enumerate(MEASURES):
+            for i, measure in enumerate(COLUMNS):
                 every = values[:, layer, i]
                 there = every[~np.isnan(every)]
                 mean = float(there.mean()) if len(there) else None
                 cells += [paper[measure][layer], mean] if measure in paper else [mean]
-                grouped = values[:, layer, MEASURES.index("clusters per object")] > 0
+                grouped = values[:, layer, COLUMNS.index("clusters per object")] > 0
                 ours = every[grouped & ~np.isnan(every)]
                 long.append((
                     name, layer + 1, measure, mean, len(there), float(ours.mean()) if len(ours) else None, len(ours)
@@ -217,7 +283,7 @@ def _tables(view: ModelView, usable: Mapping[str, NDArray[np.float64]]) -> tuple
 
 
 def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, config: GroupConfig) -> Figure:
-    """t-SNE of the patch tokens of a scene at four layers, objects by color; the size of the points as configured."""
+    """t-SNE of the patch tokens of a scene after four blocks, objects by color, points sized as configured."""
     n, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     outputs = block_outputs(view, pixels)
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
@@ -225,15 +291,20 @@ def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, confi
     owners = majority(mask, grid)
     names = {_BACKGROUND: "background"} | {i + 1: name for i, name in enumerate(scene.names)}
     panels: dict[str, Scatter] = {}
-    for level in parse_levels("", len(outputs)):
-        layer = max(level, 1) - 1
-        places = embed_tokens(outputs[layer], config.seed)[n:]
-        weights = joint.joint[layer][0, n:].numpy() if n else np.ones(len(places))
+    last = len(outputs) - 1
+    for block in shown_blocks(len(outputs)):
+        places = embed_tokens(outputs[block], config.seed)[n:]
+        weights = joint.joint[block][0, n:].numpy() if n else np.ones(len(places))
         sizes = np.ones(len(places)) if config.markers == "fixed" else weights / weights.mean()
-        panels[f"after {layer + 1} of {len(outputs)} layers"] = places, owners, sizes
+        panels[f"after block {block} (of 0 to {last})"] = places, owners, sizes
     if config.markers == "fixed" and n:
-        panels["the last, by attention"] = places, owners, weights / weights.mean()
+        panels[f"after block {last}, by joint attention"] = places, owners, weights / weights.mean()
     return scatter_panels(pixels, panels, names)
+
+
+def shown_blocks(n_layers: int) -> list[int]:
+    """Blocks from 0 that stand as 0, 4, 8 and 11 do in twelve; the first and the last are among them."""
+    return sorted({round(block * (n_layers - 1) / 11) for block in (0, 4, 8, 11)})
 
 
 def majority(mask: Mask, grid: tuple[int, int]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from vitviz_hf.experiments.group import block_outputs, majority
 from vitviz_hf.experiments.grouping import embed_tokens, group_tokens, instances_to_patches
 from vitviz_hf.experiments.occlude import Seen, look
-from vitviz_hf.filters import Filters, brightness, global_view, mosaic
+from vitviz_hf.filters import FAINTEST, Filters, brightness, global_view, mosaic, view_caption
 from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.model import ModelView
 from vitviz_hf.occlusion import Mask, Pixels
@@ -21,21 +21,28 @@ _COLORS = ("#9a9a9a", "#e4572e", "#2f79b5", "#3a9d5d", "#8e5bb5", "#d99a00")
 
 
 def views_by_level(
-    view: ModelView, filters: Filters, pixels: Mapping[str, Pixels], index: int, token: int, white: float = 95.0
-) -> tuple[list[tuple[str, Image.Image]], dict[str, Seen]]:
-    """For each named picture itself and the views of one token at every level, all as bright as each other."""
+    view: ModelView, filters: Filters, pixels: Mapping[str, Pixels], index: int, token: int, white: float = 100.0,
+    scale: str = "linear",
+) -> tuple[list[tuple[str, Image.Image]], dict[str, Seen]]:  # fmt: skip
+    """For each named picture itself and the views of one token at every level, with captions.
+
+    The mosaics are relative to the largest of all; for `white` and `scale` see `global_view`.
+    """
     seen = {name: look(view, values, 0.5) for name, values in pixels.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
-    brightest = max(brightness(m, white) for m in mosaics.values())
+    brightest, grid = max(brightness(m, white) for m in mosaics.values()), view.layers[0].patch_grid
     levels = range(len(view.layers) + 1) if len(pixels) == 1 else _some_levels(len(view.layers))
     pictures = []
     for name, values in pixels.items():
         pictures.append((name, Image.fromarray(values)))
         for level in levels:
             weights = seen[name].joint.views[level, token]
-            drawn = global_view(mosaics[name], weights, view.layers[0].patch_grid, brightest, white)
-            caption = f"level {level}" if len(pixels) == 1 else f"{name}, level {level}"
-            pictures.append((caption, pixels_to_image(drawn.numpy())))
+            drawn = global_view(mosaics[name], weights, grid, brightest, white, scale)
+            caption = view_caption(level, weights, grid, white, scale)
+            pictures.append((caption if len(pixels) == 1 else f"{name}, {caption}", pixels_to_image(drawn.numpy())))
+    if scale == "log":
+        ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, None].repeat(3, 0).repeat(32, 1)
+        pictures.append((f"weight of a patch, from {FAINTEST:g} to 1", pixels_to_image(ramp)))
     return pictures, seen
 
 

@@ -53,7 +53,7 @@ def run(
     ways = [(shape, kept) for shape in SHAPES for kept in KEPT]
     names = [f"{m} {way}" for m in range(len(views)) for way in ("natural", *(f"{s} {r:g}" for s, r in ways))]
     few = max(1, config.batch // 8)  # each picture waits as 34 of them
-    tally = count_right(views, source, names, prepare, score, few, config.limit, work, manifest, progress)
+    tally = count_right(views, source, names, prepare, score, few, config.limit, work, progress)
     rows: list[tuple[Cell, ...]] = []
     wide: list[tuple[Cell, ...]] = []
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {}

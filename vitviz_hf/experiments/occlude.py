@@ -16,9 +16,26 @@ from vitviz_hf.attention import JointAttention, attention_weights, joint_attenti
 from vitviz_hf.config import OccludeConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.result import Result, describe_run
-from vitviz_hf.experiments.views import SOURCE, parse_levels, parse_numbers, parse_patches, telling_patches
+from vitviz_hf.experiments.views import (
+    SOURCE,
+    display_notes,
+    parse_levels,
+    parse_numbers,
+    parse_patches,
+    scale_bar,
+    telling_patches,
+)
 from vitviz_hf.figures import Figure, curves, picture_grid
-from vitviz_hf.filters import Filters, brightness, check_filter, global_view, mosaic, patch_filters, readable_filters
+from vitviz_hf.filters import (
+    Filters,
+    brightness,
+    check_filter,
+    global_view,
+    mosaic,
+    patch_filters,
+    readable_filters,
+    view_caption,
+)
 from vitviz_hf.images import pixels_to_image
 from vitviz_hf.model import ModelView, normalize, to_pixels
 from vitviz_hf.occlusion import (
@@ -30,6 +47,7 @@ from vitviz_hf.occlusion import (
     occlude,
     owned_patches,
     patch_sources,
+    salient_tiles,
     shuffle,
 )
 from vitviz_hf.recording import activations, record_with_logits
@@ -99,12 +117,16 @@ def run_occlude(
     """
     filters, layer = patch_filters(view), view.layers[0]
     pixels = (to_pixels(view, image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
-    on_objects = None if mask is None else mask_to_model(view, mask)
+    on_objects = None if mask is None else mask_to_model(view, (mask != 0).astype(np.int64))
+    fits = config.grid <= min(pixels.shape[:2])
+    if on_objects is not None and fits and not salient_tiles(on_objects, config.grid).any():
+        raise ConfigError("the mask has no object on more than 15 % of a tile that the model sees.")
     clean = look(view, pixels, config.residual)
     index = config.filter if config.filter >= 0 else readable_filters(filters, 1)[0]
     check_filter(filters, index)
     patch = [*parse_patches(config.patch, layer.patch_grid), *telling_patches(clean.joint, view)[-1:]][0]
     token = layer.n_prefix + patch[0] * layer.patch_grid[1] + patch[1]
+    figures = {"views": _view_rows(view, filters, pixels, on_objects, config, token, index)}
     rows: list[tuple[Cell, ...]] = []
     lines: dict[str, list[NDArray[np.float64]]] = {}
     variants = list(_variants(pixels, on_objects, config, layer.patch_grid))
@@ -122,9 +144,11 @@ def run_occlude(
         "compared with those of the place they came from, if tiles are whole patches.",
         f"Views through filter {index} from patch {patch[0]},{patch[1]}; the rank correlation is that of its joint "
         "attention. '-': does not exist.",
+        *display_notes(config, index, "the largest of all rows"),
     )
+    if config.attention_from:
+        notes = (*notes, f"All views of the picture have the attention of the row '{config.attention_from}'.")
     header = ("variant", "ratio, or tiles in a row", "label kept, %", "probability of the clean label, %", *QUANTITIES)
-    figures = {"views": _view_rows(view, filters, pixels, on_objects, config, token, index)}
     if panels := _panels(lines, len(view.layers)):
         figures["figure"] = curves(panels, "layers passed", "likeness")
     table = Table(header, _means(rows), notes)
@@ -184,7 +208,7 @@ def _variants(
 
 def _modes(mask: Mask | None) -> tuple[str, ...]:
     """The modes that are possible with this mask."""
-    return MODES if mask is not None and mask.any() else ("random",)
+    return ("random",) if mask is None else MODES
 
 
 def _view_rows(
@@ -197,20 +221,24 @@ def _view_rows(
         shown[f"{mode} {config.ratio:g}"] = occlude(pixels, mask, mode, config.ratio, config.grid, config.seed)
     if config.tiles:
         shown["chosen tiles"] = occlude(pixels, mask, "random", 0, config.grid, tiles=parse_runs(config.tiles))
-    for side in parse_numbers(config.shuffles, "shuffles"):
+    for side in dict.fromkeys(parse_numbers(config.shuffles, "shuffles")):
         shown[f"shuffle {side}"] = shuffle(pixels, mask, side, config.seed)
     seen = {name: look(view, changed.pixels, config.residual) for name, changed in shown.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
     brightest = max(brightness(m, config.white) for m in mosaics.values())
+    chosen, patches = config.attention_from, view.layers[0].patch_grid
+    if chosen and chosen not in seen:
+        raise ConfigError(f"attention_from must be one of the rows {', '.join(seen)}; got {chosen!r}.")
     grid = []
     for name, changed in shown.items():
         row = [(_caption(view, seen[name]), Image.fromarray(changed.pixels))]
         for level in parse_levels("", len(view.layers)):
-            weights = seen[name].joint.views[level, token]
-            values = global_view(mosaics[name], weights, view.layers[0].patch_grid, brightest, config.white)
-            row.append((f"level {level}", pixels_to_image(values.numpy())))
+            weights = seen[chosen or name].joint.views[level, token]
+            values = global_view(mosaics[name], weights, patches, brightest, config.white, config.scale)
+            caption = view_caption(level, weights, patches, config.white, config.scale)
+            row.append((caption, pixels_to_image(values.numpy())))
         grid.append((name, row))
-    return picture_grid(grid, 1.7)
+    return picture_grid(grid, 1.7, scale_bar(config.scale))
 
 
 def parse_runs(text: str) -> list[int]:

@@ -75,7 +75,7 @@ def run(
     ways = [("natural", 0.0), *changes]
     names = [f"{m} {way} {amount:g}" for m in range(len(views)) for way, amount in ways]
     few = max(1, config.batch // 4)  # each picture waits as many
-    tally = count_right(views, source, names, prepare, score, few, config.limit, work, manifest, progress)
+    tally = count_right(views, source, names, prepare, score, few, config.limit, work, progress)
     rows: list[tuple[Cell, ...]] = []
     panels: dict[str, dict[str, tuple[Any, Any, Any, Any]]] = {}
     for m, view in enumerate(views):

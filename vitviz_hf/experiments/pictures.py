@@ -1,10 +1,10 @@
 """What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,24 +16,23 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy import Progress
 from vitviz_hf.images import open_image
 from vitviz_hf.model import ModelView, check_feature, find_tap
-from vitviz_hf.optimization import read_recipe, visualize
+from vitviz_hf.objectives import Direction
+from vitviz_hf.optimization import is_alive, read_recipe, shows, visualize
 from vitviz_hf.page import check_model
 from vitviz_hf.reference import reference_scores
 from vitviz_hf.search import SearchState
 from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
 from vitviz_hf.stream import Source, open_source
 
-RULE = (
-    "Features: those whose highest score over {images} is furthest above their mean, in median deviations of a layer."
-)
+RULE = "Features: in each layer those whose highest score over {images} is furthest above their mean."
 _TOGETHER = 8
+Pictured = TypeVar("Pictured", bound=Feature | Direction)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An optimized picture."""
 
-    feature: Feature
     image: Image.Image
     score: float
     transfer_score: float
@@ -71,12 +70,12 @@ def strong_on_photographs(view: ModelView, n: int) -> list[Feature]:
     for layer in range(len(view.layers)):
         site = Site(layer, "mlp_act")
         scores = reference[site].numpy()
-        features += _strongest(site, scores.max(0), scores.mean(0), scores.std(0), n)
+        features += _strongest(site, scores.max(0), scores.mean(0), n)
     return features
 
 
 def strong_in_atlas(atlas: Atlas, n: int) -> list[Feature]:
-    """The n neurons that `RULE` gives, the best of as many layers as possible, in order of the layers."""
+    """The n neurons that `RULE` gives, from as many layers as possible, in order of the layers."""
     sites = [s for s in atlas.sites if s.kind == "mlp_act"]
     if not sites:
         raise ConfigError(f"the atlas {atlas.name!r} has no site of kind mlp_act; name features yourself.")
@@ -85,57 +84,58 @@ def strong_in_atlas(atlas: Atlas, n: int) -> list[Feature]:
     features = []
     for place, share in zip(chosen, shares, strict=True):
         table = atlas.table(sites[place])
-        features += _strongest(sites[place], table.top_scores[:, 0], table.mean, table.std, share)
+        features += _strongest(sites[place], table.top_scores[:, 0], table.mean, share)
     return features
 
 
-def _strongest(site: Site, best: NDArray[Any], mean: NDArray[Any], std: NDArray[Any], n: int) -> list[Feature]:
-    strength = (best - mean) / (np.median(std) + 1e-12)
-    return [Feature(site, int(i)) for i in np.argsort(-strength, kind="stable")[:n]]
+def _strongest(site: Site, best: NDArray[Any], mean: NDArray[Any], n: int) -> list[Feature]:
+    return [Feature(site, int(i)) for i in np.argsort(mean - best, kind="stable")[:n]]
 
 
 def optimized(
-    view: ModelView, features: Sequence[Feature], config: VisualizeConfig, work: Path, progress: Progress | None = None,
+    view: ModelView, targets: Sequence[Pictured], config: VisualizeConfig, work: Path, progress: Progress | None = None,
     known: Atlas | None = None,
-) -> dict[Feature, Picture]:  # fmt: skip
-    """Optimized pictures of features, each kept in `work` as soon as it is there.
+) -> dict[Pictured, Picture]:  # fmt: skip
+    """Optimized pictures of features and directions, each kept in `work` as soon as it is there.
 
     Args:
-        known: an atlas whose own pictures are taken instead.
+        known: an atlas whose own pictures are taken instead, if they are of this model.
     """
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def path_of(feature: Feature) -> Path:
-        return (known.visualization(feature) if known else None) or folder / f"{file_stem(feature)}.png"
+    def path_of(target: Pictured) -> Path:
+        stored = known.visualization(target) if known and isinstance(target, Feature) else None
+        own = stored is not None and shows(read_recipe(stored), view, target)
+        return stored if stored and own else folder / f"{file_stem(target)}.png"
 
-    wanted = list(dict.fromkeys(features))
-    missing = [f for f in wanted if not _made(path_of(f), config)]
+    wanted = list(dict.fromkeys(targets))
+    missing = [t for t in wanted if path_of(t).parent == folder and not _made(path_of(t), view, t, config)]
     done = len(wanted) - len(missing)
-    for _, same_site in groupby(missing, lambda f: f.site):
+    for _, same_site in groupby(missing, lambda t: t.site):
         group = list(same_site)
         for start in range(0, len(group), _TOGETHER):
             some = group[start : start + _TOGETHER]
-            for feature, result in zip(some, visualize(view, some, config), strict=True):
-                path_of(feature).unlink(missing_ok=True)
-                result.save(path_of(feature))
+            for target, result in zip(some, visualize(view, some, config), strict=True):
+                path_of(target).unlink(missing_ok=True)
+                result.save(path_of(target))
             done += len(some)
             if progress:
                 progress(done, len(wanted))
-    return {f: _read(f, path_of(f)) for f in wanted}
+    return {t: _read(path_of(t)) for t in wanted}
 
 
-def _made(path: Path, config: VisualizeConfig) -> bool:
-    """Whether there is a picture already; one of ours must be of the same recipe."""
+def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig) -> bool:
+    """Whether there is a picture of this model, target and recipe already."""
     if not path.is_file():
         return False
-    return path.parent.name == "visualizations" or read_recipe(path)["config"] == config.to_dict()
+    recipe = read_recipe(path)
+    return shows(recipe, view, target) and recipe["config"] == config.to_dict()
 
 
-def _read(feature: Feature, path: Path) -> Picture:
-    recipe: Mapping[str, Any] = read_recipe(path)
-    alive = int(recipe["dead_steps"]) < int(recipe["config"]["steps"]) or float(recipe["score"]) > 0
-    return Picture(feature, open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), alive)
+def _read(path: Path) -> Picture:
+    recipe = read_recipe(path)
+    return Picture(open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), is_alive(recipe))
 
 
 def pictured_features(
@@ -159,8 +159,11 @@ def pictured_features(
 
 
 def how_chosen(config: TripletsConfig) -> str:
-    """A sentence for below the table."""
-    return "Features as given." if config.features else RULE.format(images="the searched images")
+    """Sentences for below the table."""
+    how = picture_config(config.preset, config.steps, config.seed)
+    chosen = "Features as given." if config.features else RULE.format(images="the searched images")
+    stored = " Pictures that the atlas holds are taken from it." if config.atlas else ""
+    return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}"
 
 
 def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.loading import sized_pixels
-from vitviz_hf.model import ModelView, run
+from vitviz_hf.model import ModelView, logits
 
 
 def model_bytes(view: ModelView, image: Image.Image) -> Tensor:
@@ -23,5 +23,5 @@ def logits_of(view: ModelView, pictures: Sequence[Tensor] | Tensor, batch: int) 
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
             stack = some if isinstance(some, Tensor) else torch.stack(list(some))
-            parts.append(run(view, stack.to(view.device).float() / 255).logits.float().cpu())
+            parts.append(logits(view, stack.to(view.device).float() / 255).float().cpu())
     return torch.cat(parts)

@@ -68,7 +68,7 @@ def run(
         return np.stack(columns, 1)
 
     names = [f"{m} {way}" for m in range(len(views)) for way in _WAYS]
-    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, manifest, progress)
+    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, progress)
     pairs, groups = [], {}
     for m, view in enumerate(views):
         ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]

@@ -37,17 +37,15 @@ def run(
     pictures = optimized(view, sorted(chosen), how, work, progress)
     reference = reference_scores(view)
     rows = []
-    for picture in pictures.values():
-        name, best = best_photograph(reference, picture.feature)
-        rows.append(
-            (str(picture.feature), picture.score, picture.transfer_score, "yes" if picture.alive else "no", best, name)
-        )
+    for feature, picture in pictures.items():
+        name, best = best_photograph(reference, feature)
+        rows.append((str(feature), picture.score, picture.transfer_score, "yes" if picture.alive else "no", best, name))
     layers = sorted({f.site.layer for f in pictures})
     grid = [
         (f"layer {layer}", [(str(f), p.image) for f, p in pictures.items() if f.site.layer == layer])
         for layer in layers
     ]
-    header = ("feature", "score", "turned, zoomed, blurred", "came alive", "best photograph's score", "photograph")
+    header = ("feature", "score", "turned, zoomed, blurred", "alive", "best photograph's score", "photograph")
     notes = (
         "Features as given." if config.features else RULE.format(images="the built-in photographs"),
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies.",

@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments import EXPERIMENTS
 from vitviz_hf.figures import Figure, encode_figure
 from vitviz_hf.manifest import versions, write_dir
 from vitviz_hf.model import ModelView
 from vitviz_hf.stream import Source
 from vitviz_hf.tables import Table
+
+CONTROL_NOTES = {
+    "random-weights": "Control: the same architecture, initialized anew: it has learned nothing.",
+    "shuffled-weights": "Control: the same weights, the values of each tensor in a random order.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +53,70 @@ def describe_run(
     name: str, views: Sequence[ModelView], source: Source | None, config: Any, paper: str = ""
 ) -> dict[str, Any]:
     """The manifest: everything that decides the result."""
-    models = [
-        {
-            "model_id": v.model_id, "revision": v.revision, "input_size": list(v.input_size), "mean": list(v.mean),
-            "std": list(v.std), "dtype": str(v.dtype).removeprefix("torch."), "device": str(v.device),
-        }
-        for v in views
-    ]  # fmt: skip
+    models = [v.identity.to_json() | {"mean": list(v.mean), "std": list(v.std), "device": str(v.device)} for v in views]
     data = source and {"dataset": source.dataset, "revision": source.revision, "split": source.split}
     return {
         "experiment": name, "source": paper or EXPERIMENTS[name].source, "models": models, "data": data,
         "config": config.to_dict(), "preprocessing": "the checkpoint's own", "versions": versions(),
     }  # fmt: skip
+
+
+def claim(work: Path, manifest: Mapping[str, Any]) -> None:
+    """Make `work` the folder of one run: of these models, dataset and options.
+
+    Raises:
+        ConfigError: it holds an interrupted run of others.
+    """
+    own = _flat({k: manifest[k] for k in ("experiment", "models", "data", "config")})
+    path = work / "run.json"
+    if path.is_file():
+        made = json.loads(path.read_text("utf-8"))
+        for name in own | made:
+            if made.get(name) != own.get(name) and not name.endswith(".device"):
+                raise ConfigError(
+                    f"'{work}' holds a run with {name} {made.get(name)!r}, not {own.get(name)!r}; go on with the same "
+                    "models, dataset and options, or choose another --out."
+                )
+    elif work.is_dir() and any(work.iterdir()):
+        raise ConfigError(
+            f"'{work}' holds something that is no run of this version; delete it, or choose another --out."
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(own, indent=1), "utf-8")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists as one dictionary with names such as `models.0.revision`."""
+    if not isinstance(value, dict | list | tuple):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for key, item in items:
+        found |= _flat(item, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def with_control(trained: Result, null: Result, control: str) -> Result:
+    """Both in one: a column `weights` leads every table, and the control's figures are named after it."""
+
+    def join(name: str, own: Mapping[str, Table], other: Mapping[str, Table]) -> Table:
+        both = {kind: tables[name] for kind, tables in (("trained", own), (control, other)) if name in tables}
+        columns = tuple(dict.fromkeys(c for table in both.values() for c in table.columns))
+        rows = [
+            (kind, *(dict(zip(table.columns, row, strict=True)).get(c) for c in columns))
+            for kind, table in both.items()
+            for row in table.rows
+        ]
+        notes = dict.fromkeys(note for table in both.values() for note in table.notes)
+        return Table(("weights", *columns), tuple(rows), (*notes, CONTROL_NOTES[control]))
+
+    return Result(
+        trained.name,
+        {name: join(name, trained.tables, null.tables) for name in {**trained.tables, **null.tables}},
+        {**trained.figures, **{f"{name}-{control}": figure for name, figure in null.figures.items()}},
+        trained.manifest | {"control": null.manifest},
+        {name: join(name, trained.data, null.data) for name in {**trained.data, **null.data}},
+    )
 
 
 def report(folder: Path, failed: Mapping[str, str]) -> str:

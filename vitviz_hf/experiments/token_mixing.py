@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ def run(
     notes: list[str] = []
     maps = {}
     for i, view in enumerate(views):
-        tally = _count(view, source, config, work / str(i), manifest, progress)
+        tally = _count(view, source, config, work / str(i), progress)
         shape = view.layers[-1].patch_grid
         for k in _TOP:
             right = np.stack([tally.flags(name) for name in _patch_columns(view, k)], 1).astype(float)
@@ -94,10 +93,7 @@ def _patch_columns(view: ModelView, k: int) -> list[str]:
     return [f"patch {r},{c} {k}" for r in range(rows) for c in range(cols)]
 
 
-def _count(
-    view: ModelView, source: Source, config: TokenMixingConfig, work: Path, manifest: dict[str, Any],
-    progress: Progress | None,
-) -> Tally:  # fmt: skip
+def _count(view: ModelView, source: Source, config: TokenMixingConfig, work: Path, progress: Progress | None) -> Tally:
     prefix = lone_prefix(view)
     site = Site(len(view.layers) - 1, "resid")
     columns = [f"{way} {k}" for way in _WAYS for k in _TOP] + [c for k in _TOP for c in _patch_columns(view, k)]
@@ -120,9 +116,8 @@ def _count(
         return np.concatenate([np.stack(flags, 1), *by_patch], 1)
 
     return count_right(
-        [view], source, columns, lambda e: model_bytes(view, e.image), score, config.batch, config.limit, work,
-        manifest | {"model": view.model_id}, progress,
-    )  # fmt: skip
+        [view], source, columns, lambda e: model_bytes(view, e.image), score, config.batch, config.limit, work, progress
+    )
 
 
 def _mean_interval(shares: NDArray[np.float64]) -> Interval:

@@ -3,17 +3,21 @@
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.attention import JointAttention, attention_weights, joint_attention
-from vitviz_hf.config import ViewsConfig
+from vitviz_hf.config import OccludeConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import Figure, Row, heat_map, picture_grid
 from vitviz_hf.filters import (
+    DARK,
+    FAINTEST,
     Filters,
+    brightened,
     brightness,
     check_filter,
     filter_scores,
@@ -24,6 +28,7 @@ from vitviz_hf.filters import (
     readable_filters,
     responses,
     to_display,
+    view_caption,
     view_numbers,
 )
 from vitviz_hf.images import overlay, pixels_to_image
@@ -51,7 +56,10 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
     values, crop = normalize(view, pixels)[0].float().cpu(), _picture(pixels[0].float().cpu())
     on_object = None
     if mask is not None:
-        on_object = torch.from_numpy(owned_patches(mask_to_model(view, mask) > 0, grid))
+        on_object = torch.from_numpy(owned_patches(mask_to_model(view, (mask != 0).astype(np.int64)) > 0, grid))
+        if on_object.all() or not on_object.any():
+            n = "all" if on_object.all() else "none"
+            raise ConfigError(f"the mask owns {n} of the patches that the model sees; mark a part of the picture.")
     neurons = responses(filters, values)
     scores = filter_scores(neurons, on_object)
     chosen = parse_numbers(config.filters, "filters") or readable_filters(filters, 4)
@@ -66,17 +74,19 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
         "filters": _filter_row(filters, shown, grid),
         "mosaics": _mosaic_rows(shown, config.white),
         "responses": heat_map(maps, "sum of the view"),
-        "global-views": picture_grid(_global_rows(joint, shown, levels, view, config.white), 1.8),
+        "global-views": picture_grid(_global_rows(joint, shown, levels, view, config), 1.8, scale_bar(config.scale)),
     }
     if n_prefix:
         attention = joint.joint[-1][0, n_prefix:]
         relative = (attention / brightness(attention, config.white)).clamp(0, 1).reshape(grid).numpy()
         drawn = overlay(crop, relative, (0.0, 1.0))
         figures["class-attention"] = picture_grid(
-            [("", [("picture", crop), ("joint attention of the class token", drawn)])], 2.5
+            [("", [("picture", crop), (f"joint attention of the class token{brightened(config.white)}", drawn)])], 2.5
         )
+    numbers = _numbers(joint.views, n_prefix, patches, grid, on_object)
+    notes = (*numbers.notes, *display_notes(config, next(iter(mosaics)), "that mosaic's own largest value"))
     tables = {
-        "table": _numbers(joint.views, n_prefix, patches, grid, on_object),
+        "table": Table(numbers.columns, numbers.rows, notes),
         "table-filters": _ranking(scores, on_object is not None),
     }
     return Result("views", tables, figures, describe_run("views", [view], None, config, SOURCE))
@@ -107,9 +117,38 @@ def _filter_row(filters: Filters, shown: _Shown, grid: tuple[int, int]) -> Figur
 
 
 def _mosaic_rows(shown: _Shown, white: float) -> Figure:
-    bright = [(f"filter {j}", _picture(to_display(m, brightness(m, white)))) for j, m in shown.mosaics.items()]
-    dark = [(f"filter {j}", _picture(to_display(-m, brightness(-m, white)))) for j, m in shown.mosaics.items()]
+    how, mosaics = brightened(white), shown.mosaics
+    bright = [(f"filter {j}{how}", _picture(to_display(m, brightness(m, white)))) for j, m in mosaics.items()]
+    dark = [(f"filter {j}{how}", _picture(to_display(-m, brightness(-m, white)))) for j, m in mosaics.items()]
     return picture_grid([("positive", [("picture", shown.crop), *bright]), ("negative", [("", None), *dark])], 2)
+
+
+def scale_bar(scale: str) -> tuple[float, str] | None:
+    """The bar that a figure of views on this scale needs."""
+    return (FAINTEST, "weight of a patch") if scale == "log" else None
+
+
+def display_notes(config: ViewsConfig | OccludeConfig, index: int, largest: str) -> tuple[str, ...]:
+    """How views are drawn, for the notes.
+
+    Args:
+        index: filter of the views.
+        largest: what the mosaics are relative to.
+    """
+    mosaics = f"Views are drawn through filter {index}, its mosaic relative to {largest}, one constant for all"
+    if config.scale == "log":
+        how = f"the weights of patches on a logarithmic scale from {FAINTEST:g} (black) to 1, the same for all rows."
+    else:
+        how = (
+            "the weights of patches relative to the largest of each row of weights, so each view has its own gain (the "
+            f"paper's rule). Where more than half of a view is below {DARK:.0%} of full brightness, its caption names "
+            "the patch that outshines the others and its share of the row; --scale log shows these."
+        )
+    notes = [f"{mosaics}; {how}"]
+    if config.white != 100:
+        what = "mosaics" if config.scale == "log" else "mosaics and rows of weights"
+        notes.append(f"Brightened: percentile {config.white:g} of {what} is drawn white, not the largest.")
+    return tuple(notes)
 
 
 def _ranking(scores: Tensor, by_object: bool) -> Table:
@@ -173,15 +212,19 @@ def telling_patches(joint: JointAttention, view: ModelView) -> list[tuple[int, i
     return [(0, 0), *(divmod(k, view.layers[0].patch_grid[1]) for k in reversed(best))]
 
 
-def _global_rows(joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView, white: float) -> list[Row]:
+def _global_rows(
+    joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView, config: ViewsConfig
+) -> list[Row]:
     """A row for the class token and each patch, a column for each level, through the first filter."""
     n_prefix, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     values = next(iter(shown.mosaics.values()))
-    brightest = brightness(values, white)
+    brightest = brightness(values, config.white)
 
     def row(token: int) -> list[tuple[str, Image.Image | None]]:
-        views = [global_view(values, joint.views[level, token], grid, brightest, white) for level in levels]
-        return [(f"level {level}", _picture(v)) for level, v in zip(levels, views, strict=True)]
+        rows = [(level, joint.views[level, token]) for level in levels]
+        views = [global_view(values, weights, grid, brightest, config.white, config.scale) for _, weights in rows]
+        captions = [view_caption(*row, grid, config.white, config.scale) for row in rows]
+        return [(caption, _picture(v)) for caption, v in zip(captions, views, strict=True)]
 
     rows: list[Row] = []
     if n_prefix:

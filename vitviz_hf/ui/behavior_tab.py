@@ -1,7 +1,5 @@
 """Tab Views and groups: what a patch gathers over the levels, what occlusion changes, and how patches group."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -10,8 +8,9 @@ from PIL import Image
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import outline_patch
-from vitviz_hf.ui.common import Gpu, open_photo, shown
-from vitviz_hf.ui.jobs import Jobs, Viewed
+from vitviz_hf.ui.common import LANE, Kept, Page, Values, open_photo, or_else, shown, whole
+from vitviz_hf.ui.jobs import Viewed
+from vitviz_hf.ui.maps_tab import MapsTab
 
 _SIDE = 448
 _CHANGES = {
@@ -20,78 +19,104 @@ _CHANGES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class BehaviorTab:
-    """The components that a link restores, and the events."""
+    """The crop and what is done to it on the left; views by level and groups on the right."""
 
-    patch: gr.Textbox
-    filter: gr.Number
-    connect: Callable[[Callable[[Any], Any], gr.Image], None]
+    key, title = "views", "Views and groups"
 
-
-def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
-    """Lay the tab out; events are connected by `connect(after, photo)`, with the picture of the first tab."""
-    gr.Markdown("The picture of Activation maps. Click a patch to see what its token has gathered, level by level.")
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            crop = gr.Image(
-                label="What the model sees: click a patch", interactive=False, elem_id="view-crop", format="png",
-                buttons=[], alt_text="The model's crop of your picture",
-            )  # fmt: skip
-            with gr.Row():
-                patch = gr.Textbox("", label="Patch: row,column", elem_id="view-patch", max_lines=1, min_width=110)
-                number = gr.Number(
-                    -1, label="Filter (-1: readable)", precision=0, minimum=-1, elem_id="view-filter", min_width=110
-                )
-            show_views = gr.Button("Show views", variant="primary", elem_id="show-views")
-            with gr.Accordion("Mark the object", open=False):
-                editor = gr.ImageEditor(
-                    label="Paint over the object, or over several", type="pil", sources=(), transforms=(), layers=False,
-                    brush=gr.Brush(default_size=24, colors=["#ff3b30"], color_mode="fixed"), format="png",
-                    elem_id="editor", canvas_size=(_SIDE, _SIDE),
+    def __init__(self, page: Page) -> None:
+        self.page, self.jobs = page, page.jobs
+        self.view_job, self.group_job = page.gpu(30)(page.jobs.views), page.gpu(60)(page.jobs.groups)
+        gr.Markdown("The picture of Activation maps. Click a patch to see what its token has gathered, level by level.")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                self._lay_out_patch()
+                self._lay_out_changes()
+            with gr.Column(scale=2, min_width=320):
+                self.views = gr.Gallery(
+                    label="Views by level", columns=4, height="auto", interactive=False, format="png", elem_id="views",
+                    buttons=[], object_fit="contain",
                 )  # fmt: skip
-            change = gr.Radio(list(_CHANGES.items()), value="random", label="Change the picture", elem_id="change")
-            with gr.Row():
-                ratio = gr.Slider(0, 1, 0.3, step=0.05, label="Share of tiles blacked out", min_width=140)
-                side = gr.Slider(2, 16, 8, step=1, label="Shuffled tiles in a row", min_width=140)
-            compare = gr.Button("Compare with the clean picture", elem_id="compare")
-            layer = gr.Number(
-                0, label="Layer of the groups (0: the last)", precision=0, minimum=0, elem_id="group-layer"
+                self.facts = gr.Markdown(elem_id="view-facts")
+                self.plot = gr.HTML(elem_id="groups")
+        self.layout = gr.State(None)
+
+    def _lay_out_patch(self) -> None:
+        self.crop = gr.Image(
+            label="What the model sees: click a patch", interactive=False, elem_id="view-crop", format="png",
+            buttons=[], alt_text="The model's crop of your picture",
+        )  # fmt: skip
+        with gr.Row():
+            self.patch = gr.Textbox("", label="Patch: row,column", elem_id="view-patch", max_lines=1, min_width=110)
+            self.filter = gr.Number(
+                -1, label="Filter (-1: readable)", precision=0, minimum=-1, elem_id="view-filter", min_width=110
             )
-            group = gr.Button("Group the patches (t-SNE)", elem_id="group")
-        with gr.Column(scale=2, min_width=320):
-            views = gr.Gallery(
-                label="Views by level", columns=4, height="auto", interactive=False, format="png", elem_id="views",
-                buttons=[], object_fit="contain",
+        self.scale = gr.Radio(
+            [("linear, each view its own", "linear"), ("logarithmic, the same for all", "log")], value="linear",
+            label="Brightness", elem_id="view-scale",
+        )  # fmt: skip
+        self.show_views = gr.Button("Show views", variant="primary", elem_id="show-views")
+
+    def _lay_out_changes(self) -> None:
+        with gr.Accordion("Mark the object", open=False):
+            self.editor = gr.ImageEditor(
+                label="Paint over the object, or over several", type="pil", sources=(), transforms=(), layers=False,
+                brush=gr.Brush(default_size=24, colors=["#ff3b30"], color_mode="fixed"), format="png",
+                elem_id="editor", canvas_size=(_SIDE, _SIDE),
             )  # fmt: skip
-            facts = gr.Markdown(elem_id="view-facts")
-            plot = gr.HTML(elem_id="groups")
-    layout = gr.State(None)
-    view_job, group_job = gpu(30)(jobs.views), gpu(60)(jobs.groups)
-
-    def mask_of(value: dict[str, Any] | None) -> Any:
-        """What was painted, as instance numbers of the editor's picture; None if nothing was."""
-        layers = [np.asarray(x)[..., 3] > 0 for x in (value or {}).get("layers") or [] if x is not None]
-        painted = np.any(layers, axis=0) if layers else np.zeros(0)
-        return painted if painted.any() else None
-
-    def drawn(result: Viewed, editor_too: bool) -> list[Any]:
-        enlarged = result.crop.resize(
-            (_SIDE, _SIDE * result.crop.height // result.crop.width), Image.Resampling.BICUBIC
+        self.change = gr.Radio(list(_CHANGES.items()), value="random", label="Change the picture", elem_id="change")
+        with gr.Row():
+            self.ratio = gr.Slider(0, 1, 0.3, step=0.05, label="Share of tiles blacked out", min_width=140)
+            self.side = gr.Slider(2, 16, 8, step=1, label="Shuffled tiles in a row", min_width=140)
+        self.compare = gr.Button("Compare with the clean picture", elem_id="compare")
+        self.layer = gr.Number(
+            0, label="Layer of the groups (0: the last)", precision=0, minimum=0, elem_id="group-layer"
         )
-        framed = outline_patch(enlarged, result.patch, result.grid)
-        tiles = [(picture, caption) for caption, picture in result.views]
-        return [
-            framed, enlarged if editor_too else gr.skip(), "{},{}".format(*result.patch), result.filter, tiles,
-            result.text, (*result.grid, *enlarged.size),
-        ]  # fmt: skip
+        self.group = gr.Button("Group the patches (t-SNE)", elem_id="group")
 
-    def look(model_id: str, photo: str | None, patch: str, number: int, fresh: bool) -> list[Any]:
-        options = ("", 0.0, 0)
-        return drawn(view_job(jobs.prepare(model_id), open_photo(photo), None, patch, number, *options), fresh)
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps."""
+        return [Kept("view", self.patch, or_else("")), Kept("filter", self.filter, whole(-1))]
+
+    def connect(self) -> None:
+        """Connect its events; the picture is that of the tab Activation maps."""
+        page, model, photo = self.page, self.page.model, self.page.tab(MapsTab).photo
+        lane = {**LANE, "show_progress_on": [self.facts]}
+        private: dict[str, Any] = {**lane, "api_visibility": "private"}
+        filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
+        asked, showing = [model, photo, self.patch, self.filter, self.scale], [self.show_views.click, self.patch.submit]
+        page.link(gr.on(showing, self.show_view, asked, filled, api_name="show_view", **lane))
+        clicked = [model, photo, self.filter, self.scale, self.layout]
+        page.link(self.crop.select(self.pick_patch, clicked, filled, **private))
+        changed = [model, photo, self.editor, self.patch, self.filter, self.change, self.ratio, self.side, self.scale]
+        self.compare.click(self.compare_with, changed, filled, **private)
+        self.group.click(self.group_patches, [model, photo, self.editor, self.layer], self.plot, **private)
+
+    def drawn(self, result: Viewed, editor_too: bool) -> Values:
+        """Views of a patch; a fresh picture goes to the editor as well."""
+        height = _SIDE * result.crop.height // result.crop.width
+        enlarged = result.crop.resize((_SIDE, height), Image.Resampling.BICUBIC)
+        values: Values = {
+            self.crop: outline_patch(enlarged, result.patch, result.grid),
+            self.patch: "{},{}".format(*result.patch),
+            self.filter: result.filter,
+            self.views: [(picture, caption) for caption, picture in result.views],
+            self.facts: result.text,
+            self.layout: (*result.grid, *enlarged.size),
+        }
+        return values | ({self.editor: enlarged} if editor_too else {})
+
+    def look(self, model_id: str, photo: str | None, patch: str, number: int, scale: str, fresh: bool) -> Values:
+        """Views of a patch of the unchanged picture."""
+        options = ("", 0.0, 0, scale)
+        result = self.view_job(self.jobs.prepare(model_id), open_photo(photo), None, patch, number, *options)
+        return self.drawn(result, fresh)
 
     @shown
-    def show_view(model_id: str, image: str, patch: str, filter_number: int) -> list[Any]:
+    def show_view(
+        self, model_id: str, image: str, patch: str, filter_number: int, brightness: str = "linear"
+    ) -> Values:
         """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
 
         Args:
@@ -99,53 +124,44 @@ def build_behavior_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> BehaviorTab:
             image: the picture.
             patch: row and column from 0 such as 3,4; empty for the one of most attention.
             filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
+            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
 
         Returns:
             The model's crop, the same to paint on, the patch, the filter, a picture for each level, and a sentence.
         """
-        return look(model_id, image, patch, int(filter_number), True)
+        return self.look(model_id, image, patch, int(filter_number), brightness, True)
 
     @shown
     def pick_patch(
-        model_id: str, photo: str, number: int, layout: tuple[int, int, int, int], event: gr.SelectData
-    ) -> list[Any]:  # fmt: skip
+        self, model_id: str, photo: str, number: int, scale: str, layout: tuple[int, int, int, int],
+        event: gr.SelectData,
+    ) -> Values:  # fmt: skip
+        """A click on the crop."""
         (rows, cols, width, height), (x, y) = layout, event.index
         patch = f"{min(int(y) * rows // height, rows - 1)},{min(int(x) * cols // width, cols - 1)}"
-        return look(model_id, photo, patch, int(number), False)
+        return self.look(model_id, photo, patch, int(number), scale, False)
 
     @shown
     def compare_with(
-        model_id: str, photo: str, painted: dict[str, Any], patch: str, number: int, change: str, ratio: float,
-        side: int,
-    ) -> list[Any]:  # fmt: skip
-        mask = mask_of(painted)
+        self, model_id: str, photo: str, painted: dict[str, Any], patch: str, number: int, change: str, ratio: float,
+        side: int, scale: str,
+    ) -> Values:  # fmt: skip
+        """Views of the picture and of its changed form."""
+        mask = _painted(painted)
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
-        arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side))
-        return drawn(view_job(jobs.prepare(model_id), *arguments), False)
+        arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side), scale)
+        return self.drawn(self.view_job(self.jobs.prepare(model_id), *arguments), False)
 
     @shown
-    def group_patches(model_id: str, photo: str, painted: dict[str, Any], layer: int) -> str:
-        return str(group_job(jobs.prepare(model_id), open_photo(photo), mask_of(painted), int(layer or 0)))
+    def group_patches(self, model_id: str, photo: str, painted: dict[str, Any], layer: int) -> Values:
+        """t-SNE of the patches."""
+        arguments = self.jobs.prepare(model_id), open_photo(photo), _painted(painted), int(layer or 0)
+        return {self.plot: str(self.group_job(*arguments))}
 
-    def connect(after: Callable[[Any], Any], photo: gr.Image) -> None:
-        lane: dict[str, Any] = {
-            "concurrency_id": "gpu", "concurrency_limit": 1, "trigger_mode": "always_last", "show_progress_on": [facts],
-        }  # fmt: skip
-        private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        filled = [crop, editor, patch, number, views, facts, layout]
-        showing = gr.on(
-            [show_views.click, patch.submit],
-            show_view,
-            [model, photo, patch, number],
-            filled,
-            api_name="show_view",
-            **lane,
-        )
-        after(showing)
-        after(crop.select(pick_patch, [model, photo, number, layout], filled, **private))
-        inputs = [model, photo, editor, patch, number, change, ratio, side]
-        compare.click(compare_with, inputs, filled, **private)
-        group.click(group_patches, [model, photo, editor, layer], plot, **private)
 
-    return BehaviorTab(patch, number, connect)
+def _painted(value: dict[str, Any] | None) -> Any:
+    """What was painted, [h, w] of the editor's picture; None if nothing was."""
+    layers = [np.asarray(x)[..., 3] > 0 for x in (value or {}).get("layers") or [] if x is not None]
+    painted = np.any(layers, axis=0) if layers else np.zeros(0)
+    return painted if painted.any() else None

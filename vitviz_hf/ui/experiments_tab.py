@@ -1,77 +1,85 @@
 """Tab Experiments: stored results of the papers' experiments, and small samples of them live."""
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from threading import Event
-from typing import Any
+from collections.abc import Iterator
 
 import gradio as gr
 from PIL import Image
 
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.experiments import EXPERIMENTS
-from vitviz_hf.ui.common import Gpu, shown
-from vitviz_hf.ui.jobs import MAX_SAMPLE, Jobs, Shown, experiment_seconds, stored_result, stored_results
+from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, shown
+from vitviz_hf.ui.jobs import MAX_SAMPLE, Shown, experiment_seconds, stored_result, stored_results
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
 
-@dataclass(frozen=True, slots=True)
 class ExperimentsTab:
-    """The components that a link restores."""
+    """Stored results and the controls of a live sample on the left, tables and figures on the right."""
 
-    stored: gr.Dropdown
-    result: list[Any]
-    connect: Callable[[Callable[[Any], Any]], None]
-    show: Callable[[str], list[Any]]
+    key, title = "experiments", "Experiments"
 
+    def __init__(self, page: Page) -> None:
+        self.page, self.jobs, self.runs = page, page.jobs, Runs()
+        self.job = page.gpu(lambda _, name, *__: experiment_seconds(name))(page.jobs.experiment)
+        names = stored_results()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                self.stored = gr.Dropdown(
+                    names, value=names[0] if names else None, label="Stored results", elem_id="stored",
+                    info="made by vitviz experiment", visible=bool(names),
+                )  # fmt: skip
+                self._lay_out_sample()
+            with gr.Column(scale=2, min_width=320):
+                self.gallery = gr.Gallery(
+                    label="Figures", columns=1, height="auto", elem_id="experiment-figures", interactive=False,
+                    object_fit="contain", format="png", buttons=["fullscreen", "download"],
+                )  # fmt: skip
+                self.table = gr.Markdown(elem_id="experiment-table")
 
-def build_experiments_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> ExperimentsTab:
-    """Lay the tab out; events are connected by `connect(after)`."""
-    names = stored_results()
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            stored = gr.Dropdown(
-                names, value=names[0] if names else None, label="Stored results", elem_id="stored",
-                info="made by vitviz experiment", visible=bool(names),
-            )  # fmt: skip
-            gr.Markdown("### A small sample, live\nOn the model above, and others to compare with.")
-            name = gr.Dropdown(
-                [(f"{key}: {_KIND[e.dataset]}", key) for key, e in EXPERIMENTS.items()], value="progression",
-                label="Experiment", elem_id="experiment",
-            )  # fmt: skip
-            others = gr.Textbox(
-                label="Other models", placeholder="microsoft/resnet-50, ...", elem_id="others", max_lines=1,
-                info="Hub ids with commas between; for experiments that compare",
-            )  # fmt: skip
-            data = gr.Textbox(
-                label="Dataset on the Hub", placeholder=f"such as {IMAGENET}", elem_id="dataset", max_lines=1,
-                info="builtin: the built-in photographs",
-            )  # fmt: skip
-            limit = gr.Slider(4, MAX_SAMPLE, 16, step=4, label="Images to read", elem_id="limit")
-            with gr.Row():
-                start = gr.Button("Run", variant="primary", elem_id="run-experiment", min_width=120)
-                cancel = gr.Button("Cancel", variant="stop", elem_id="cancel-experiment", min_width=120)
-            status = gr.Markdown(elem_id="experiment-status")
-        with gr.Column(scale=2, min_width=320):
-            gallery = gr.Gallery(
-                label="Figures", columns=1, height="auto", elem_id="experiment-figures", interactive=False,
-                object_fit="contain", format="png", buttons=["fullscreen", "download"],
-            )  # fmt: skip
-            table = gr.Markdown(elem_id="experiment-table")
-    job = gpu(lambda _, name, *__: experiment_seconds(name))(jobs.experiment)
-    running: dict[str, Event] = {}
+    def _lay_out_sample(self) -> None:
+        gr.Markdown("### A small sample, live\nOn the model above, and others to compare with.")
+        self.name = gr.Dropdown(
+            [(f"{key}: {_KIND[e.dataset]}", key) for key, e in EXPERIMENTS.items()], value="progression",
+            label="Experiment", elem_id="experiment",
+        )  # fmt: skip
+        self.others = gr.Textbox(
+            label="Other models", placeholder="microsoft/resnet-50, ...", elem_id="others", max_lines=1,
+            info="Hub ids with commas between; for experiments that compare",
+        )  # fmt: skip
+        self.data = gr.Textbox(
+            label="Dataset on the Hub", placeholder=f"such as {IMAGENET}", elem_id="dataset", max_lines=1,
+            info="builtin: the built-in photographs",
+        )  # fmt: skip
+        self.limit = gr.Slider(4, MAX_SAMPLE, 16, step=4, label="Images to read", elem_id="limit")
+        with gr.Row():
+            self.start = gr.Button("Run", variant="primary", elem_id="run-experiment", min_width=120)
+            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel-experiment", min_width=120)
+        self.status = gr.Markdown(elem_id="experiment-status")
 
-    def parts(result: Shown) -> list[Any]:
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps."""
+        names = stored_results()
+        return [Kept("result", self.stored, one_of(names, names[0] if names else None))]
+
+    def connect(self) -> None:
+        """Connect its events."""
+        result = [self.table, self.gallery]
+        self.page.link(self.stored.input(self.show_result, self.stored, result, api_name="show_result"))
+        self.start.click(
+            self.run_sample, [self.page.model, self.name, self.others, self.data, self.limit],
+            [self.status, *result], api_name="run_experiment", show_progress="hidden", **LANE,
+        )  # fmt: skip
+        self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
+
+    def shows(self, result: Shown) -> Values:
+        """Tables and figures."""
         pictures = [(Image.open(io.BytesIO(data)), title) for title, data in result.figures.items()]
-        return [result.text, pictures]
-
-    def show(name: str) -> list[Any]:
-        return parts(stored_result(name))
+        return {self.table: result.text, self.gallery: pictures}
 
     @shown
-    def show_result(result: str) -> list[Any]:
+    def show_result(self, result: str) -> Values:
         """Show a stored result of an experiment.
 
         Args:
@@ -80,12 +88,12 @@ def build_experiments_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> Experimen
         Returns:
             Tables as markdown, and figures.
         """
-        return show(result)
+        return self.shows(stored_result(result))
 
     @shown
     def run_sample(
-        model_id: str, experiment: str, others: str, dataset: str, limit: int, request: gr.Request
-    ) -> Iterator[Any]:
+        self, model_id: str, experiment: str, others: str, dataset: str, limit: int, request: gr.Request
+    ) -> Iterator[Values]:
         """Run a small sample of an experiment of the papers.
 
         Args:
@@ -99,36 +107,21 @@ def build_experiments_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu) -> Experimen
         Returns:
             A sentence, tables as markdown, and figures.
         """
-        yield "Loading ...", gr.skip(), gr.skip()
-        session, stop = str(request.session_hash), Event()
-        running[session] = stop
+        yield {self.status: "Loading ..."}
         ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
-        try:
-            snapshots = [jobs.prepare(i) for i in ids]
-            for item in job(snapshots, experiment, (dataset or "").strip(), int(limit or 0)):
+        with self.runs.one_for(request) as stop:
+            snapshots = [self.jobs.prepare(i) for i in ids]
+            for item in self.job(snapshots, experiment, (dataset or "").strip(), int(limit or 0)):
                 if stop.is_set():
-                    yield "Cancelled.", gr.skip(), gr.skip()
+                    yield {self.status: "Cancelled."}
                     return
                 if isinstance(item, Shown):
-                    yield f"**{experiment}**: done, a sample only.", *parts(item)
+                    yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
                 else:
                     done, n = item
-                    yield f"{experiment}: {done}" + (f" of {n}" if n else "") + " done", gr.skip(), gr.skip()
-        finally:
-            if running.get(session) is stop:
-                del running[session]
+                    yield {self.status: f"{experiment}: {done}" + (f" of {n}" if n else "") + " done"}
 
-    def stop_run(request: gr.Request) -> str:
-        if stop := running.get(str(request.session_hash)):
-            stop.set()
+    def stop(self, request: gr.Request) -> str:
+        """Ends the visitor's run."""
+        self.runs.stop(request)
         return "Cancelled."
-
-    def connect(after: Callable[[Any], Any]) -> None:
-        after(stored.input(show_result, stored, [table, gallery], api_name="show_result"))
-        start.click(
-            run_sample, [model, name, others, data, limit], [status, table, gallery], api_name="run_experiment",
-            concurrency_id="gpu", concurrency_limit=1, trigger_mode="always_last", show_progress="hidden",
-        )  # fmt: skip
-        cancel.click(stop_run, None, status, queue=False, api_visibility="private")
-
-    return ExperimentsTab(stored, [table, gallery], connect, show)

@@ -2,15 +2,13 @@
 
 import html
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.sites import parse_feature, parse_site
-from vitviz_hf.ui.common import Gpu, open_photo, shown
-from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.sites import Feature, parse_feature, parse_site
+from vitviz_hf.ui.common import LANE, Kept, Page, Values, open_photo, or_else, shown
+from vitviz_hf.ui.maps_tab import MapsTab
 
 _SHOWN = 24
 _SORTS = {
@@ -18,69 +16,98 @@ _SORTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class FeaturesTab:
-    """The components that a link restores or other tabs fill."""
+    """The atlas and its tiles on the left, the page of a feature on the right."""
 
-    atlas: gr.Textbox
-    feature: gr.Textbox
-    to_map: gr.Button
-    connect: Callable[[Callable[[Any], Any], gr.Image], None]
-    show: Callable[[str, str], str]
-    page: gr.HTML
+    key, title = "features", "Features"
 
+    def __init__(self, page: Page) -> None:
+        self.page, self.jobs = page, page.jobs
+        self.page_job, self.find_job = page.gpu(30)(page.jobs.page), page.gpu(30)(page.jobs.find)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                self._lay_out_atlas()
+            with gr.Column(scale=2, min_width=320):
+                with gr.Row():
+                    self.feature = gr.Textbox(
+                        label="Feature: layer.kind:index, Enter shows its page", elem_id="page-feature", max_lines=1,
+                        scale=2,
+                    )  # fmt: skip
+                    self.to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
+                self.html = gr.HTML(elem_id="page", label="Page of the feature")
+        self.listed = gr.State([])
 
-def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
-    """Lay the tab out; events are connected by `connect(after, photo)`."""
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            atlas = gr.Textbox(
-                os.environ.get("VITVIZ_ATLAS", ""), label="Atlas: a Hub dataset made by vitviz search", max_lines=1,
-                elem_id="atlas", placeholder="OWNER/NAME",
-            )  # fmt: skip
-            open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
-            facts = gr.Markdown(elem_id="atlas-facts")
-            site = gr.Dropdown([], label="Site", elem_id="atlas-site")
-            sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
-            find = gr.Button("Find the features of the picture in Activation maps", elem_id="find")
-            word = gr.Textbox(
-                label="Find features by a word", placeholder="fur, water, from above ...", elem_id="find-word",
-                max_lines=1, info="in atlases that were named with 'vitviz atlas name'",
-            )  # fmt: skip
-            gallery = gr.Gallery(
-                label="Features, each with its most activating image: choose one", columns=3, allow_preview=False,
-                interactive=False, format="jpeg", elem_id="features", height="auto", buttons=[], object_fit="cover",
-            )  # fmt: skip
-        with gr.Column(scale=2, min_width=320):
-            with gr.Row():
-                feature = gr.Textbox(
-                    label="Feature: layer.kind:index, Enter shows its page",
-                    elem_id="page-feature",
-                    max_lines=1,
-                    scale=2,
-                )
-                to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
-            page = gr.HTML(elem_id="page", label="Page of the feature")
-    listed = gr.State([])
-    page_job, find_job = gpu(30)(jobs.page), gpu(30)(jobs.find)
+    def _lay_out_atlas(self) -> None:
+        self.atlas = gr.Textbox(
+            os.environ.get("VITVIZ_ATLAS", ""), label="Atlas: a Hub dataset made by vitviz search", max_lines=1,
+            elem_id="atlas", placeholder="OWNER/NAME",
+        )  # fmt: skip
+        self.open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
+        self.facts = gr.Markdown(elem_id="atlas-facts")
+        self.site = gr.Dropdown([], label="Site", elem_id="atlas-site")
+        self.sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
+        self.find = gr.Button("Find the features of the picture in Activation maps", elem_id="find")
+        self.word = gr.Textbox(
+            label="Find features by a word", placeholder="fur, water, from above ...", elem_id="find-word",
+            max_lines=1, info="in atlases that were named with 'vitviz atlas name'",
+        )  # fmt: skip
+        self.gallery = gr.Gallery(
+            label="Features, each with its most activating image: choose one", columns=3, allow_preview=False,
+            interactive=False, format="jpeg", elem_id="features", height="auto", buttons=[], object_fit="cover",
+        )  # fmt: skip
 
-    def tiles(name: str, features: list[tuple[Any, str]]) -> list[Any]:
-        crops = jobs.best_crops(name, [f for f, _ in features])
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps."""
         return [
-            [(crop, f"{f}  {text}  {word}".strip()) for (crop, word), (f, text) in zip(crops, features, strict=True)],
-            [str(f) for f, _ in features],
+            Kept("atlas", self.atlas, or_else(os.environ.get("VITVIZ_ATLAS", ""))),
+            Kept("shows", self.feature, or_else("")),
         ]
 
-    def browse(name: str, site: str, sort: str) -> list[Any]:
-        ranked = jobs.sorted_features(name, parse_site(site), sort, _SHOWN)
-        return tiles(name, [(f, f"{value:.3g}") for f, value in ranked])
+    def connect(self) -> None:
+        """Connect its events."""
+        page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
+        private: dict[str, Any] = {**LANE, "api_visibility": "private"}
+        sorting = [self.atlas, self.site, self.sort]
+        gr.Button(visible=False).click(self.sort_features, sorting, tiles, api_name="sort_features", **LANE)
+        self.word.submit(self.find_word, [self.atlas, self.word], tiles, api_name="find_word", **LANE)
+        shown_page = [self.atlas, self.feature]
+        page.link(self.feature.submit(self.feature_page, shown_page, self.html, api_name="feature_page", **LANE))
+        opening = [self.open_button.click, self.atlas.submit]
+        page.link(gr.on(opening, self.open, [self.atlas, self.sort], [self.facts, self.site, *tiles], **private))
+        gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
+        self.find.click(self.find_features, [self.atlas, maps.photo], tiles, **private)
+        picked = self.gallery.select(self.pick, [self.atlas, self.listed], [self.feature, self.html], **private)
+        page.link(picked)
+        taken = maps.to_page.click(self.take, maps.feature, [self.feature, *page.going], api_visibility="private")
+        page.link(taken.success(self.feature_page, shown_page, self.html, **private))
+        mapped = self.to_map.click(
+            self.give, shown_page, [page.model, maps.feature, *page.going], api_visibility="private"
+        )
+        drawn = [page.model, maps.photo, maps.feature, maps.style]
+        page.link(mapped.success(maps.map_feature, drawn, maps.map_outputs, **private))
 
-    def show(name: str, feature: str) -> str:
-        return str(page_job(jobs.prepare_atlas(name), name, parse_feature(feature)))
+    def tiles(self, name: str, features: list[tuple[Feature, str]]) -> Values:
+        """Features as their most activating images."""
+        crops = self.jobs.best_crops(name, [f for f, _ in features])
+        captioned = [
+            (crop, f"{f}  {text}  {word}".strip()) for (crop, word), (f, text) in zip(crops, features, strict=True)
+        ]
+        return {self.gallery: captioned, self.listed: [str(f) for f, _ in features]}
+
+    def browse(self, name: str, site: str, sort: str) -> Values:
+        """The first features of a site."""
+        ranked = self.jobs.sorted_features(name, parse_site(site), sort, _SHOWN)
+        return self.tiles(name, [(f, f"{value:.3g}") for f, value in ranked])
+
+    def show(self, name: str, feature: str) -> Values:
+        """The page of a feature."""
+        return {self.html: str(self.page_job(self.jobs.prepare_atlas(name), name, parse_feature(feature)))}
 
     @shown
-    def open_it(name: str, sort: str) -> list[Any]:
-        known = jobs.atlas(name)
+    def open(self, name: str, sort: str) -> Values:
+        """An atlas, at the middle one of its sites."""
+        known = self.jobs.atlas(name)
         sites = [str(s) for s in known.sites]
         m = known.manifest
         text = (
@@ -88,10 +115,12 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
             f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
         )
         chosen = sites[len(sites) // 2]
-        return [text, gr.update(choices=sites, value=chosen), *browse(name, chosen, sort)]
+        return {
+            self.facts: text, self.site: gr.update(choices=sites, value=chosen), **self.browse(name, chosen, sort)
+        }  # fmt: skip
 
     @shown
-    def sort_features(atlas: str, site: str, sort: str) -> list[Any]:
+    def sort_features(self, atlas: str, site: str, sort: str) -> Values:
         """List features of an atlas with their most activating image.
 
         Args:
@@ -102,10 +131,10 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
         Returns:
             Pictures with address and value, and the addresses.
         """
-        return browse(atlas, site, sort)
+        return self.browse(atlas, site, sort)
 
     @shown
-    def feature_page(atlas: str, feature: str) -> str:
+    def feature_page(self, atlas: str, feature: str) -> Values:
         """The page of a feature: most and least activating images with their maps, scores, neighbours.
 
         Args:
@@ -115,15 +144,16 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
         Returns:
             HTML with the pictures inside.
         """
-        return show(atlas, feature)
+        return self.show(atlas, feature)
 
     @shown
-    def find_features(name: str, photo: str | None) -> list[Any]:
-        found = find_job(jobs.prepare_atlas(name), name, open_photo(photo), _SHOWN)
-        return tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
+    def find_features(self, name: str, photo: str | None) -> Values:
+        """Features that the picture of the tab Activation maps excites more than the atlas's images do."""
+        found = self.find_job(self.jobs.prepare_atlas(name), name, open_photo(photo), _SHOWN)
+        return self.tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
 
     @shown
-    def find_word(atlas: str, word: str) -> list[Any]:
+    def find_word(self, atlas: str, word: str) -> Values:
         """Find the features that a word names, in an atlas that was named.
 
         Args:
@@ -133,25 +163,20 @@ def build_features_tab(jobs: Jobs, gpu: Gpu) -> FeaturesTab:
         Returns:
             Pictures with address and agreement, and the addresses.
         """
-        return tiles(atlas, [(f, f"{value:.1f} sd") for f, value in jobs.find_word(atlas, word, _SHOWN)])
+        return self.tiles(atlas, [(f, f"{value:.1f} sd") for f, value in self.jobs.find_word(atlas, word, _SHOWN)])
 
     @shown
-    def pick(name: str, listed: list[str], event: gr.SelectData) -> list[str]:
-        return [listed[event.index], show(name, listed[event.index])]
+    def pick(self, name: str, listed: list[str], event: gr.SelectData) -> Values:
+        """A tile."""
+        return {self.feature: listed[event.index], **self.show(name, listed[event.index])}
 
-    def connect(after: Callable[[Any], Any], photo: gr.Image) -> None:
-        lane: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1, "trigger_mode": "always_last"}
-        private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        hidden = gr.Button(visible=False)
-        hidden.click(sort_features, [atlas, site, sort], [gallery, listed], api_name="sort_features", **lane)
-        word.submit(find_word, [atlas, word], [gallery, listed], api_name="find_word", **lane)
-        after(feature.submit(feature_page, [atlas, feature], page, api_name="feature_page", **lane))
-        opening = gr.on(
-            [open_button.click, atlas.submit], open_it, [atlas, sort], [facts, site, gallery, listed], **private
-        )
-        after(opening)
-        gr.on([site.input, sort.input], sort_features, [atlas, site, sort], [gallery, listed], **private)
-        find.click(find_features, [atlas, photo], [gallery, listed], **private)
-        after(gallery.select(pick, [atlas, listed], [feature, page], **private))
+    def take(self, feature: str) -> Values:
+        """A feature of the tab Activation maps."""
+        return {self.feature: feature, **self.page.go(FeaturesTab)}
 
-    return FeaturesTab(atlas, feature, to_map, connect, show, page)
+    @shown
+    def give(self, atlas: str, feature: str) -> Values:
+        """The feature to the tab Activation maps, with its model."""
+        model_id = self.jobs.atlas(atlas).manifest["model_id"]
+        values = {self.page.model: model_id, self.page.tab(MapsTab).feature: str(parse_feature(feature))}
+        return {**values, **self.page.go(MapsTab)}

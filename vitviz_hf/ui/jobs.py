@@ -281,7 +281,7 @@ class Jobs:
 
     def views(
         self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, patch: str, index: int,
-        change: str, ratio: float, side: int,
+        change: str, ratio: float, side: int, scale: str = "linear",
     ) -> Viewed:  # fmt: skip
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
@@ -290,6 +290,7 @@ class Jobs:
             patch: row,column; empty for the one of most attention.
             index: filter; -1 for one in which pictures are readable.
             change: `random`, `salient`, `non-salient` or `shuffle`; empty for none.
+            scale: of brightness, `linear` or `log`.
         """
         view = self.view(snapshot)
         filters, grid, n = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
@@ -306,7 +307,7 @@ class Jobs:
         elif change:
             pictures[f"{change} {ratio:.0%} black"] = occlude(pixels, mask, change, ratio, min(14, *grid)).pixels
         token = n + row * grid[1] + col
-        views, seen = views_by_level(view, filters, pictures, index, token)
+        views, seen = views_by_level(view, filters, pictures, index, token, scale=scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
         text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()

@@ -1,10 +1,8 @@
 """Tab Feature optimization: the picture that excites a feature most, as it grows."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -13,69 +11,91 @@ from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.optimization import Visualization
 from vitviz_hf.sites import file_stem
-from vitviz_hf.ui.common import Gpu, shown
-from vitviz_hf.ui.jobs import Frame, Jobs, gpu_seconds
+from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, or_else, shown, whole
+from vitviz_hf.ui.jobs import Frame, gpu_seconds
+from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 
 _MAX_STEPS = 1000
 
 
-@dataclass(frozen=True, slots=True)
 class OptimizeTab:
-    """The components that a link restores."""
+    """The recipe on the left, the growing picture on the right."""
 
-    objective: gr.Textbox
-    preset: gr.Radio
-    seed: gr.Number
-    connect: Callable[[Callable[[Any], Any]], None]
+    key, title = "optimize", "Feature optimization"
 
+    def __init__(self, page: Page) -> None:
+        self.page, self.jobs, self.runs = page, page.jobs, Runs()
+        self.job = page.gpu(_duration)(page.jobs.optimize)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                self._lay_out_recipe()
+            with gr.Column(scale=2, min_width=320):
+                self.live = gr.Image(
+                    label="Optimized picture", interactive=False, format="png", elem_id="live", height=480,
+                    alt_text="The picture that is being optimized", buttons=["fullscreen"],
+                )  # fmt: skip
+                self.status = gr.Markdown(
+                    "The picture starts as noise and appears within seconds.", elem_id="optimize-status"
+                )
+                self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
 
-def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: str) -> OptimizeTab:
-    """Lay the tab out; events are connected by `connect(after)`, where `after` runs after each of them."""
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            objective = gr.Textbox(
-                first_feature, label="Feature", elem_id="objective", max_lines=1,
-                info="layer.kind:index, logit:index, or a sum such as 5.mlp_act:10 - 0.5*5.mlp_act:3; "
-                "a minus in front minimizes",
-            )  # fmt: skip
-            preset = gr.Radio(
-                ["auto", *PRESETS], value="auto", label="Preset", elem_id="preset",
-                info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
-            )  # fmt: skip
-            steps = gr.Number(
-                0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=_MAX_STEPS, elem_id="steps"
-            )
-            seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0, elem_id="seed")
-            with gr.Row():
-                start = gr.Button("Optimize", variant="primary", elem_id="optimize", min_width=120)
-                cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=120)
-        with gr.Column(scale=2, min_width=320):
-            live = gr.Image(
-                label="Optimized picture", interactive=False, format="png", elem_id="live", height=480,
-                alt_text="The picture that is being optimized", buttons=["fullscreen"],
-            )  # fmt: skip
-            status = gr.Markdown("The picture starts as noise and appears within seconds.", elem_id="optimize-status")
-            download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
+    def _lay_out_recipe(self) -> None:
+        self.objective = gr.Textbox(
+            FIRST_FEATURE, label="Feature", elem_id="objective", max_lines=1,
+            info="layer.kind:index, logit:index, or a sum such as 5.mlp_act:10 - 0.5*5.mlp_act:3; "
+            "a minus in front minimizes",
+        )  # fmt: skip
+        self.preset = gr.Radio(
+            ["auto", *PRESETS], value="auto", label="Preset", elem_id="preset",
+            info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
+        )  # fmt: skip
+        self.steps = gr.Number(
+            0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=_MAX_STEPS, elem_id="steps"
+        )
+        self.seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0, elem_id="seed")
+        with gr.Row():
+            self.start = gr.Button("Optimize", variant="primary", elem_id="optimize", min_width=120)
+            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=120)
 
-    def duration(snapshot: Any, _: str, preset: str, steps: int, __: int) -> int:
-        plan = PRESETS.get(preset, {})
-        return gpu_seconds(snapshot, steps or int(plan.get("steps", 300)), int(plan.get("copies", 8)))
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps."""
+        return [
+            Kept("objective", self.objective, or_else(FIRST_FEATURE)),
+            Kept("preset", self.preset, one_of(PRESETS, "auto")),
+            Kept("seed", self.seed, whole(0)),
+        ]
 
-    optimize = gpu(duration)(jobs.optimize)
+    def connect(self) -> None:
+        """Connect its events."""
+        page = self.page
+        options: dict[str, Any] = {
+            "fn": self.visualize, "inputs": [page.model, self.objective, self.preset, self.steps, self.seed],
+            "outputs": [self.live, self.status, self.download], "show_progress": "hidden", **LANE,
+        }  # fmt: skip
+        self.start.click(**options, api_name="visualize")
+        self.objective.submit(**options, api_visibility="private")
+        page.link(self.start.click(None, api_visibility="private"))
+        page.link(self.objective.submit(None, api_visibility="private"))
+        self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
+        maps = page.tab(MapsTab)
+        moved = maps.to_optimize.click(self.take, maps.feature, [self.objective, *page.going], api_visibility="private")
+        page.link(moved)
 
-    # Gradio's own `cancels` ends a run with an error badge; a flag read between frames ends it in order.
-    running: dict[str, Event] = {}
+    def take(self, feature: str) -> Values:
+        """A feature of the tab Activation maps."""
+        return {self.objective: feature, **self.page.go(OptimizeTab)}
 
     @shown
     def visualize(
-        model_id: str, feature: str, preset: str, steps: int, seed: int, request: gr.Request
-    ) -> Iterator[Any]:  # fmt: skip
+        self, model_id: str, feature: str, preset: str, steps: int, seed: int, request: gr.Request
+    ) -> Iterator[Values]:  # fmt: skip
         """Optimize a picture that maximizes a feature; streams the picture as it grows.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, logit:207, or a sum of them; a minus in front minimizes.
-            preset: auto, paper, fourier or fast.
+            preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
 
@@ -86,46 +106,37 @@ def build_optimize_tab(jobs: Jobs, model: gr.Dropdown, gpu: Gpu, first_feature: 
             raise ConfigError(f"unknown preset {preset!r}; presets are auto, {', '.join(PRESETS)}.")
         if not 0 <= int(steps or 0) <= _MAX_STEPS:
             raise ConfigError(f"steps must be 0 to {_MAX_STEPS} here; got {steps}.")
-        yield gr.skip(), "Loading the model ...", gr.update(interactive=False)
-        session, stop = str(request.session_hash), Event()
-        running[session] = stop
-        try:
-            for frame in optimize(jobs.prepare(model_id), feature or "", preset, int(steps or 0), int(seed or 0)):
+        yield {self.status: "Loading the model ...", self.download: gr.update(interactive=False)}
+        with self.runs.one_for(request) as stop:
+            for frame in self.job(self.jobs.prepare(model_id), feature or "", preset, int(steps or 0), int(seed or 0)):
                 if stop.is_set():
-                    yield gr.skip(), "Cancelled.", gr.skip()
+                    yield {self.status: "Cancelled."}
                     return
-                yield _outputs(frame, feature)
-        finally:
-            if running.get(session) is stop:
-                del running[session]
+                yield self.shows(frame, feature)
 
-    def stop_run(request: gr.Request) -> str:
-        if stop := running.get(str(request.session_hash)):
-            stop.set()
+    def shows(self, frame: Frame, feature: str) -> Values:
+        """A moment of the run; the last one brings the file."""
+        if frame.result is None:
+            dead = "; the feature does not fire yet" if frame.dead else ""
+            text = f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}"
+            return {self.live: frame.picture, self.status: text}
+        path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
+        frame.result.save(path)
+        return {
+            self.live: path,
+            self.status: _summary(frame, frame.result),
+            self.download: gr.update(value=str(path), interactive=True),
+        }
+
+    def stop(self, request: gr.Request) -> str:
+        """Ends the visitor's run at its next frame."""
+        self.runs.stop(request)
         return "Cancelled."
 
-    def connect(after: Callable[[Any], Any]) -> None:
-        inputs, outputs = [model, objective, preset, steps, seed], [live, status, download]
-        options: dict[str, Any] = {
-            "fn": visualize, "inputs": inputs, "outputs": outputs, "show_progress": "hidden",
-            "concurrency_id": "gpu", "concurrency_limit": 1, "trigger_mode": "always_last",
-        }  # fmt: skip
-        start.click(**options, api_name="visualize")
-        objective.submit(**options, api_visibility="private")
-        after(start.click(None, api_visibility="private"))
-        after(objective.submit(None, api_visibility="private"))
-        cancel.click(stop_run, None, status, queue=False, api_visibility="private")
 
-    return OptimizeTab(objective, preset, seed, connect)
-
-
-def _outputs(frame: Frame, feature: str) -> tuple[Any, ...]:
-    if frame.result is None:
-        dead = "; the feature does not fire yet" if frame.dead else ""
-        return frame.picture, f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}", gr.skip()
-    path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
-    frame.result.save(path)
-    return path, _summary(frame, frame.result), gr.update(value=str(path), interactive=True)
+def _duration(snapshot: Any, _: str, preset: str, steps: int, __: int) -> int:
+    plan = PRESETS.get(preset, {})
+    return gpu_seconds(snapshot, steps or int(plan.get("steps", 300)), int(plan.get("copies", 8)))
 
 
 def _summary(frame: Frame, result: Visualization) -> str:
@@ -137,5 +148,5 @@ def _summary(frame: Frame, result: Visualization) -> str:
         name, best = frame.photograph
         text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
     if not result.alive:
-        text += " It never came alive: the feature did not fire in any step. Try another seed or preset."
+        text += " It is dead: the feature does not fire on it. Try another seed or preset."
     return text
