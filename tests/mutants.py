@@ -288,7 +288,7 @@ MUTANTS = [
             "templates of a label are those of the next one",
             "for label in labels for t in templates]",
             "for t in templates for label in labels]",
-            "zero_shot::embeddings_of_several_labels_and_templates_are_not_mixed",
+            "embeddings::embeddings_of_several_labels_and_templates_are_not_mixed",
         ),
     ),
     *_of(
@@ -384,7 +384,7 @@ MUTANTS = [
             "purity counts every cluster's tokens",
             '"purity": counts.max(1).sum()',
             '"purity": counts.sum(1).sum()',
-            "group::every_number_of_every_variant",
+            "grouping::clusters_that_mix_objects_are_counted_by_their_commonest",
         ),
         (
             "the radius is that of one object",
@@ -402,7 +402,7 @@ MUTANTS = [
             "a small part owns a patch",
             "cover - 1e-9, np.array(kept)",
             "cover / 2, np.array(kept)",
-            "group::every_number_of_every_variant",
+            "grouping::an_object_owns_a_patch_from_two_fifths_on",
         ),
     ),
     *_of(
@@ -421,8 +421,8 @@ MUTANTS = [
         ),
         (
             "shuffled scenes are not",
-            "changed.pixels, changed.mask, scene.names, config, used)",
-            "pixels, mask, scene.names, config, used)",
+            "changed.pixels, changed.mask, names, config, number)",
+            "pixels, mask, names, config, number)",
             "group::every_number_of_every_variant",
         ),
     ),

@@ -1,8 +1,10 @@
 """Runs tests against a changed module: each in a fork of a process that has imported everything but the package."""
 
+import atexit
 import contextlib
 import importlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -61,6 +63,7 @@ class Outcome:
 def warm_up() -> None:
     """Import what the package and its tests need, with one thread each, before anything runs or is forked."""
     home = tempfile.mkdtemp(prefix="vitviz-mutants-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ.update(
         OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HOME=f"{home}/hf", HF_ENDPOINT="http://127.0.0.1:9",
         HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", DISABLE_SAFETENSORS_CONVERSION="1",
@@ -84,21 +87,25 @@ def run_jobs(jobs: Iterable[Job], n_at_once: int) -> Iterator[tuple[Job, Outcome
     """Each job with its outcome, in the order in which they end."""
     waiting = iter(jobs)
     running: dict[int, tuple[Job, float, Path]] = {}
-    with tempfile.TemporaryDirectory(prefix="vitviz-mutants-") as folder:
-        for n in range(10**9):
+    try:
+        while True:
             job = next(waiting, None) if len(running) < n_at_once else None
             if job is not None:
-                log = Path(folder) / str(n)
-                running[_start(job, log)] = job, time.monotonic(), log
-                continue
-            if not running:
+                folder = Path(tempfile.mkdtemp(prefix="vitviz-mutants-"))
+                running[_start(job, folder)] = job, time.monotonic(), folder
+            elif running:
+                time.sleep(0.02)
+                yield from _ended(running)
+            else:
                 return
-            yield from _ended(running)
+    finally:
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _ended(running: dict[int, tuple[Job, float, Path]]) -> Iterator[tuple[Job, Outcome]]:
-    time.sleep(0.02)
-    for pid, (job, start, log) in list(running.items()):
+    for pid, (job, start, folder) in list(running.items()):
         ended, status = os.waitpid(pid, os.WNOHANG)
         seconds = time.monotonic() - start
         late = not ended and seconds > job.timeout
@@ -109,12 +116,13 @@ def _ended(running: dict[int, tuple[Job, float, Path]]) -> Iterator[tuple[Job, O
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # what it left behind
             code = TIMED_OUT if late else os.waitstatus_to_exitcode(status)
-            yield job, Outcome(code, seconds, log.read_text("utf-8", "replace"))
-            log.unlink()
+            output = (folder / "output").read_text("utf-8", "replace")
+            shutil.rmtree(folder, ignore_errors=True)
             del running[pid]
+            yield job, Outcome(code, seconds, output)
 
 
-def _start(job: Job, log: Path) -> int:
+def _start(job: Job, folder: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():
@@ -124,9 +132,10 @@ def _start(job: Job, log: Path) -> int:
     code = 99
     try:
         os.setpgid(0, 0)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT)
+        out = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)  # all that the tests leave
         os.chdir(ROOT)
         code = _run_here(job)
     except BaseException:
