@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SAMPLE ?= 0
 
-.PHONY: help app check fast fix bench models results clean
+.PHONY: help app check fast faults mutate fix bench models results clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,18 +17,29 @@ help: ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+.venv/mutated: .venv/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mutate]'
+	touch $@
+
 app: .venv/installed ## start the app on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-check: .venv/tested ## style, types and every test, the browser's too (needs chromium)
+check: .venv/tested ## style, types, every test, the browser's too (needs chromium), and planted faults
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+	$(BIN)/python -m tests.mutants
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .
 	$(BIN)/pytest -m 'not slow'
+
+faults: .venv/tested ## plant faults by hand, one at a time: a test must catch each
+	$(BIN)/python -m tests.mutants
+
+mutate: .venv/mutated ## share of all small changes that tests notice (hours); SAMPLE=30 FILES='maps search' JOBS=2
+	$(BIN)/python -m tests.mutate --sample $(SAMPLE) $(FILES)
 
 fix: .venv/tested ## format, and mend what can be mended
 	$(BIN)/ruff format .
@@ -44,4 +56,4 @@ models: .venv/installed ## measure every architecture again and write docs/model
 	$(BIN)/python benchmarks/models.py
 
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .mutation .pytest_cache .mypy_cache .ruff_cache .hypothesis

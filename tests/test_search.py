@@ -631,8 +631,9 @@ def test_words_are_those_that_stand_out_most_in_a_features_top_images(named):
     similarity = torch.stack(one_by_one).double().numpy()
     deviations = (similarity - similarity.mean(0)) / similarity.std(0)
 
-    for address in ("1.mlp_act:3", "2.mlp_act:7"):
-        feature = parse_feature(address)
+    named_ones = [f for s in atlas.sites for f in (Feature(s, i) for i in range(64)) if atlas.feature_words(f)]
+    assert len(named_ones) > 2
+    for feature in (parse_feature("1.mlp_act:3"), *named_ones[:3], named_ones[-1]):
         expected = deviations[[hit.row for hit in atlas.hits(feature)]].mean(0)
         order = np.argsort(-expected)
         above = [i for i in order if expected[i] > found.chance]

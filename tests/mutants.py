@@ -1,0 +1,531 @@
+"""Faults planted by hand, one at a time: each must be caught by the tests named beside it.
+
+`python -m tests.mutants` runs them all, `python -m tests.mutants canvas search` those of some modules. A fault whose
+text is no longer in its file exactly once, or whose tests do not pass without it, is an error of this list.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.warm import FAILED, PASSED, ROOT, TIMED_OUT, Job, run_jobs, warm_up
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A text of a file and the wrong one in its place."""
+
+    path: str
+    breaks: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.breaks}"
+
+
+def _of(path: str, *faults: tuple[str, str, str, str]) -> list[Mutant]:
+    """Faults of one file: what breaks, old text, new text, tests as `file::name` with spaces between."""
+    return [
+        Mutant(f"vitviz_hf/{path}.py", breaks, old, new, tuple(map(_test, tests.split())))
+        for breaks, old, new, tests in faults
+    ]
+
+
+def _test(name: str) -> str:
+    file, _, test = name.partition("::")
+    return f"tests/test_{file}.py::test_{test}"
+
+
+MUTANTS = [
+    *_of(
+        "transforms",
+        (
+            "colors are multiplied where they are divided",
+            "(images - mean) / log_std.exp()",
+            "(images - mean) * log_std.exp()",
+            "transforms::colors_are_shifted_and_scaled_for_each_copy_and_color",
+        ),
+        (
+            "noise is subtracted by a hundredth of its size",
+            "images + std * to_device",
+            "images + 0.01 * std * to_device",
+            "transforms::noise_is_added_with_its_standard_deviation",
+        ),
+        (
+            "jitter moves rows only",
+            "cols = (torch.arange(width) - shifts[:, 1]) % width",
+            "cols = (torch.arange(width) - 0 * shifts[:, 1]) % width",
+            "transforms::jitter_rolls_each_picture_by_its_own_shift_of_both_axes",
+        ),
+        (
+            "the last window is never drawn",
+            "torch.randint(0, s + 1,",
+            "torch.randint(0, s,",
+            "transforms::every_copy_is_a_window_of_its_own_and_all_windows_occur",
+        ),
+        (
+            "a turn shears pictures that are not square",
+            "-sin * height / width",
+            "-sin",
+            "transforms::a_turned_and_zoomed_plane_is_that_plane_in_turned_coordinates",
+        ),
+        (
+            "one of the four directions of total variation is left out",
+            "        images[..., 1:, :-1] - images[..., :-1, 1:],\n",
+            "",
+            "optimization::total_variation_equals_the_formula_written_out",
+        ),
+        (
+            "draws are never negative",
+            ") * 2 - 1",
+            ")",
+            "transforms::colors_are_shifted_and_scaled_for_each_copy_and_color",
+        ),
+    ),
+    *_of(
+        "canvas",
+        (
+            "frequencies are not scaled",
+            "torch.view_as_complex(params) * scale",
+            "torch.view_as_complex(params)",
+            "transforms::the_fourier_canvas_is_its_formula_in_numpy",
+        ),
+        (
+            "colors are mixed the wrong way around",
+            '"cd,ndhw->nchw"',
+            '"dc,ndhw->nchw"',
+            "transforms::the_fourier_canvas_is_its_formula_in_numpy",
+        ),
+        (
+            "pixels leave their range",
+            "p.clamp_(0, 1)",
+            "p",
+            "transforms::the_pixel_canvas_is_uniform_noise_kept_in_range",
+        ),
+    ),
+    *_of(
+        "maps",
+        (
+            "prefix tokens count as patches",
+            "acts[:, :n_prefix], acts[:, n_prefix:]",
+            "acts[:, :n_prefix], acts[:, : acts.shape[1] - n_prefix]",
+            "model::top_features_rank_scores_and_patches",
+        ),
+        (
+            "the maximum over patches is their mean",
+            "patches.amax(dim=1)",
+            "patches.mean(dim=1)",
+            "search::the_maximum_over_patches_can_be_the_score",
+        ),
+        (
+            "rows and columns of a patch are exchanged",
+            "return row * cols + col",
+            "return col * cols + row",
+            "model::top_features_rank_scores_and_patches",
+        ),
+        (
+            "unusualness is no deviation",
+            "(scores - mean) / std",
+            "(scores - 0 * mean) / std",
+            "model::top_features_by_unusualness_are_deviations_from_the_reference",
+        ),
+    ),
+    *_of(
+        "objectives",
+        (
+            "minus is plus",
+            "return self + -other",
+            "return self + other",
+            "objectives::objectives_are_added_subtracted_scaled_and_negated_term_by_term",
+        ),
+        (
+            "a minimized feature is revived",
+            "        weight > 0\n        and isinstance",
+            "        weight\n        and isinstance",
+            "optimization::only_a_maximized_neuron_behind_an_ungated_activation_can_be_revived",
+        ),
+        (
+            "terms on one feature overwrite each other",
+            "[n, target.index] += weight\n            elif isinstance(target, Direction)",
+            "[n, target.index] = weight**2\n            elif isinstance(target, Direction)",
+            "optimization::an_objective_is_the_weighted_sum_of_its_targets",
+        ),
+    ),
+    *_of(
+        "config",
+        (
+            "preset paper has no smoothness",
+            '"jitter": 32, "smoothness": 4e-3',
+            '"jitter": 32, "smoothness": 0.0',
+            "objectives::presets_are_as_smooth_as_they_say",
+        ),
+    ),
+    *_of(
+        "optimization",
+        (
+            "noise never falls",
+            "config.noise * (1 - progress)",
+            "config.noise",
+            "recipes::a_picture_is_its_recipe_written_out_in_plain_torch",
+        ),
+        (
+            "the learning rate never falls",
+            'if config.decay == "cosine":',
+            'if config.decay == "sine":',
+            "recipes::a_picture_is_its_recipe_written_out_in_plain_torch",
+        ),
+        (
+            "smoothness is a reward",
+            "(smoothness[rows] * roughness - target)",
+            "(-smoothness[rows] * roughness - target)",
+            "optimization::more_smoothness_gives_a_smoother_picture",
+        ),
+        (
+            "dead features are not revived",
+            "torch.where(dead, pre_values.mean(1), target)",
+            "torch.where(dead, target, target)",
+            "optimization::a_dead_feature_comes_alive_with_revive_and_stays_dead_without",
+        ),
+        (
+            "automatic smoothness does not know how many features there are",
+            "signal.norm() / math.sqrt(values.shape[1])",
+            "signal.norm()",
+            "recipes::automatic_smoothness_is_its_rule_written_out",
+        ),
+        (
+            "the transfer score is that of the picture itself",
+            "blurred).mean(1)",
+            "pixels.unsqueeze(1)).mean(1)",
+            "recipes::transfer_is_scored_on_eight_fixed_turns_zooms_and_blurs",
+        ),
+        (
+            "a dead picture is alive",
+            'return float(recipe["score"]) > 0 or',
+            'return float(recipe["score"]) > -9 or',
+            "recipes::a_picture_is_alive_if_its_feature_fires_on_it_at_the_end",
+        ),
+        (
+            "features of other sites share a picture's copies",
+            "[generators[r] for r in rows],",
+            "[generators[0] for r in rows],",
+            "optimization::features_in_a_batch_get_the_picture_they_get_alone",
+        ),
+    ),
+    *_of(
+        "search",
+        (
+            "the least of equal keys is not the first",
+            "order = owners.argsort(1)\n",
+            "order = owners.argsort(1, descending=True)\n",
+            "search::a_ranking_over_any_chunks_is_the_sort_of_the_whole_with_ties_by_key",
+        ),
+        (
+            "identical images fill a ranking",
+            "if again.any():",
+            "if False:",
+            "search::a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ranks",
+        ),
+        (
+            "the least activating images are the most activating ones",
+            "(-columns).where(finite, -math.inf)",
+            "columns.where(finite, -math.inf)",
+            "search::the_ranked_images_are_those_of_sorting_everything",
+        ),
+        (
+            "two processes' deviations are added as they are",
+            "+ step**2 * (self.n * n / whole)",
+            "",
+            "search::moments_are_those_of_float64_even_far_from_zero",
+        ),
+        (
+            "bins of the sketch are one off",
+            "clamp(-1, N_BINS - 1) + 1",
+            "clamp(-1, N_BINS - 1) + 2",
+            "search::a_bin_of_the_sketch_stands_for_its_values_within_the_stated_error",
+        ),
+        (
+            "the limit counts for each process",
+            "zip(range(after, limit)",
+            "zip(range(after, limit * n_ranks)",
+            "search::a_limit_means_the_same_rows_for_any_number_of_processes",
+        ),
+        (
+            "values that are not finite are ranked",
+            "[self.top.update(columns.where(finite, -math.inf), owners)]",
+            "[self.top.update(columns, owners)]",
+            "folds::an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_negative",
+        ),
+    ),
+    *_of(
+        "naming",
+        (
+            "absent images count as zeros",
+            'mode="mean", padding_idx=absent',
+            'mode="mean"',
+            "search::missing_images_do_not_count_in_the_agreement",
+        ),
+        ("chance is the median", "quantile(0.95)", "quantile(0.5)", "naming::chance_lies_above_95_of_100_sets"),
+        (
+            "a word that fits everything wins",
+            "(similarity - similarity.mean(0)) /",
+            "similarity /",
+            "search::words_are_those_that_stand_out_most_in_a_features_top_images",
+        ),
+    ),
+    *_of(
+        "classification",
+        (
+            "the likeliest labels are not the first",
+            "return [\n            [(self.labels[i], p)",
+            "return [\n            [(self.labels[-1 - i], p)",
+            "classification::logits_are_the_models_own_with_the_repositorys_labels",
+        ),
+        (
+            "templates of a label are those of the next one",
+            "for label in labels for t in templates]",
+            "for t in templates for label in labels]",
+            "embeddings::embeddings_of_several_labels_and_templates_are_not_mixed",
+        ),
+    ),
+    *_of(
+        "attention",
+        (
+            "only one head is read",
+            "scores.softmax(-1).mean(1)",
+            "scores.softmax(-1)[:, 0]",
+            "attention::attention_is_that_of_the_librarys_own_open_code",
+        ),
+        (
+            "attention has no temperature",
+            "* (query.shape[-1] ** -0.5 if scale is None else scale)",
+            "",
+            "attention::attention_is_that_of_the_librarys_own_open_code",
+        ),
+        (
+            "layers are joined in the reverse order",
+            "layer / layer.sum(-1, keepdim=True) @ joined[-1]",
+            "joined[-1] @ (layer / layer.sum(-1, keepdim=True))",
+            "behavior::joint_attention_is_the_product_of_the_layers_with_their_skips",
+        ),
+        (
+            "skips are twice as strong",
+            "(1 - residual) * weights + residual * identity",
+            "(1 - residual) * weights + 2 * residual * identity",
+            "behavior::joint_attention_is_the_product_of_the_layers_with_their_skips",
+        ),
+    ),
+    *_of(
+        "occlusion",
+        (
+            "salient tiles are all tiles",
+            '"salient": salient, "non-salient"',
+            '"salient": np.ones_like(salient), "non-salient"',
+            "behavior::as_many_tiles_are_blacked_out_as_the_ratio_says",
+        ),
+        (
+            "non-salient tiles are salient ones",
+            '"non-salient": ~salient}',
+            '"non-salient": salient}',
+            "behavior::as_many_tiles_are_blacked_out_as_the_ratio_says",
+        ),
+        (
+            "a tile is salient from 15 % on",
+            "> _OBJECT_SHARE",
+            ">= _OBJECT_SHARE",
+            "occlude::object_tiles_are_those_with_more_than_fifteen_percent",
+        ),
+        (
+            "the mask stays where the picture is shuffled",
+            "_reorder(mask, side, order), order, ~moved",
+            "mask, order, ~moved",
+            "behavior::shuffling_moves_picture_and_mask_together_and_can_be_undone",
+        ),
+        (
+            "void belongs to an object",
+            "inside & (picked <= _VOID)",
+            "inside",
+            "behavior::a_mask_goes_through_the_models_own_crop",
+        ),
+    ),
+    *_of(
+        "filters",
+        (
+            "a mosaic has the patches' columns only",
+            "filters.weight[index].repeat(1, rows, cols)",
+            "filters.weight[index].mT.repeat(1, rows, cols)",
+            "behavior::a_mosaic_is_all_views_at_their_places",
+        ),
+        (
+            "white is the 95th percentile",
+            "white: float = 100.0) -> float",
+            "white: float = 95.0) -> float",
+            "behavior::display_is_relative_to_the_largest_and_negative_is_black",
+        ),
+        (
+            "a filter that is low on the object is a bad one",
+            "2 * np.abs(area - 0.5)",
+            "2 * (area - 0.5)",
+            "behavior::filters_are_ranked_by_the_area_under_the_curve",
+        ),
+        (
+            "convergence counts each patch with itself",
+            "(cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(-1))",
+            "cosines.sum((1, 2))",
+            "behavior::numbers_beside_views_are_those_of_the_rows",
+        ),
+    ),
+    *_of(
+        "experiments/grouping",
+        (
+            "purity counts every cluster's tokens",
+            '"purity": counts.max(1).sum()',
+            '"purity": counts.sum(1).sum()',
+            "grouping::clusters_that_mix_objects_are_counted_by_their_commonest",
+        ),
+        (
+            "the radius is that of one object",
+            "eps = float(np.mean(steps))",
+            "eps = float(steps[0])",
+            "behavior::the_worked_example",
+        ),
+        (
+            "silhouette counts noise",
+            "silhouette_score(tokens[clustered], labels[clustered], metric",
+            "silhouette_score(tokens, labels, metric",
+            "behavior::the_worked_example",
+        ),
+        (
+            "a small part owns a patch",
+            "cover - 1e-9, np.array(kept)",
+            "cover / 2, np.array(kept)",
+            "grouping::an_object_owns_a_patch_from_two_fifths_on",
+        ),
+    ),
+    *_of(
+        "experiments/group",
+        (
+            "t-SNE is always of block 0",
+            "embed_tokens(outputs[block], config.seed)[n:]",
+            "embed_tokens(outputs[0], config.seed)[n:]",
+            "group::tsne_is_of_the_outputs_of_the_named_blocks",
+        ),
+        (
+            "the last block is never drawn",
+            "round(block * (n_layers - 1) / 11)",
+            "round(block * (n_layers - 2) / 11)",
+            "group::blocks_stand_where_they_do_in_twelve_and_both_ends_are_among_them",
+        ),
+        (
+            "shuffled scenes are not",
+            "changed.pixels, changed.mask, names, config, number)",
+            "pixels, mask, names, config, number)",
+            "group::every_number_of_every_variant",
+        ),
+    ),
+    *_of(
+        "experiments/views",
+        (
+            "level l has passed l + 1 layers",
+            "rows = [(level, joint.views[level, token]) for level in levels]",
+            "rows = [(level, joint.views[min(level + 1, len(joint.views) - 1), token]) for level in levels]",
+            "views::every_picture_by_the_papers_rules_unless_told_otherwise",
+        ),
+    ),
+    *_of(
+        "experiments/occlude",
+        (
+            "views are of the layer before",
+            "seen.joint.views[layer + 1, token] for seen",
+            "seen.joint.views[layer, token] for seen",
+            "occlude::every_number_and_curve",
+        ),
+        (
+            "shuffled patches are compared with those in their place",
+            "before = before[:, sources]",
+            "before = before[:, :]",
+            "occlude::every_number_and_curve",
+        ),
+    ),
+    *_of(
+        "experiments/spatial",
+        (
+            "the sum is over all positive patches",
+            "(values * active).sum(-1)]",
+            "values.clamp_min(0).sum(-1)]",
+            "spatial::active_patches_are_blacked_out_one_by_one_and_others_as_the_control",
+        ),
+        (
+            "the control blacks out active patches",
+            "outside[:count]] = 0",
+            "inside[:count]] = 0",
+            "spatial::active_patches_are_blacked_out_one_by_one_and_others_as_the_control",
+        ),
+    ),
+    *_of(
+        "experiments/narrow_sites",
+        (
+            "dead features are compared too",
+            "if a.alive and b.alive]",
+            "]",
+            "narrow_sites::every_column_is_of_live_features_and_dead_ones_are_counted",
+        ),
+        (
+            "the share of low frequencies is told",
+            "torch.hypot(fy[:, None], fx[None]) > 0.5",
+            "torch.hypot(fy[:, None], fx[None]) < 0.5",
+            "experiments::the_high_frequency_share_of_known_pictures",
+        ),
+    ),
+]
+
+
+def main(words: Sequence[str]) -> int:
+    """Plant the faults of the named modules, or all; 0 if each is caught."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.path for word in words)]
+    texts = {m.path: (ROOT / m.path).read_text("utf-8") for m in chosen}
+    broken = [
+        f"{m}: its text is {texts[m.path].count(m.old)} times in the file"
+        for m in chosen
+        if texts[m.path].count(m.old) != 1
+    ]
+    n_at_once, start = int(os.environ.get("JOBS", os.cpu_count() or 1)), time.monotonic()
+    warm_up()
+    for job, outcome in run_jobs(_plain(chosen), n_at_once):
+        if outcome.code != PASSED:
+            broken.append(f"{job.tag} does not pass without a fault\n{outcome.output[-2000:]}")
+    planted = [
+        Job(m.tests, m.path, texts[m.path].replace(m.old, m.new), tag=m)
+        for m in chosen
+        if texts[m.path].count(m.old) == 1
+    ]
+    missed, n_caught = [], 0
+    for job, outcome in run_jobs(planted, n_at_once):
+        if outcome.code in (FAILED, TIMED_OUT):
+            n_caught += 1
+            print(f"caught in {outcome.seconds:5.1f} s  {job.tag}", flush=True)
+        elif outcome.code == PASSED:
+            missed.append(f"{job.tag}\n    - {job.tag.old!r}\n    + {job.tag.new!r}\n    passed: {' '.join(job.tests)}")
+            print(f"MISSED in {outcome.seconds:5.1f} s  {job.tag}", flush=True)
+        else:
+            broken.append(f"{job.tag}: its tests cannot be run\n{outcome.output[-2000:]}")
+    print(f"\n{n_caught} of {len(chosen)} faults caught in {time.monotonic() - start:.0f} s.")
+    for title, lines in (("Not caught", missed), ("Errors of the list itself", broken)):
+        if lines:
+            print(f"\n{title}:\n" + "\n".join(lines))
+    return 1 if missed or broken else 0
+
+
+def _plain(mutants: Sequence[Mutant]) -> list[Job]:
+    """The named tests of each file, without a fault."""
+    names: dict[str, list[str]] = {}
+    for test in dict.fromkeys(t for m in mutants for t in m.tests):
+        names.setdefault(test.partition("::")[0], []).append(test)
+    return [Job(tuple(tests), tag=file) for file, tests in names.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""Which patches an object owns, and measures of clusters that mix objects, by hand."""
+
+import numpy as np
+import pytest
+
+from vitviz_hf.experiments.grouping import group_tokens, instances_to_patches
+
+
+@pytest.mark.parametrize(("rows", "owned"), [(3, False), (4, True)])
+def test_an_object_owns_a_patch_from_two_fifths_on(rows, owned):
+    mask = np.zeros((40, 40), np.int64)
+    mask[:20, :10], mask[10:20, 20:40], mask[20 : 20 + rows, :20] = 1, 2, 2
+    mask[:10, 20:40] = 2
+
+    objects = instances_to_patches(mask, (4, 4), min_tokens=2)
+
+    assert objects[1].tolist() == [0, 4]
+    assert objects[2].tolist() == [2, 3, 6, 7, *([8, 9] if owned else [])]
+
+
+def test_clusters_that_mix_objects_are_counted_by_their_commonest():
+    one = [(1, 0), (1, 0.1), (1, 0.2)]
+    two = [(1, 0.15), (1, 0.05), (0, 1), (0.1, 1), (0.2, 1), (0.05, 1)]
+
+    found = group_tokens(np.array(one + two, float), [np.arange(3), np.arange(3, 9)], ["dog", "cat"])
+
+    assert found.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    steps = [np.linalg.norm(np.diff(np.array(x), axis=0), axis=1).mean() for x in (one, two)]
+    assert found.eps == pytest.approx(np.mean(steps))
+    measures = {m: found.measures[m] for m in ("purity", "one-to-one", "unique-label rate", "token ratio")}
+    assert measures == pytest.approx({"purity": 7 / 9, "one-to-one": 7 / 9, "unique-label rate": 1, "token ratio": 1})
+    swapped = group_tokens(np.array(one + two, float), [np.arange(3), np.arange(3, 9)], ["dog", "dog"])
+    assert swapped.measures["unique-label rate"] == 1 and swapped.measures["clusters per object"] == 1
