@@ -34,9 +34,9 @@ IMAGENET = """
 ## With ImageNet
 
 Nobody has run these with this package yet, so there is no column for ours: these are the papers' numbers, with the
-commands that make the same tables. They stand beside ours only for the paper's weights in float32, at its input size and
-crop, on its dataset and split, with at least as many images; the table says what differs. `ILSVRC/imagenet-1k` is gated:
-accept its terms, then `hf auth login`.
+commands that make the same tables. They stand beside ours only for the paper's weights in float32, at its input size
+and crop, on its dataset and split, with at least as many images; the table says what differs. `ILSVRC/imagenet-1k` is
+gated: accept its terms, then `hf auth login`.
 """
 
 
