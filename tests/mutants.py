@@ -480,6 +480,117 @@ MUTANTS = [
             "experiments::the_high_frequency_share_of_known_pictures",
         ),
     ),
+    *_of(
+        "experiments/token_mixing",
+        (
+            "isolating CLS is the natural model",
+            "None if plan.isolation else isolated_logits(view, pixels)",
+            "None if plan.isolation else natural",
+            "token_mixing::every_number_equals_a_vit_written_out",
+        ),
+        (
+            "the mean of patches is the natural model",
+            "ways = [natural, isolated, *means(acts[site])]",
+            "ways = [natural, isolated, natural, *means(acts[site])[1:]]",
+            "token_mixing::every_number_equals_a_vit_written_out",
+        ),
+        (
+            "the mean of all tokens is the natural model",
+            "ways = [natural, isolated, *means(acts[site])]",
+            "ways = [natural, isolated, *means(acts[site])[:2], natural, natural]",
+            "token_mixing::every_number_equals_a_vit_written_out",
+        ),
+        (
+            "top-5 of a patch is top-1",
+            "is_right(each, repeated, k)",
+            "is_right(each, repeated, 1)",
+            "token_mixing::every_number_equals_a_vit_written_out",
+        ),
+        (
+            "the sweep isolates one span for all",
+            "isolated_logits(view, pixels, start, stop) for start, stop",
+            "isolated_logits(view, pixels) for start, stop",
+            "token_mixing::the_sweep_isolates_up_to_each_layer_and_after_it",
+        ),
+    ),
+    *_of(
+        "tokens",
+        (
+            "the isolated class token is that of the first picture",
+            "pixels if start else pixels[:1]",
+            "pixels[:1]",
+            "tokens::isolation_in_some_layers_equals_attention_masks",
+        ),
+        (
+            "positions stay",
+            "parameter.data.zero_()",
+            "parameter.data.clone()",
+            "position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
+        ),
+    ),
+    *_of(
+        "experiments/position",
+        (
+            "nothing is zeroed",
+            "logits_of(zeroed, natural, config.batch)",
+            "logits_of(view, natural, config.batch)",
+            "position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
+        ),
+        (
+            "nothing is shuffled",
+            "logits_of(view, shuffled, config.batch)",
+            "logits_of(view, natural, config.batch)",
+            "position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
+        ),
+    ),
+    *_of(
+        "experiments/low_pass",
+        (
+            "nothing is filtered",
+            "masks(*view.input_size, config.keep))",
+            "torch.ones_like(masks(*view.input_size, config.keep)))",
+            "low_pass::every_number_equals_numpys",
+        ),
+    ),
+    *_of(
+        "experiments/accuracy",
+        (
+            "a tie is wrong",
+            "(chosen > own) | ((chosen == own) & before)",
+            "(chosen > own) | ((chosen == own) & ~before & (places != torch.arange(chosen.shape[1])[None]))",
+            "accuracy::of_equal_logits_the_first_is_the_highest_as_argmax_says",
+        ),
+        (
+            "NaN counts as right",
+            "torch.where(chosen.isfinite().all(1), right, NOT_FINITE)",
+            "right",
+            "accuracy::logits_that_are_not_finite_are_neither_right_nor_wrong",
+        ),
+        (
+            "relative to every picture",
+            "2 * flags[known] + base[known]",
+            "2 * flags[known] + 1",
+            "accuracy::accuracies_are_of_what_both_sides_know",
+        ),
+    ),
+    *_of(
+        "experiments/result",
+        (
+            "a run goes on with other options",
+            "made.get(name) != own.get(name)",
+            "False",
+            "identity::a_work_folder_is_of_one_run",
+        ),
+    ),
+    *_of(
+        "experiments/pictures",
+        (
+            "pictures of other weights are taken",
+            "own = stored is not None and shows(read_recipe(stored), view, target)",
+            "own = stored is not None",
+            "identity::a_picture_in_an_atlas_of_other_weights_is_not_taken",
+        ),
+    ),
 ]
 
 
