@@ -493,6 +493,9 @@ def test_all_writes_a_report_with_every_table_and_says_what_could_not_be_run(
     for name in EXPERIMENTS:
         assert f"## {name}" in text and f"({name}/figure.png)" in text
         assert (tmp_path / "all" / name / "table.csv").is_file()
+    capsys.readouterr()
+    assert main([*command, "--limit", "4", "--out", str(tmp_path / "all"), "--device", "cpu", "--resume"]) == 2
+    assert "holds a run with config.limit 8, not 4" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_is_not_begun_again_by_accident(tiny_folder, labelled, tmp_path, capsys):

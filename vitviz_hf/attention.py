@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from vitviz_hf.errors import ConfigError, ModelError
+from vitviz_hf.errors import ConfigError, ModelError, NonFiniteError
+from vitviz_hf.maps import name_precision
 from vitviz_hf.model import ModelView, run
 from vitviz_hf.tokens import check_sequence
 
@@ -54,6 +55,7 @@ def attention_weights(view: ModelView, pixels: Tensor) -> Tensor:
     Raises:
         ConfigError: no one sequence of tokens goes through all blocks, with the reason.
         ModelError: the attention of this architecture cannot be read.
+        NonFiniteError: it is NaN or infinite.
     """
     check_sequence(view)
     layer = view.layers[0]
@@ -80,7 +82,10 @@ def attention_weights(view: ModelView, pixels: Tensor) -> Tensor:
             f"the attention of {view.model_id!r} cannot be read: it is not torch's scaled dot-product attention, once "
             "over all tokens in each layer."
         )
-    return torch.stack(maps)
+    weights = torch.stack(maps)
+    if not weights.isfinite().all():
+        raise NonFiniteError(f"the attention of {name_precision(view)} is NaN or infinite. Load it in float32.")
+    return weights
 
 
 def joint_attention(weights: Tensor, n_prefix: int, residual: float = 0.5) -> JointAttention:

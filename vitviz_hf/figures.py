@@ -66,11 +66,11 @@ def curves(
 
 
 def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], y: str) -> Figure:
-    """Groups of bars, each a value with the ends of its confidence interval."""
+    """Groups of bars, each a value with the ends of its confidence interval; empty where there is no value at all."""
     figure = Figure(figsize=(2.2 + 1.6 * len(groups), 3.8), layout="constrained")
     axes = figure.add_subplot()
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    width = 0.8 / len(names)
+    width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
         at = [g + i * width for g, group in enumerate(groups.values()) if name in group]
         cells = np.array([group[name] for group in groups.values() if name in group])
@@ -78,7 +78,8 @@ def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], y: str)
         axes.bar(at, cells[:, 0], width * 0.92, yerr=ends, label=name, capsize=2)
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [_wrapped(g) for g in groups], fontsize=8)
     axes.set_ylabel(y)
-    axes.legend(fontsize=8)
+    if names:
+        axes.legend(fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     return figure
 

@@ -78,12 +78,13 @@ class Snapshot:
     config: dict[str, Any]
 
     def digest(self) -> str | None:
-        """Sha256 of configuration, preprocessing and weights of a local folder; None where a commit pins them."""
+        """Sha256 of the files of a local folder that decide what it gives; None where a commit pins them."""
         if self.revision is not None:
             return None
         whole = hashlib.sha256()
         for path in sorted(self.folder.iterdir()):
-            if path.name in ("config.json", "preprocessor_config.json", _INDEX) or path.suffix == ".safetensors":
+            named = ("config.json", "preprocessor_config.json", _INDEX, *_TOKENIZER_FILES)
+            if path.name in named or path.suffix == ".safetensors":
                 with path.open("rb") as file:
                     whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()

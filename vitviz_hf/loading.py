@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,13 @@ def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str,
     return module, labels
 
 
+# Architectures draw their weights from torch's one generator: one at a time.
+_GLOBAL_DRAWS = threading.Lock()
+
+
 def reinitialized(module: Any, seed: int) -> Any:
     """A module of the same architecture whose weights are drawn anew by its own code."""
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_DRAWS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(module)(module.config)
     weight = next(module.parameters())

@@ -193,7 +193,7 @@ def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
 def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
     """The same architecture with weights that know nothing: what a number is worth without learning.
 
-    Text embeddings that words were turned into (`load_zero_shot`) stay.
+    Text embeddings that words were turned into (`load_zero_shot`) and the projection to them stay.
 
     Args:
         control: `random-weights`, initialized anew as its own code does; or `shuffled-weights`, the values of each

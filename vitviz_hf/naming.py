@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitviz_hf.atlas import Atlas, Words, write_words
-from vitviz_hf.classification import classify, imagenet_labels, load_zero_shot
+from vitviz_hf.classification import as_classifier, imagenet_labels, load_zero_shot
 from vitviz_hf.errors import ModelError
 from vitviz_hf.images import open_image
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.maps import name_precision
-from vitviz_hf.model import ModelView, to_pixels
+from vitviz_hf.model import ModelView, logits, to_pixels
 
 TEMPLATES = ("{}", "a photo of {}")
 _RANDOM_SETS = 1000
@@ -75,7 +75,8 @@ def name_features(
     for start in range(0, n_images, _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, n_images))
         pixels = torch.cat([to_pixels(namer, open_image(atlas.image(row).jpeg)) for row in rows])
-        similarity.append(classify(namer, pixels, zero_shot).logits.float().cpu())
+        with torch.no_grad():  # not `classify`, which refuses them all if one is not finite
+            similarity.append(logits(as_classifier(namer, zero_shot), pixels).float().cpu())
         show(rows.stop, n_texts)
     deviations, place = _finite_deviations(namer, torch.cat(similarity))
     best = {}

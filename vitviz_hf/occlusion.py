@@ -165,6 +165,8 @@ def _line(ramp: NDArray[np.float32], n: int) -> NDArray[np.int64]:
     scaled to a whole number of pixels, and cut at a whole one, makes the line exact.
     """
     places = np.arange(len(ramp))
+    if n == 1:
+        return np.zeros_like(places)
     inner = (ramp > 0.02) & (ramp < 0.98)
     use = inner if inner.sum() >= 2 else np.ones_like(inner)
     slope = np.polyfit(places[use], ramp[use] * (n - 1), 1)[0]

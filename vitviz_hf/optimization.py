@@ -22,10 +22,10 @@ from torchvision.transforms.v2 import functional as tv
 from vitviz_hf import transforms
 from vitviz_hf.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.config import VisualizeConfig
-from vitviz_hf.errors import ConfigError, RecipeError, VitvizError
+from vitviz_hf.errors import ConfigError, NonFiniteError, RecipeError, VitvizError
 from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
-from vitviz_hf.maps import split_tokens
+from vitviz_hf.maps import name_precision, split_tokens
 from vitviz_hf.measure import PRE_ACT
 from vitviz_hf.model import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.objectives import (
@@ -153,9 +153,18 @@ def finish(
     config: VisualizeConfig,
     step: Step,
 ) -> list[Visualization]:
-    """Results from the last step of `visualize_steps`."""
+    """Results from the last step of `visualize_steps`.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite.
+    """
     wanted = [to_objective(o) for o in objectives]
     scores = score_pixels(view, wanted, step.pixels.unsqueeze(1)).squeeze(1).tolist()
+    if wrong := [str(o) for o, score in zip(wanted, scores, strict=True) if not math.isfinite(score)]:
+        raise NonFiniteError(
+            f"the score of {wrong[0]} in {name_precision(view)} is NaN or infinite, so there is no picture. Check its "
+            "weights, or load it in float32."
+        )
     transfer = transfer_scores(view, wanted, step.pixels).tolist()
     return [
         Visualization(

@@ -1,6 +1,7 @@
 """Pictures to look at: from Hub datasets, parquet files, folders, and the photographs that installed packages bring."""
 
 import importlib.util
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -325,4 +326,10 @@ def _boxes(item: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
     if found is None or not len(found):
         return ()
     boxes = found if isinstance(found[0], list | tuple) else [found]
-    return tuple(tuple(map(float, box)) for box in boxes if len(box) == 4)
+    return tuple(_four(box) for box in boxes)
+
+
+def _four(box: Any) -> tuple[float, ...]:
+    """A box; of one that is not four numbers NaN, so that it is counted where boxes are used."""
+    numbers = [math.nan if x is None else float(x) for x in box]
+    return tuple(numbers) if len(numbers) == 4 else (math.nan,) * 4

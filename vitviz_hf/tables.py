@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ def paper_and_ours(
 def _values(name: str, cell: Cell) -> Sequence[tuple[str, Any]]:
     if isinstance(cell, Interval):
         return (name, cell.value), (f"{name} low", cell.low), (f"{name} high", cell.high)
-    return ((name, cell),)
+    return ((name, None if isinstance(cell, float) and math.isnan(cell) else cell),)
 
 
 def _text(cell: Cell, digits: int) -> str:

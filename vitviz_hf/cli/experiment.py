@@ -93,19 +93,21 @@ def _run_one(
 
 
 def _run_all(args: Any) -> None:
-    from vitviz_hf.experiments.result import report
+    from vitviz_hf.experiments.result import claim, describe_run, report
     from vitviz_hf.manifest import write_file
 
     out = Path(args.out)
     if not args.resume:
         check_absent(out)
     views, source = _inputs(args, EXPERIMENTS["token-mixing"])
+    shared = Boxed(**{f.name: getattr(args, f.name) for f in fields(Boxed) if hasattr(args, f.name)})
+    claim(out, describe_run(ALL, views, source, shared, "both papers"))
     failed = {}
     for name, experiment in EXPERIMENTS.items():
         if (out / name).is_dir():
             continue
-        wanted = {f.name for f in fields(Boxed)} & {f.name for f in fields(experiment.config)}
-        config = experiment.config(**{k: getattr(args, k) for k in wanted if hasattr(args, k)})
+        known = {f.name for f in fields(experiment.config)}
+        config = experiment.config(**{k: v for k, v in shared.to_dict().items() if k in known})
         able = views if experiment.dataset == "labelled" else [v for v in views if v.layers][:1]
         try:
             if name == "token-mixing":

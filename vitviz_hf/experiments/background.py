@@ -241,13 +241,15 @@ def hide(image: Image.Image, hidden: NDArray[np.bool_], fill: str = "black") -> 
 
 
 def random_boxes(boxes: Sequence[Box], size: tuple[int, int], rng: np.random.Generator) -> list[Box]:
-    """Boxes as large as the visible parts of these, anywhere in a picture of (width, height)."""
-    found = []
-    for box in boxes:
-        x0, y0, x1, y1 = clipped(box, size)
-        left, top = int(rng.integers(0, size[0] - (x1 - x0))), int(rng.integers(0, size[1] - (y1 - y0)))
-        found.append(Box((left, top, left + x1 - x0, top + y1 - y0)))
-    return found
+    """The visible parts of these, all moved by one random shift within a picture of (width, height).
+
+    So that they cover as much, however they overlap.
+    """
+    corners = np.array([clipped(box, size) for box in boxes])
+    first, last = corners[:, :2].min(0), corners[:, 2:].max(0)
+    left, top = int(rng.integers(0, size[0] - (last - first)[0])), int(rng.integers(0, size[1] - (last - first)[1]))
+    moved = corners + np.tile(np.array([left, top]) - first, 2)
+    return [Box((float(a), float(b), float(c), float(d))) for a, b, c, d in moved.tolist()]
 
 
 def class_mask(row: Row, size: tuple[int, int]) -> NDArray[np.bool_] | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitviz_hf.config import Boxed
 from vitviz_hf.errors import DatasetError, first_line
-from vitviz_hf.stream import SUFFIXES, Row, Source, is_wnid, open_source
+from vitviz_hf.stream import SUFFIXES, Row, Source, open_source
 
 USED = "Boxes used"
 ENDS_FIRST = "Boxes that end before they start, left out (--box-format may be the other one)"
@@ -26,10 +26,11 @@ SEVERAL = "Pictures without boxes because several files of boxes have their name
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Inclusive corners (x0, y0, x1, y1) in pixels of the original picture, and a WordNet id or nothing."""
+    """Inclusive corners (x0, y0, x1, y1) in pixels of the original picture."""
 
     corners: tuple[float, float, float, float]
-    wnid: str = ""
+    name: str = ""
+    """Of its class, or a WordNet id; nothing if it is not told."""
 
 
 @dataclass(slots=True)
@@ -67,7 +68,8 @@ class Table:
         found = named[:1] if named else list(folders.values())
         if len(found) > 1 or not all(entry.unique for entry in found):
             return None
-        return [box for entry in found for box in entry.boxes if not box.wnid or box.wnid == wnid]
+        own = {wnid.casefold(), row.label.casefold()}
+        return [box for entry in found for box in entry.boxes if not box.name or box.name.casefold() in own]
 
     def __bool__(self) -> bool:
         return any(entry.boxes for folders in self._entries.values() for entry in folders.values())
@@ -185,7 +187,7 @@ def read_xml(folder: Path) -> Table:
             for item in ElementTree.parse(path).getroot().iter("object"):
                 name = item.findtext("name", "")
                 words = [item.findtext(f"bndbox/{n}", "") for n in ("xmin", "ymin", "xmax", "ymax")]
-                found.append(_box(words, name if is_wnid(name) else ""))
+                found.append(_box(words, name))
             table.add(str(path.relative_to(folder)), found)
         except (ElementTree.ParseError, ValueError, OSError) as error:
             table.malformed["XML files"] += 1
@@ -215,9 +217,9 @@ def clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return max(0, x0), max(0, y0), max(-1, min(x1, size[0] - 1)), max(-1, min(y1, size[1] - 1))
 
 
-def _box(words: list[str], wnid: str) -> Box:
+def _box(words: list[str], name: str) -> Box:
     x0, y0, x1, y1 = map(float, words)
-    return Box((x0, y0, x1, y1), wnid)
+    return Box((x0, y0, x1, y1), name)
 
 
 def _judge(box: Box, size: tuple[int, int]) -> str:

@@ -241,6 +241,7 @@ def _is_papers(view: ModelView, dataset: str, used: int, config: GroupConfig) ->
     rules = GroupConfig()
     return (
         (view.model_id, view.input_size, Path(dataset).name) == (PAPER_MODEL, (224, 224), PAPER_DATASET)
+        and (view.weights, view.control, view.identity.dtype) == (None, None, "float32")
         and used == PAPER_SCENES
         and (config.min_area, config.cover) == (rules.min_area, rules.cover)
     )

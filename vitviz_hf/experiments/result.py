@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from vitviz_hf.stream import Source
 from vitviz_hf.tables import Table
 
 CONTROL_NOTES = {
-    "random-weights": "Control: the same architecture, initialized anew: it has learned nothing.",
+    "random-weights": "Control: the same architecture, initialized anew: it has learned nothing. Words and the "
+    "projection to them stay.",
     "shuffled-weights": "Control: the same weights, the values of each tensor in a random order.",
 }
 
@@ -62,8 +64,20 @@ def describe_run(
     data = source and {"dataset": source.dataset, "revision": source.revision, "split": source.split}
     return {
         "experiment": name, "source": paper or EXPERIMENTS[name].source, "models": models, "data": data,
-        "config": config.to_dict(), "preprocessing": "the checkpoint's own", "versions": versions(),
+        "config": config.to_dict(), "boxes": _content(getattr(config, "boxes", "")),
+        "preprocessing": "the checkpoint's own", "versions": versions(),
     }  # fmt: skip
+
+
+def _content(name: str) -> str | None:
+    """Sha256 of a file or of the XML files below a folder; None where there is none."""
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return None
+    whole = sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.xml")):
+        whole.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return whole.hexdigest()
 
 
 def claim(work: Path, manifest: Mapping[str, Any]) -> None:
@@ -72,22 +86,31 @@ def claim(work: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it holds an interrupted run of others.
     """
-    own = _flat({k: manifest[k] for k in ("experiment", "models", "data", "config")})
+    own = _deciding(manifest)
     path = work / "run.json"
     if path.is_file():
-        made = json.loads(path.read_text("utf-8"))
-        for name in own | made:
-            if made.get(name) != own.get(name) and not name.endswith(".device"):
-                raise ConfigError(
-                    f"'{work}' holds a run with {name} {made.get(name)!r}, not {own.get(name)!r}; go on with the same "
-                    "models, dataset and options, or choose another --out."
-                )
+        _check_same(work, json.loads(path.read_text("utf-8")), own)
     elif work.is_dir() and any(work.iterdir()):
         raise ConfigError(
             f"'{work}' holds something that is no run of this version; delete it, or choose another --out."
         )
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(own, indent=1), "utf-8")
+
+
+def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result."""
+    plain = json.loads(json.dumps({k: manifest.get(k) for k in ("experiment", "models", "data", "config", "boxes")}))
+    return {k: v for k, v in _flat(plain).items() if not k.endswith(".device")}
+
+
+def _check_same(folder: Path, made: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for name in dict(own) | dict(made):
+        if made.get(name) != own.get(name):
+            raise ConfigError(
+                f"'{folder}' holds a run with {name} {made.get(name)!r}, not {own.get(name)!r}; go on with the same "
+                "models, dataset and options, or choose another --out."
+            )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

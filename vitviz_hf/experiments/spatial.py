@@ -1,5 +1,6 @@
 """Whether a feature's activation stays where its cause is: active patches are blacked out (appendix F, Fig. 63, 64)."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitviz_hf.config import SpatialConfig
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.experiments.accuracy import Progress
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.pictures import atlas_for, one_model
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.figures import curves
 from vitviz_hf.images import open_image
-from vitviz_hf.maps import activation_map
+from vitviz_hf.maps import activation_map, name_precision
 from vitviz_hf.model import ModelView, find_tap
 from vitviz_hf.recording import activations
 from vitviz_hf.sites import Feature
@@ -64,6 +65,7 @@ def run(
     rows: list[tuple[Cell, ...]] = []
     long: list[tuple[Cell, ...]] = []
     lines: dict[str, dict[str, Any]] = {name: {} for name in (*QUANTITIES, _CONTROL)}
+    non_finite: list[str] = []
     for done, site in enumerate(sites):
         n = find_tap(view, site).size
         chosen = np.sort(rng.choice(n, min(config.per_layer, n), replace=False)) if config.per_layer else np.arange(n)
@@ -74,7 +76,11 @@ def run(
             crop = open_image(atlas.image(atlas.hits(feature)[0].row).jpeg)
             pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + site.layer * 100_003 + i)
-            one = measure(view, feature, pixels, config.threshold, config.min_active, generator, config.batch)
+            try:
+                one = measure(view, feature, pixels, config.threshold, config.min_active, generator, config.batch)
+            except NonFiniteError as error:
+                non_finite.append(str(error))
+                continue
             if isinstance(one, Curves):
                 found.append(one)
             else:
@@ -90,10 +96,13 @@ def run(
             ]
         if progress:
             progress(done + 1, len(sites))
+    if non_finite:
+        warnings.warn(f"{non_finite[0]} Left out: {len(non_finite)} features.", RuntimeWarning, stacklevel=2)
     how = (
         f"Each feature on its most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}. "
         f"A patch is active above {config.threshold:g}. Inactive ones are blacked out, then a random share of the "
         "active ones. What is left is divided by what the picture as it is has; the sum is that of active patches.",
+        *([f"Left out: {len(non_finite)} features; first: {non_finite[0]}"] if non_finite else []),
         "Other patches: equally many of the inactive ones are blacked out instead, on the picture as it is, or all of "
         "them where there are fewer.",
         f"Left out: features without an active patch on that image, and with fewer than {config.min_active}."
@@ -138,6 +147,9 @@ def measure(
 
     Returns:
         The number of active patches where it is below `min_active`.
+
+    Raises:
+        NonFiniteError: the feature is NaN or infinite on one of the pictures.
     """
 
     def maps(stack: Tensor) -> Tensor:
@@ -148,10 +160,13 @@ def measure(
         return torch.cat(parts).float().cpu().double().flatten(1)
 
     def quantities(values: Tensor) -> Tensor:
+        if not values.isfinite().all():
+            raise NonFiniteError(f"{feature} in {name_precision(view)} is NaN or infinite on a picture.")
         active = values > threshold
         return torch.stack([active.sum(-1).double(), (values * active).sum(-1)])
 
     natural = maps(pixels[None])[0]
+    quantities(natural)
     active = natural > threshold
     n = int(active.sum())
     if n < max(min_active, 1):

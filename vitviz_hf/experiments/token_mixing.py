@@ -102,13 +102,13 @@ def run(
         tally = _count(plan, source, config, work / str(i), progress)
         paper = PAPER.get(VALIDATION.model(view, source, tally.n_images), {})
         by_place = {k: _by_place(plan, tally, k) for k in _TOP}
-        maps[view.model_id] = by_place[1].mean(0).reshape(view.layers[-1].patch_grid)
+        maps[view.model_id] = np.nanmean(by_place[1], 0).reshape(view.layers[-1].patch_grid)
         for k in _TOP:
             names.append((view.model_id, f"top-{k}"))
             own = _quantities(tally, by_place[k], k)
             pairs.append(([paper.get(k, {}).get(q) for q in QUANTITIES], [own[q] for q in QUANTITIES]))
         at = np.stack(np.unravel_index(np.arange(by_place[1].shape[1]), view.layers[-1].patch_grid), 1)
-        accuracies = zip(*(by_place[k].mean(0).tolist() for k in _TOP), strict=True)
+        accuracies = zip(*(np.nanmean(by_place[k], 0).tolist() for k in _TOP), strict=True)
         places += [(view.model_id, *place, *values) for place, values in zip(at.tolist(), accuracies, strict=True)]
         steps += _sweep(plan, tally)
         notes += [
@@ -205,16 +205,19 @@ def _normed(view: ModelView, norm: str, tokens: Tensor) -> Tensor:
 
 
 def _by_place(plan: _Plan, tally: Tally, k: int) -> NDArray[np.float64]:
-    """100 where the head on a patch is right, else 0, [pictures, P]."""
+    """100 where the head on a patch is right, else 0, nan where its logits are not finite, [pictures, P]."""
     right = np.stack([tally.flags(name) for name in plan.patches(k)], 1)
-    return 100 * right[(right <= 1).all(1)].astype(np.float64)
+    values = np.where(right <= 1, 100.0 * right, np.nan)
+    return values[~np.isnan(values).all(1)]
 
 
 def _quantities(tally: Tally, by_place: NDArray[np.float64], k: int) -> dict[str, Cell]:
     found: dict[str, Cell] = {way: accuracy(tally.flags(f"{way} {k}"), 0) for way in (_NATURAL, _ISOLATED, *_MEANS)}
-    fixed = _mean_interval(by_place[:, FIXED]) if by_place.shape[1] > FIXED else None
-    best = float(by_place.mean(0).max())
-    return found | {_AVERAGE: _mean_interval(by_place.mean(1)), _MAXIMUM: best, _FIXED: fixed}
+    fixed = by_place[:, FIXED] if by_place.shape[1] > FIXED else np.zeros(0)
+    known = fixed[~np.isnan(fixed)]
+    best = float(np.nanmean(by_place, 0)[~np.isnan(by_place).all(0)].max())
+    average = _mean_interval(np.nanmean(by_place, 1))
+    return found | {_AVERAGE: average, _MAXIMUM: best, _FIXED: _mean_interval(known) if len(known) else None}
 
 
 def _sweep(plan: _Plan, tally: Tally) -> list[tuple[Cell, ...]]:
