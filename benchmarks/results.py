@@ -22,6 +22,15 @@ RUNS = {
     "group": "group builtin builtin --limit 3",
 }
 WHAT = {name: e.title for name, e in EXPERIMENTS.items()} | {"group": "Whether patches of one object group together"}
+SAYS = {
+    "narrow-sites": "With live features and matched smoothness this run does not show the paper's claim as such: in layer "
+    "2 pictures of queries, keys and mixed values have more high frequencies than those of the neurons, other narrow sites "
+    "do not; in layer 9 no narrow site has more, and queries and keys have less. Random directions of mlp_act are not "
+    "rougher than its neurons in layer 9, so that width alone is not what counts there.",
+    "spatial": "This figure does not show the paper's claim. With black surroundings features from layer 4 on have lost "
+    "more than half of their active patches before one of them is blacked out (active at 0 %), while blacking out as many "
+    "other patches changes little, but in layers 9 and 11.",
+}
 INTRO = """# Results
 
 What the experiments give, beside the numbers of the papers. Written by `make results`; the app's tab Experiments shows
@@ -56,7 +65,9 @@ def section(name):
     folder = DOCS / "results" / name
     tables = "\n".join(p.read_text() for p in sorted(folder.glob("table.md")))
     figures = "\n".join(f"![{p.stem} of {name}](results/{name}/{p.name})\n" for p in sorted(folder.glob("*.webp")))
-    return f"\n## {name}\n\n{WHAT[name]}.\n\n```bash\nvitviz {RUNS[name]} --out {name}\n```\n\n{figures}\n{tables}"
+    says = f"{SAYS[name]}\n\n" if name in SAYS else ""
+    command = f"```bash\nvitviz {RUNS[name]} --out {name}\n```"
+    return f"\n## {name}\n\n{WHAT[name]}.\n\n{command}\n\n{says}{figures}\n{tables}"
 
 
 def paper(title, command, table):
