@@ -23,13 +23,13 @@ RUNS = {
 }
 WHAT = {name: e.title for name, e in EXPERIMENTS.items()} | {"group": "Whether patches of one object group together"}
 SAYS = {
-    "narrow-sites": "With live features and matched smoothness this run does not show the paper's claim as such: in layer "
-    "2 pictures of queries, keys and mixed values have more high frequencies than those of the neurons, other narrow sites "
-    "do not; in layer 9 no narrow site has more, and queries and keys have less. Random directions of mlp_act are not "
-    "rougher than its neurons in layer 9, so that width alone is not what counts there.",
-    "spatial": "This figure does not show the paper's claim. With black surroundings features from layer 4 on have lost "
-    "more than half of their active patches before one of them is blacked out (active at 0 %), while blacking out as many "
-    "other patches changes little, but in layers 9 and 11.",
+    "narrow-sites": "With live features and matched smoothness this run does not show the paper's claim: in layer 2 "
+    "pictures of queries, keys and mixed values have more high frequencies than those of the neurons, other narrow "
+    "sites do not; in layer 9 no narrow site has more, and queries and keys have less. Random directions of mlp_act, "
+    "as wide, have less than its neurons in layer 9.",
+    "spatial": "This figure does not show the paper's claim. With black surroundings, features from layer 4 on have "
+    "lost more than half of their active patches before any of these is blacked out (active at 0 %), while blacking "
+    "out as many other patches changes little, most in layer 11.",
 }
 INTRO = """# Results
 

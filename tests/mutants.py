@@ -512,6 +512,18 @@ MUTANTS = [
             "isolated_logits(view, pixels) for start, stop",
             "token_mixing::the_sweep_isolates_up_to_each_layer_and_after_it",
         ),
+        (
+            "the map is transposed",
+            "maps[view.model_id] = by_place[1].mean(0).reshape(view.layers[-1].patch_grid)",
+            "maps[view.model_id] = by_place[1].mean(0).reshape(view.layers[-1].patch_grid).T",
+            "token_mixing::the_map_holds_every_place_row_by_row",
+        ),
+        (
+            "means after the norm are taken before it",
+            "_normed(view, norm, some).mean(1), norm)",
+            "some.mean(1), norm)",
+            "token_mixing::every_number_equals_a_vit_written_out",
+        ),
     ),
     *_of(
         "tokens",
@@ -526,6 +538,18 @@ MUTANTS = [
             "parameter.data.zero_()",
             "parameter.data.clone()",
             "position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
+        ),
+        (
+            "patches see the class token",
+            "inputs[view.layers[start].name] = lambda tokens: tokens[:, n:]",
+            "inputs[view.layers[start].name] = lambda tokens: tokens",
+            "tokens::isolation_in_some_layers_equals_attention_masks",
+        ),
+        (
+            "isolation never ends",
+            "stop = len(view.layers) - 1 if stop is None else stop",
+            "stop = len(view.layers) if stop is None else stop",
+            "token_mixing::every_number_equals_a_vit_written_out",
         ),
     ),
     *_of(
@@ -551,6 +575,24 @@ MUTANTS = [
             "torch.ones_like(masks(*view.input_size, config.keep)))",
             "low_pass::every_number_equals_numpys",
         ),
+        (
+            "circles are squares",
+            "for d in (square, distance)]",
+            "for d in (square, square)]",
+            "low_pass::every_number_equals_numpys",
+        ),
+        (
+            "gaussians are twice as wide",
+            "torch.exp2(-((distance / kept) ** 2))",
+            "torch.exp2(-((distance / kept / 2) ** 2))",
+            "low_pass::every_number_equals_numpys",
+        ),
+        (
+            "removed energy is what is kept",
+            "return 100 * (1 - kept / total)",
+            "return 100 * (kept / total)",
+            "low_pass::every_number_equals_numpys",
+        ),
     ),
     *_of(
         "experiments/accuracy",
@@ -572,6 +614,18 @@ MUTANTS = [
             "2 * flags[known] + 1",
             "accuracy::accuracies_are_of_what_both_sides_know",
         ),
+        (
+            "the interval is that of 90 %",
+            "low, high = np.quantile(ratio(draws), (0.025, 0.975))",
+            "low, high = np.quantile(ratio(draws), (0.05, 0.95))",
+            "experiments::intervals_are_those_of_a_proportion",
+        ),
+        (
+            "a difference has the wrong sign",
+            "100 * (two / np.maximum(base_two, 1) - one / np.maximum(base_one, 1))",
+            "100 * (one / np.maximum(base_one, 1) - two / np.maximum(base_two, 1))",
+            "accuracy::differences_draw_the_same_images_for_both_models",
+        ),
     ),
     *_of(
         "experiments/result",
@@ -589,6 +643,51 @@ MUTANTS = [
             "own = stored is not None and shows(read_recipe(stored), view, target)",
             "own = stored is not None",
             "identity::a_picture_in_an_atlas_of_other_weights_is_not_taken",
+        ),
+    ),
+    *_of(
+        "experiments/background",
+        (
+            "foreground is background",
+            "else (~inside, inside):",
+            "else (inside, ~inside):",
+            "background::every_column_is_that_of_pictures_masked_by_hand",
+        ),
+        (
+            "relative to another way",
+            "*(accuracy(f, seed, flags[0]) for f in flags[1:])]",
+            "*(accuracy(f, seed) for f in flags[1:])]",
+            "background::every_column_is_that_of_pictures_masked_by_hand",
+        ),
+        (
+            "random boxes are the boxes",
+            "else box_mask(size, random_boxes(boxes, size, rng)) if",
+            "else box_mask(size, boxes) if",
+            "background::controls_are_those_made_by_hand",
+        ),
+    ),
+    *_of(
+        "experiments/boxes",
+        (
+            "a box ends before its last row and column",
+            "inside[y0 : y1 + 1, x0 : x1 + 1] = True",
+            "inside[y0:y1, x0:x1] = True",
+            "boxes::a_box_holds_its_last_row_and_column_and_no_pixel_outside",
+        ),
+    ),
+    *_of(
+        "experiments/occlusion_accuracy",
+        (
+            "blacked out tiles are not",
+            "changed = change(pixels, mask, seed).pixels if",
+            "changed = pixels if",
+            "occlusion_accuracy::every_row_is_that_of_tiles_changed_by_hand",
+        ),
+        (
+            "every picture has the draw of the first",
+            "seed = (example.row.key ^ config.seed) % 2**63",
+            "seed = config.seed",
+            "occlusion_accuracy::every_row_is_that_of_tiles_changed_by_hand",
         ),
     ),
 ]

@@ -122,7 +122,7 @@ def _is_annotation(node: Any) -> bool:
 
 def _is_data(node: Any) -> bool:
     while node.parent is not None:
-        if node.type == "expr_stmt" and _DATA.match(node.children[0].get_code().strip()):
+        if node.type == "expr_stmt" and _DATA.match(node.children[0].get_code(include_prefix=False)):
             return True
         node = node.parent
     return False

@@ -31,3 +31,22 @@ def test_clusters_that_mix_objects_are_counted_by_their_commonest():
     assert measures == pytest.approx({"purity": 7 / 9, "one-to-one": 7 / 9, "unique-label rate": 1, "token ratio": 1})
     swapped = group_tokens(np.array(one + two, float), [np.arange(3), np.arange(3, 9)], ["dog", "dog"])
     assert swapped.measures["unique-label rate"] == 1 and swapped.measures["clusters per object"] == 1
+
+
+def test_an_object_of_exactly_the_least_area_does_not_count():
+    mask = np.zeros((8, 8), np.int64)
+    mask[:4], mask[4:, :4] = 1, 2
+
+    assert instances_to_patches(mask, (8, 8), min_area=0.25) is None
+    assert list(instances_to_patches(mask, (8, 8), min_area=0.2499)) == [1, 2]
+
+
+def test_where_all_is_noise_there_are_no_clusters_to_measure():
+    tokens = np.array([(x, 5.0) for x in (1, 1.1, 3, 100, 100.1, 102)])
+
+    found = group_tokens(tokens, [np.arange(3), np.arange(3, 6)], ["dog", "cat"])
+
+    assert found.eps == pytest.approx(1) and set(found.labels) == {-1}
+    none = {"purity", "unique-label rate", "clusters per object", "token ratio", "one-to-one"}
+    assert {m for m, v in found.measures.items() if v == 0} == none
+    assert found.measures["silhouette"] == found.measures["in-cluster cosine"] == -1

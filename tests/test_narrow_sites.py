@@ -2,6 +2,7 @@
 
 import base64
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,3 +155,8 @@ def test_the_default_number_of_features_is_by_device(device, n, tiny_folder, tmp
         run_experiment("narrow-sites", [view], None, NarrowSitesConfig(layers="1"), tmp_path)
 
     assert len([t for t in asked if t.site == Site(1, "attn_q")]) == n
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(12, [2, 6, 9]), (3, [0, 1, 2]), (24, [4, 12, 19])])
+def test_layers_stand_at_a_sixth_the_middle_and_five_sixths(depth, layers):
+    assert narrow_sites._layers(SimpleNamespace(layers=range(depth)), "") == layers

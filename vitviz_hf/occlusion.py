@@ -58,9 +58,9 @@ def occlude(
     Raises:
         ConfigError: an unknown mode, a ratio or tile that does not exist, or no mask where one is needed.
     """
-    height, width = pixels.shape[0] // grid, pixels.shape[1] // grid
     if not 1 <= grid <= min(pixels.shape[:2]):
         raise ConfigError(f"grid must be from 1 to {min(pixels.shape[:2])}; got {grid}.")
+    height, width = pixels.shape[0] // grid, pixels.shape[1] // grid
     mask = np.zeros(pixels.shape[:2], np.int64) if mask is None else mask
     if tiles is not None:
         chosen = np.array(sorted(set(tiles)), dtype=np.int64)
@@ -154,8 +154,10 @@ def origins(view: ModelView, width: int, height: int) -> tuple[NDArray[np.int64]
     ramps = np.zeros((height, width, 3), np.uint8)
     ramps[..., 0] = np.linspace(0, 255, height).round()[:, None]
     ramps[..., 1] = np.linspace(0, 255, width).round()[None]
-    seen = sized_pixels(view.preprocess, Image.fromarray(ramps), view.input_size).numpy()
-    return _line(seen[0].mean(1), height), _line(seen[1].mean(0), width)
+    ramps[..., 2] = 255  # 0 where the preprocessing adds a border
+    down, across, there = sized_pixels(view.preprocess, Image.fromarray(ramps), view.input_size).numpy()
+    rows, cols = (np.maximum(there.sum(axis), 1e-6) for axis in (1, 0))
+    return _line(down.sum(1) / rows, height), _line(across.sum(0) / cols, width)
 
 
 def _line(ramp: NDArray[np.float32], n: int) -> NDArray[np.int64]:
