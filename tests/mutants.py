@@ -514,8 +514,8 @@ MUTANTS = [
         ),
         (
             "the map is transposed",
-            "maps[view.model_id] = by_place[1].mean(0).reshape(view.layers[-1].patch_grid)",
-            "maps[view.model_id] = by_place[1].mean(0).reshape(view.layers[-1].patch_grid).T",
+            "maps[view.model_id] = np.nanmean(by_place[1], 0).reshape(view.layers[-1].patch_grid)",
+            "maps[view.model_id] = np.nanmean(by_place[1], 0).reshape(view.layers[-1].patch_grid).T",
             "token_mixing::the_map_holds_every_place_row_by_row",
         ),
         (
