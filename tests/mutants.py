@@ -579,13 +579,13 @@ MUTANTS = [
             "circles are squares",
             "for d in (square, distance)]",
             "for d in (square, square)]",
-            "low_pass::every_number_equals_numpys",
+            "low_pass::masks_are_symmetric_and_keep_a_frequency_of_exactly_r",
         ),
         (
             "gaussians are twice as wide",
             "torch.exp2(-((distance / kept) ** 2))",
             "torch.exp2(-((distance / kept / 2) ** 2))",
-            "low_pass::every_number_equals_numpys",
+            "experiments::low_pass_keeps_what_is_below_and_takes_what_is_above",
         ),
         (
             "removed energy is what is kept",

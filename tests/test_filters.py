@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from vitviz_hf import top_features
+from vitviz_hf.config import ViewsConfig
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.views import parse_patches
+from vitviz_hf.experiments.views import display_notes, parse_patches
 from vitviz_hf.filters import DARK, Filters, outshining, readable_filters
 
 
@@ -31,7 +32,7 @@ def test_a_view_is_nearly_black_if_more_than_half_of_it_is():
     assert outshining(torch.zeros(4)) == (0.0, 0)
 
 
-@pytest.mark.parametrize("text", ["4,0", "0,6", "9,9"])
+@pytest.mark.parametrize("text", ["4,0", "0,6", "9,0", "0,9"])
 def test_a_patch_beyond_the_last_row_or_column_is_told(text):
     assert parse_patches("3,5", (4, 6)) == [(3, 5)]
     with pytest.raises(ConfigError, match=f"patch {text} is outside the grid of 4 rows and 6 columns"):
@@ -42,3 +43,11 @@ def test_a_patch_beyond_the_last_row_or_column_is_told(text):
 def test_features_are_ranked_on_one_image_only(n, vit):
     with pytest.raises(ConfigError, match=f"takes one image; got a batch of {n}"):
         top_features(vit, torch.rand(n, 3, 32, 32), "1.mlp_act")
+
+
+@pytest.mark.parametrize(("scale", "what"), [("linear", "mosaics and rows of weights is"), ("log", "mosaics is")])
+def test_what_is_brightened_is_said(scale, what):
+    told = display_notes(ViewsConfig(scale=scale, white=90.0), 3, "the largest")
+
+    assert f"percentile 90 of {what} drawn white" in told[-1]
+    assert len(display_notes(ViewsConfig(scale=scale, white=100.0), 3, "the largest")) == 1
