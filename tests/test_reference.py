@@ -32,7 +32,7 @@ def spoiled(tiny_folder, columns):
         return (hidden,)
 
     view.module.get_submodule(view.layers[1].taps["mlp_act"].module).register_forward_pre_hook(spoil)
-    return view
+    return replace(view, weights=f"spoiled {columns}")  # what is cached is by weights
 
 
 @pytest.mark.parametrize("patch", [None, (0, 2)])
