@@ -353,7 +353,7 @@ def test_all_scenes_are_used_unless_a_limit_says_otherwise(vit, voc):
 
 
 def test_the_papers_numbers_stand_only_beside_the_same_model_data_and_number_of_scenes(builtin, monkeypatch):
-    view = replace(builtin, model_id=PAPER_MODEL)
+    view = replace(builtin, model_id=PAPER_MODEL, weights=None)
     monkeypatch.setattr(group, "PAPER_SCENES", 2)
     monkeypatch.setattr(group, "embed_tokens", lambda tokens, seed: tokens[:, :2])
     scenes = [draw_scene(view, seed) for seed in range(3)]
@@ -367,7 +367,9 @@ def test_the_papers_numbers_stand_only_beside_the_same_model_data_and_number_of_
     assert [r["purity, paper"] for r in table.records()] == list(PAPER["clean"]["purity"])
     assert "purity, ours" in table.columns and "token ratio" in table.columns and "purity, permuted" in table.columns
     for other in (columns(view, "some/VOC2012"), columns(view, "some/VOC2009", limit=1),
-                  columns(view, "some/VOC2009", cover=0.5), columns(builtin, "some/VOC2009")):  # fmt: skip
+                  columns(view, "some/VOC2009", cover=0.5), columns(builtin, "some/VOC2009"),
+                  columns(replace(view, weights="abc"), "some/VOC2009"),
+                  columns(replace(view, control="random-weights"), "some/VOC2009")):  # fmt: skip
         assert not [c for c in other.columns if "paper" in c]
 
 

@@ -142,11 +142,13 @@ def test_boxes_of_another_class_in_vocs_files_are_not_taken(tmp_path):
         for name, x in (("cat", 1), ("dog", 5))
     )
     (tmp_path / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "b.xml").write_text(f"<annotation>{objects.replace('cat', 'bus')}</annotation>")
     table = read_xml(tmp_path)
 
     assert [b.corners[0] for b in table.find(Row("a.jpg", "Cat", b""))] == [1]
     assert [b.corners[0] for b in table.find(Row("a.jpg", "dog", b""))] == [5]
     assert table.find(Row("a.jpg", "bus", b"")) == []
+    assert len(table.find(Row("a.jpg", "kitten", b""))) == 2  # the files do not use this word
 
 
 def test_a_picture_of_one_pixel_is_occluded(vit):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitviz_hf.config import Boxed
 from vitviz_hf.errors import DatasetError, first_line
-from vitviz_hf.stream import SUFFIXES, Row, Source, open_source
+from vitviz_hf.stream import SUFFIXES, Row, Source, is_wnid, open_source
 
 USED = "Boxes used"
 ENDS_FIRST = "Boxes that end before they start, left out (--box-format may be the other one)"
@@ -47,29 +47,41 @@ class Table:
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, _Entry]] = defaultdict(dict)
+        self._classes: set[str] = set()
         self.malformed: Counter[str] = Counter()
         """What could not be read, with its number."""
 
     def add(self, name: str, boxes: Iterable[Box], merge: bool = False) -> None:
         """Boxes of one picture; of those that come twice only one can be meant, unless they are to be merged."""
+        boxes = list(boxes)
+        self._classes.update(box.name.casefold() for box in boxes)
         folders, folder = self._entries[_stem(name)], Path(name).parent.name
         if folder not in folders:
-            folders[folder] = _Entry(list(boxes))
+            folders[folder] = _Entry(boxes)
         elif merge:
             folders[folder].boxes.extend(boxes)
         else:
             folders[folder].unique = False
 
     def find(self, row: Row) -> list[Box] | None:
-        """Boxes of a picture's own class, those without a class included; None if it is not clear which file is its."""
+        """Boxes of a picture's own class; None if it is not clear which file is its.
+
+        Boxes without a class count as its own, and those named in other words than the pictures' labels.
+        """
         folders = self._entries.get(_stem(row.name), {})
         wnid = row.wnid or _wnid_in(row.name)
         named = [folders[f] for f in (Path(row.name).parent.name, wnid, row.label) if f and f in folders]
         found = named[:1] if named else list(folders.values())
         if len(found) > 1 or not all(entry.unique for entry in found):
             return None
-        own = {wnid.casefold(), row.label.casefold()}
-        return [box for entry in found for box in entry.boxes if not box.name or box.name.casefold() in own]
+        label = row.label.casefold()
+
+        def own(box: Box) -> bool:
+            if is_wnid(box.name):
+                return box.name == wnid
+            return label not in self._classes or box.name.casefold() in ("", label)
+
+        return [box for entry in found for box in entry.boxes if own(box)]
 
     def __bool__(self) -> bool:
         return any(entry.boxes for folders in self._entries.values() for entry in folders.values())
