@@ -44,8 +44,8 @@ def plain_steps(view, layer, index, copies):
     tap = view.layers[layer].taps["mlp_act"]
     seen = {}
     handle = module.get_submodule(tap.module).register_forward_pre_hook(lambda _, args: seen.update(acts=args[0]))
-    generator = torch.Generator(view.device).manual_seed(0)
-    image = torch.rand(1, 3, *view.input_size, generator=generator, device=view.device).requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, *view.input_size, generator=generator).to(view.device).requires_grad_(True)
     optimizer = torch.optim.Adam([image], lr=0.1, betas=(0.5, 0.99))
     try:
         while True:
@@ -54,7 +54,7 @@ def plain_steps(view, layer, index, copies):
             images = transforms.color_shift(images, 1.0, [generator])
             images = transforms.noise(images, 0.5, "pixel", [generator])
             images = transforms.jitter(images, 32, [generator])
-            module(normalize(view, images.flatten(0, 1)), **view.forward_options)
+            module(**view.inputs(normalize(view, images.flatten(0, 1))))
             score = seen["acts"][:, view.layers[layer].n_prefix :, index].mean()
             (4e-3 * transforms.total_variation(images).sum() - score).backward()
             optimizer.step()
