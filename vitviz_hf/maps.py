@@ -141,4 +141,4 @@ def unusualness(scores: Tensor, reference: Tensor) -> Tensor:
 
 def name_precision(view: ModelView) -> str:
     """The model and the type of its weights, for a message."""
-    return f"{view.model_id!r} in {str(view.dtype).removeprefix('torch.')}"
+    return f"{view.model_id!r} in {view.identity.dtype}"

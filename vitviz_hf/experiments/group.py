@@ -24,6 +24,7 @@ from vitviz_hf.experiments.grouping import (
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.views import SOURCE
 from vitviz_hf.figures import Figure, Scatter, curves, scatter_panels
+from vitviz_hf.maps import name_precision
 from vitviz_hf.model import ModelView, to_pixels
 from vitviz_hf.occlusion import MODES, Changed, Mask, Pixels, mask_to_model, occlude, shuffle
 from vitviz_hf.recording import activations
@@ -205,8 +206,7 @@ def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
     acts = activations(view, stack, sites)
     outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
     if not np.isfinite(outputs).all():
-        dtype = str(view.dtype).removeprefix("torch.")
-        raise NonFiniteError(f"blocks of {view.model_id!r} in {dtype} give NaN or infinite values.")
+        raise NonFiniteError(f"blocks of {name_precision(view)} give NaN or infinite values.")
     return outputs
 
 
