@@ -12,7 +12,7 @@ try:
 except ImportError:
     spaces = None
 
-from vitviz_hf.ui import launch
+from vitviz_hf.ui.app import launch
 
 
 def gpu(duration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

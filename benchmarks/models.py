@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 from vitviz_hf import ModelView, VisualizeConfig, load_model, visualize_steps
-from vitviz_hf.measure import keeps_places
-from vitviz_hf.model import run
-from vitviz_hf.objectives import to_objective
-from vitviz_hf.optimization import score_pixels
+from vitviz_hf.models.measure import keeps_places
+from vitviz_hf.models.view import run
+from vitviz_hf.optimize.loop import score_pixels
+from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.sites import KINDS
 
 Build = Callable[[Path], None]
@@ -78,9 +78,15 @@ def deit(size: int, heads: int, distilled: bool) -> Build:
 
 def swin(size: int, dim: int, depth: int, heads: int, window: int) -> Build:
     return hf(
-        "SwinForImageClassification", "SwinConfig", size, image_size=size, embed_dim=dim, depths=[2, 2, depth, 2],
-        num_heads=[heads * 2**i for i in range(4)], window_size=window,
-    )  # fmt: skip
+        "SwinForImageClassification",
+        "SwinConfig",
+        size,
+        image_size=size,
+        embed_dim=dim,
+        depths=[2, 2, depth, 2],
+        num_heads=[heads * 2**i for i in range(4)],
+        window_size=window,
+    )
 
 
 def clip(patch: int) -> Build:
@@ -131,47 +137,80 @@ CNNS: dict[str, tuple[str, Build]] = {
 }
 _TINY_SWIN_V2 = {"image_size": 256, "window_size": 8}
 OTHERS: dict[str, tuple[str, Build]] = {
-    "BEiT base": ("microsoft/beit-base-patch16-224",
-                  hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True)),
-    "Data2VecVision base": ("facebook/data2vec-vision-base-ft1k",
-                            hf("Data2VecVisionForImageClassification", "Data2VecVisionConfig",
-                               use_relative_position_bias=True)),
+    "BEiT base": (
+        "microsoft/beit-base-patch16-224",
+        hf("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True),
+    ),
+    "Data2VecVision base": (
+        "facebook/data2vec-vision-base-ft1k",
+        hf("Data2VecVisionForImageClassification", "Data2VecVisionConfig", use_relative_position_bias=True),
+    ),
     "ViTMSN base": ("facebook/vit-msn-base", hf("ViTMSNModel", "ViTMSNConfig")),
     "ViTMAE base": ("facebook/vit-mae-base", hf("ViTMAEForPreTraining", "ViTMAEConfig")),
     "I-JEPA, base width": ("facebook/ijepa_vith14_1k", hf("IJepaModel", "IJepaConfig")),
     "DINOv2 base": ("facebook/dinov2-base", hf("Dinov2Model", "Dinov2Config", patch_size=14)),
-    "DINOv2 giant": ("facebook/dinov2-giant",
-                     hf("Dinov2Model", "Dinov2Config", patch_size=14, hidden_size=1536, num_hidden_layers=40,
-                        num_attention_heads=24, use_swiglu_ffn=True)),
-    "DINOv2 base, registers": ("facebook/dinov2-with-registers-base",
-                               hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", patch_size=14)),
-    "DINOv3 base": ("facebook/dinov3-vitb16-pretrain-lvd1689m",
-                    hf("DINOv3ViTModel", "DINOv3ViTConfig", hidden_size=768, intermediate_size=3072,
-                       num_attention_heads=12, num_register_tokens=4)),
-    "MetaCLIP 2 B/32": ("facebook/metaclip-2-worldwide-b32",
-                        hf("MetaClip2Model", "MetaClip2Config", text_config={"vocab_size": 1000})),
-    "SigLIP base": ("google/siglip-base-patch16-224",
-                    hf("SiglipModel", "SiglipConfig", text_config={"vocab_size": 1000})),
-    "SigLIP 2 base, NaFlex": ("google/siglip2-base-patch16-naflex",
-                              hf("Siglip2Model", "Siglip2Config", text_config={"vocab_size": 1000})),
-    "AIMv2 large": ("apple/aimv2-large-patch14-224-lit",
-                    hf("Aimv2Model", "Aimv2Config", text_config={"vocab_size": 1000})),
-    "Swin v2 tiny": ("microsoft/swinv2-tiny-patch4-window8-256",
-                     hf("Swinv2ForImageClassification", "Swinv2Config", 256, **_TINY_SWIN_V2)),
+    "DINOv2 giant": (
+        "facebook/dinov2-giant",
+        hf(
+            "Dinov2Model",
+            "Dinov2Config",
+            patch_size=14,
+            hidden_size=1536,
+            num_hidden_layers=40,
+            num_attention_heads=24,
+            use_swiglu_ffn=True,
+        ),
+    ),
+    "DINOv2 base, registers": (
+        "facebook/dinov2-with-registers-base",
+        hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", patch_size=14),
+    ),
+    "DINOv3 base": (
+        "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        hf(
+            "DINOv3ViTModel",
+            "DINOv3ViTConfig",
+            hidden_size=768,
+            intermediate_size=3072,
+            num_attention_heads=12,
+            num_register_tokens=4,
+        ),
+    ),
+    "MetaCLIP 2 B/32": (
+        "facebook/metaclip-2-worldwide-b32",
+        hf("MetaClip2Model", "MetaClip2Config", text_config={"vocab_size": 1000}),
+    ),
+    "SigLIP base": (
+        "google/siglip-base-patch16-224",
+        hf("SiglipModel", "SiglipConfig", text_config={"vocab_size": 1000}),
+    ),
+    "SigLIP 2 base, NaFlex": (
+        "google/siglip2-base-patch16-naflex",
+        hf("Siglip2Model", "Siglip2Config", text_config={"vocab_size": 1000}),
+    ),
+    "AIMv2 large": (
+        "apple/aimv2-large-patch14-224-lit",
+        hf("Aimv2Model", "Aimv2Config", text_config={"vocab_size": 1000}),
+    ),
+    "Swin v2 tiny": (
+        "microsoft/swinv2-tiny-patch4-window8-256",
+        hf("Swinv2ForImageClassification", "Swinv2Config", 256, **_TINY_SWIN_V2),
+    ),
     "PVT tiny": ("Zetatech/pvt-tiny-224", hf("PvtForImageClassification", "PvtConfig")),
     "PVT v2 b0": ("OpenGVLab/pvt_v2_b0", hf("PvtV2ForImageClassification", "PvtV2Config")),
     "CvT-13": ("microsoft/cvt-13", hf("CvtForImageClassification", "CvtConfig")),
-    "LeViT-128S": ("facebook/levit-128S", hf("LevitForImageClassificationWithTeacher", "LevitConfig",
-                                              depths=[2, 3, 4], num_attention_heads=[4, 6, 8])),
-    "Hiera tiny": ("facebook/hiera-tiny-224-hf",
-                   hf("HieraForImageClassification", "HieraConfig", depths=[1, 2, 7, 2])),
+    "LeViT-128S": (
+        "facebook/levit-128S",
+        hf("LevitForImageClassificationWithTeacher", "LevitConfig", depths=[2, 3, 4], num_attention_heads=[4, 6, 8]),
+    ),
+    "Hiera tiny": ("facebook/hiera-tiny-224-hf", hf("HieraForImageClassification", "HieraConfig", depths=[1, 2, 7, 2])),
     "ConvNeXt tiny": ("facebook/convnext-tiny-224", hf("ConvNextForImageClassification", "ConvNextConfig")),
     "BEiT v2 base, timm": ("timm/beitv2_base_patch16_224.in1k_ft_in1k", of_timm("beitv2_base_patch16_224")),
     "EVA-02 base, timm": ("timm/eva02_base_patch14_224.mim_in22k", of_timm("eva02_base_patch14_224")),
     "Swin tiny, timm": ("timm/swin_tiny_patch4_window7_224.ms_in1k", of_timm("swin_tiny_patch4_window7_224")),
     "MaxViT tiny, timm": ("timm/maxvit_tiny_tf_224.in1k", of_timm("maxvit_tiny_tf_224")),
     "XCiT small 12/16, timm": ("timm/xcit_small_12_p16_224.fb_in1k", of_timm("xcit_small_12_p16_224")),
-}  # fmt: skip
+}
 
 HEAD = """# Models
 
@@ -202,14 +241,18 @@ def measure(name: str, example: str, build: Build) -> str:
     in_place = keeps_places(view.module, partial(run, view), layers[0], view.input_size)
     before, after = three_steps(view)
     cells = [
-        name, f"`{example}`", size, str(len(layers)),
+        name,
+        f"`{example}`",
+        size,
+        str(len(layers)),
         counts(f"{r}x{c}" for r, c in (layer.patch_grid for layer in layers)),
         counts(str(layer.n_prefix) for layer in layers),
         "; ".join(dict.fromkeys(layer.layout for layer in layers)),
         ", ".join(dict.fromkeys(str(layer.taps["mlp_act"].size) for layer in layers)),
-        ", ".join(lacking) or "none", "in place" if in_place else "**wrong**",
+        ", ".join(lacking) or "none",
+        "in place" if in_place else "**wrong**",
         f"{before:.3g} to {after:.3g}" + ("" if after > before else " **fails**"),
-    ]  # fmt: skip
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

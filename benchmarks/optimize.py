@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from vitviz_hf import VisualizeConfig, load_model, transforms, visualize_steps
-from vitviz_hf.model import normalize
+from vitviz_hf.models.view import normalize
 
 COPIES = 8
 

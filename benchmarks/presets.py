@@ -13,10 +13,8 @@ from vitviz_hf import VisualizeConfig, load_model, visualize
 # From real images: vertical bars, leaf green, heaps of round fruit, wheels, animal faces.
 FEATURES = ["5.mlp_act:1123", "5.mlp_act:966", "8.mlp_act:908", "10.mlp_act:702", "11.mlp_act:441"]
 SETTINGS = [
-    {"steps": steps, "copies": 120 // steps, "learning_rate": rate}
-    for rate in (0.05, 0.1)
-    for steps in (120, 60, 30)
-]  # fmt: skip
+    {"steps": steps, "copies": 120 // steps, "learning_rate": rate} for rate in (0.05, 0.1) for steps in (120, 60, 30)
+]
 
 
 def main():

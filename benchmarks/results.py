@@ -8,10 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitviz_hf.cli import main
-from vitviz_hf.experiments import EXPERIMENTS, background, group, position, token_mixing
-from vitviz_hf.experiments.paper import MODELS
-from vitviz_hf.tables import Table
+from vitviz_hf.cli.main import main
+from vitviz_hf.experiments.accuracy import background, position, token_mixing
+from vitviz_hf.experiments.accuracy.paper import MODELS
+from vitviz_hf.experiments.neurons import group
+from vitviz_hf.experiments.registry import EXPERIMENTS
+from vitviz_hf.experiments.tables import Table
 
 DOCS = Path(__file__).parent.parent / "docs"
 RUNS = {
@@ -79,10 +81,11 @@ def papers():
         ("model", "accuracy, %", *token_mixing.QUANTITIES),
         tuple(
             (model, f"top-{k}", *map(values.get, token_mixing.QUANTITIES))
-            for model, by_k in token_mixing.PAPER.items() for k, values in by_k.items()
+            for model, by_k in token_mixing.PAPER.items()
+            for k, values in by_k.items()
         ),
         ("At 384 px; the means and patch 120 are from the authors' notes.",),
-    )  # fmt: skip
+    )
     ids = {name: models[0] if models else "-" for name, models in MODELS.items()}
     header = [f"top-{k} {way}" for k in (5, 1) for way in ("full", "foreground", "background")]
     boxes = Table(
@@ -106,22 +109,26 @@ def papers():
     return (
         paper(
             "token-mixing",
-            f"vitviz experiment token-mixing {mixed} ILSVRC/imagenet-1k --out token-mixing", mixing,
+            f"vitviz experiment token-mixing {mixed} ILSVRC/imagenet-1k --out token-mixing",
+            mixing,
         )
         + paper(
             "background",
             f"vitviz experiment background {models} \\\n  ILSVRC/imagenet-1k --split train "
-            "--boxes LOC_train_solution.csv --out background", boxes,
+            "--boxes LOC_train_solution.csv --out background",
+            boxes,
         )
         + paper(
             "position",
-            f"vitviz experiment position {placed} ILSVRC/imagenet-1k --out position", places,
+            f"vitviz experiment position {placed} ILSVRC/imagenet-1k --out position",
+            places,
         )
         + paper(
             "group, ViT-B/16 on Pascal VOC 2009",
-            f"vitviz group {group.PAPER_MODEL} VOCdevkit/VOC2009 --limit 500 --out group", curves,
+            f"vitviz group {group.PAPER_MODEL} VOCdevkit/VOC2009 --limit 500 --out group",
+            curves,
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(403, "Forbidden")
         if verb == "preupload":
             files = json.loads(self.body)["files"]
-            return self._json({"files": [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
-            ]})  # fmt: skip
+            return self._json(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
         if verb == "commit":
             return self._commit(repo_id, repo)
         if verb == "paths-info":
@@ -102,10 +102,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(_tree(repo, "/".join(rest[2:]), self.query.get("recursive") in (["true"], ["True"])))
         siblings = [{"rfilename": n, "size": _size(repo, n), "blobId": _oid(d)} for n, d in repo["files"].items()]
         return self._json(
-            {"id": repo_id.removeprefix("datasets/"), "modelId": repo_id, "sha": repo["sha"], "siblings": siblings,
-             "private": repo["private"], "gated": "manual" if repo["gated"] else False, "tags": [], "downloads": 0,
-             "likes": 0}
-        )  # fmt: skip
+            {
+                "id": repo_id.removeprefix("datasets/"),
+                "modelId": repo_id,
+                "sha": repo["sha"],
+                "siblings": siblings,
+                "private": repo["private"],
+                "gated": "manual" if repo["gated"] else False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+        )
 
     def _create(self, wish):
         name = f"{wish['type']}s/{wish['organization']}/{wish['name']}"

@@ -26,10 +26,7 @@ from tests.warm import FAILED, PACKAGE, PASSED, ROOT, TIMED_OUT, Job, run_jobs, 
 TARGET = 90.0
 """Percent of the changes of a file that tests must notice."""
 KILLED, ALIVE, EQUAL, UNLOADED = "killed", "alive", "equivalent", "does not load"
-FILES = (
-    "attention", "canvas", "classification", "filters", "maps", "naming", "objectives", "occlusion", "optimization",
-    "search", "tokens", "transforms", "experiments",
-)  # fmt: skip
+FILES = ("reading", "optimize", "atlas/search", "atlas/words", "experiments")
 # The browser, the Hub and the text of the README compute nothing.
 _NO_TESTS = {"test_app.py", "test_readme.py", "test_architecture.py", "test_hub.py"}
 _KEPT = ROOT / ".mutation"
@@ -204,7 +201,7 @@ class Reach:
 
 def trace(n_at_once: int) -> Reach:
     """Run every test once, unless that was done with the same code."""
-    files = sorted(p for p in (ROOT / "tests").glob("test_*.py") if p.name not in _NO_TESTS)
+    files = sorted(p for p in (ROOT / "tests").rglob("test_*.py") if p.name not in _NO_TESTS)
     code = b"".join(
         p.read_bytes() for p in [*files, *sorted((ROOT / PACKAGE).rglob("*.py")), ROOT / "tests/conftest.py"]
     )
@@ -215,7 +212,11 @@ def trace(n_at_once: int) -> Reach:
         with tempfile.TemporaryDirectory() as folder:
             jobs = [
                 Job(
-                    (f"tests/{p.name}",), timeout=1800, plugins=(_Trace(Path(folder) / p.name),), options=(), tag=p.name
+                    (str(p.relative_to(ROOT)),),
+                    timeout=1800,
+                    plugins=(_Trace(Path(folder) / p.name),),
+                    options=(),
+                    tag=p.name,
                 )
                 for p in sorted(files, key=lambda p: -p.stat().st_size)
             ]
@@ -338,7 +339,7 @@ def _paths(names: Sequence[str]) -> list[str]:
     for name in names:
         bare = name.removeprefix(f"{PACKAGE}/").removesuffix(".py")
         whole = ROOT / PACKAGE / bare
-        paths = sorted(whole.glob("*.py")) if whole.is_dir() else [whole.with_suffix(".py")]
+        paths = sorted(whole.rglob("*.py")) if whole.is_dir() else [whole.with_suffix(".py")]
         found += [str(p.relative_to(ROOT)) for p in paths if p.stem != "__init__"]
     if missing := [p for p in found if not (ROOT / p).is_file()]:
         raise SystemExit(f"there is no {missing[0]}")

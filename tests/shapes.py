@@ -27,8 +27,18 @@ CLASSES = tuple(
     for side in ("left", "right")
 )
 _HUES = np.array(
-    [[200, 60, 60], [60, 180, 60], [70, 80, 210], [200, 190, 60], [190, 70, 190], [60, 190, 190], [230, 140, 60],
-     [120, 120, 120]], np.float32)  # fmt: skip
+    [
+        [200, 60, 60],
+        [60, 180, 60],
+        [70, 80, 210],
+        [200, 190, 60],
+        [190, 70, 190],
+        [60, 190, 190],
+        [230, 140, 60],
+        [120, 120, 120],
+    ],
+    np.float32,
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,12 @@ def save_shapes(folder: Path, n: int = 200, seed: int = 1) -> Path:
     names = sorted(CLASSES)
     schema = datasets.Features(
         {
-            "image": datasets.Image(), "label": datasets.ClassLabel(names=names), "bbox": [datasets.Value("float32")],
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=names),
+            "bbox": [datasets.Value("float32")],
             "instance_mask": datasets.Image(),
         }
-    )  # fmt: skip
+    )
     rows = {
         "image": [{"bytes": _png(p), "path": f"shape_{i}.png"} for i, p in enumerate(shapes.pixels)],
         "label": [names.index(CLASSES[k]) for k in told],
@@ -107,15 +119,27 @@ def save_shapes(folder: Path, n: int = 200, seed: int = 1) -> Path:
 
 
 def save_trained(
-    folder: Path, width: int = 48, layers: int = 3, heads: int = 3, steps: int = 300, seed: int = 0,
+    folder: Path,
+    width: int = 48,
+    layers: int = 3,
+    heads: int = 3,
+    steps: int = 300,
+    seed: int = 0,
     classes: tuple[str, ...] = CLASSES,
-) -> Path:  # fmt: skip
+) -> Path:
     """Train a small ViT and write it as a repository of one; on one thread, so that it is the same every time."""
     settings = tf.ViTConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=2 * width,
-        image_size=SIDE, patch_size=PATCH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        id2label=dict(enumerate(classes)), label2id={c: i for i, c in enumerate(classes)},
-    )  # fmt: skip
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        image_size=SIDE,
+        patch_size=PATCH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(classes)),
+        label2id={c: i for i, c in enumerate(classes)},
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):

@@ -14,32 +14,78 @@ from packaging.requirements import Requirement
 import vitviz_hf
 
 ROOT = Path(vitviz_hf.__file__).parent
-RANKS = [
-    "errors", "families sites", "config", "_torchvision", "manifest hooks images canvas transforms tables figures",
-    "hub stream measure", "loading", "model", "recording labels scenes",
-    "maps objectives classification search tokens occlusion", "attention filters",
-    "reference optimization atlas", "naming page", "experiments", "ui", "cli", "__main__",
-]  # fmt: skip
-RANK = {name: i for i, names in enumerate(RANKS) for name in names.split()}
+WINGS = [
+    "errors _torchvision",
+    "sites",
+    "config",
+    "manifest images",
+    "hub stream",
+    "models",
+    "reading",
+    "optimize",
+    "atlas",
+    "experiments",
+    "ui",
+    "cli",
+    "__main__",
+]
+"""Imports go down: a module may import what stands before it, or beside it."""
+FLOORS = {
+    "models": ["families hooks builtin", "gate measure", "loading", "view"],
+    "reading": ["recording", "maps classification tokens", "attention reference"],
+    "optimize": ["canvas transforms objectives", "loop"],
+    "atlas": ["search", "store", "words page"],
+    "experiments": ["tables figures masks perturb bootstrap registry", "result", "accuracy pictures neurons", "run"],
+    "experiments.accuracy": [
+        "pixels labels boxes paper",
+        "study",
+        "token_mixing background low_pass position occlusion",
+    ],
+    "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
+    "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
+    "ui": ["jobs", "common", "maps_tab", "optimize_tab features_tab behavior_tab experiments_tab", "app"],
+    "cli": ["options", "atlas behavior experiment optimization picture", "main"],
+}
+"""Inside a folder too."""
 FENCES = {
     "gradio": {"ui"},
-    "huggingface_hub": {"hub", "stream", "atlas"},
-    "transformers": {"loading"},
-    "timm": {"loading"},
+    "huggingface_hub": {"hub"},
+    "transformers": {"models.loading"},
+    "timm": {"models.loading"},
     "spaces": set(),
     "argparse": {"cli"},
-    "datasets": {"stream", "atlas"},
-    "matplotlib": {"figures"},
-    "scipy": {"experiments", "filters"},
+    "datasets": {"stream", "atlas.store"},
+    "matplotlib": {"experiments.figures"},
+    "scipy": {"experiments"},
     "sklearn": {"experiments"},
 }
+
+
+def rank(folder, name):
+    floors = FLOORS[folder] if folder else WINGS
+    found = [i for i, names in enumerate(floors) if name in names.split()]
+    assert len(found) == 1, f"{name!r} stands in no row, or in several, of {folder or 'WINGS'}"
+    return found[0]
+
+
+def goes_down(importer, imported):
+    """Both are names such as `reading.maps`; they are compared in the folder that holds them both."""
+    own, other = importer.split("."), imported.split(".")
+    depth = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
+    folder = ".".join(own[:depth])
+    if depth in (len(own), len(other)):
+        return True
+    return rank(folder, other[depth]) <= rank(folder, own[depth])
 
 
 def modules():
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts != ("__init__",):
-            yield parts[0], path
+        if parts[-1] != "__init__":
+            yield ".".join(parts), path
+
+
+NAMES = {name for name, _ in modules()}
 
 
 def imports(path):
@@ -56,20 +102,39 @@ def test_imports_go_down_and_stay_within_their_fences(module, path):
         if name in ("vitviz_hf.__version__",):
             continue
         if name.startswith("vitviz_hf."):
-            other = name.split(".")[1]
-            assert other == module or RANK[other] <= RANK[module], f"{module} imports {name}"
+            inner = name.removeprefix("vitviz_hf.")
+            other = inner if inner in NAMES else inner.rpartition(".")[0]
+            assert goes_down(module, other), f"{module} imports {name}"
         owners = FENCES.get(name.split(".")[0])
-        assert owners is None or module in owners, f"{module} imports {name}"
+        homes = {".".join(module.split(".")[: i + 1]) for i in range(module.count(".") + 1)}
+        assert owners is None or owners & homes, f"{module} imports {name}"
+
+
+def test_every_folder_below_the_root_has_a_docstring_only():
+    for path in ROOT.rglob("*/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert len(body) == 1 and isinstance(body[0], ast.Expr), path
+
+
+def test_tests_mirror_the_package():
+    folders = {p.parent.relative_to(ROOT) for p in ROOT.rglob("*.py")}
+    tests = ROOT.parent / "tests"
+    for path in tests.rglob("test_*.py"):
+        assert path.parent.relative_to(tests) in folders, path
+
+
+def test_no_folder_is_called_like_a_public_name():
+    assert not {p.parent.name for p in ROOT.rglob("*/__init__.py")} & set(vitviz_hf.__all__)
 
 
 def test_print_is_the_command_lines_only():
     for module, path in modules():
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-        assert module == "cli" or not [c for c in calls if getattr(c.func, "id", "") == "print"], path
+        assert module.startswith("cli.") or not [c for c in calls if getattr(c.func, "id", "") == "print"], path
 
 
 def test_hooks_are_registered_in_one_place():
-    assert [m for m, p in modules() if "register_forward" in p.read_text()] == ["hooks"]
+    assert [m for m, p in modules() if "register_forward" in p.read_text()] == ["models.hooks"]
 
 
 def test_public_names_are_sorted_and_importable():
@@ -79,12 +144,12 @@ def test_public_names_are_sorted_and_importable():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import vitviz_hf.cli, sys; print(sorted({'torch','gradio','transformers','numpy'} & set(sys.modules)))"
+    code = "import vitviz_hf.cli.main, sys; print(sorted({'torch','gradio','transformers','numpy'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["model", "optimization", "reference", "ui"])
+@pytest.mark.parametrize("module", ["models.view", "optimize.loop", "reading.reference", "ui.app"])
 def test_a_module_can_be_the_first_to_be_imported(module):
     run = subprocess.run([sys.executable, "-c", f"import vitviz_hf.{module}"], capture_output=True, text=True)
 

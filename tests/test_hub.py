@@ -20,8 +20,8 @@ from vitviz_hf.errors import (
     RevisionError,
     UnsafeModelError,
 )
-from vitviz_hf.hub import default_model, fetch_model
-from vitviz_hf.model import run
+from vitviz_hf.models.gate import default_model, fetch_model
+from vitviz_hf.models.view import run
 
 
 def variant(hub, tiny_folder, tmp_path, name, change=None, **options):
@@ -72,8 +72,11 @@ def test_sharded_weights_load(hub, tmp_path, tiny_view):
 
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     pixels = torch.rand(1, 3, 32, 32)
-    for a, b in zip(activations(view, pixels, ["2.resid"]).values(),
-                    activations(tiny_view("vit"), pixels, ["2.resid"]).values(), strict=True):  # fmt: skip
+    for a, b in zip(
+        activations(view, pixels, ["2.resid"]).values(),
+        activations(tiny_view("vit"), pixels, ["2.resid"]).values(),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -228,7 +231,7 @@ def test_a_timm_model_outside_the_tested_families_is_tried_on_load(architecture,
 
 UNREACHABLE = """
 import time
-from vitviz_hf.hub import default_model, fetch_model
+from vitviz_hf.models.gate import default_model, fetch_model
 from vitviz_hf.errors import HubUnreachableError
 start = time.monotonic()
 print(default_model())
@@ -278,8 +281,10 @@ def test_the_builtin_model_is_converted_once(builtin):
 
     assert time.monotonic() - start < 1
     assert sorted(p.name for p in snapshot.folder.iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
 
 
 def test_a_hub_that_fails_midway_is_reported(hub, tiny_folder, tmp_path, monkeypatch):

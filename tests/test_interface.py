@@ -32,7 +32,7 @@ def _signature(thing):
 
 
 def helps():
-    from vitviz_hf.cli import _parser
+    from vitviz_hf.cli.main import _parser
 
     found = {}
 
@@ -77,7 +77,7 @@ def _commands(model, data, photo):
 
 def written(model, data):
     """{command: {file: what it holds}}."""
-    from vitviz_hf.cli import main
+    from vitviz_hf.cli.main import main
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

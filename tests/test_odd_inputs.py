@@ -13,19 +13,19 @@ from PIL import Image
 from vitviz_hf import VisualizeConfig, open_source, parse_feature, visualize
 from vitviz_hf.config import BackgroundConfig, OccludeConfig, SpatialConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError, NonFiniteError
-from vitviz_hf.experiments import run_experiment
-from vitviz_hf.experiments.background import random_boxes
-from vitviz_hf.experiments.boxes import Box, box_mask, read_xml
-from vitviz_hf.experiments.occlude import run_occlude
+from vitviz_hf.experiments.accuracy.background import random_boxes
+from vitviz_hf.experiments.accuracy.boxes import Box, box_mask, read_xml
+from vitviz_hf.experiments.figures import bars, encode_figure
+from vitviz_hf.experiments.neurons.occlude import run_occlude
+from vitviz_hf.experiments.neurons.views import run_views
+from vitviz_hf.experiments.perturb import mask_to_model
+from vitviz_hf.experiments.pictures.spatial import measure
 from vitviz_hf.experiments.result import claim, describe_run
-from vitviz_hf.experiments.spatial import measure
-from vitviz_hf.experiments.views import run_views
-from vitviz_hf.figures import bars, encode_figure
-from vitviz_hf.hub import fetch_model
-from vitviz_hf.model import as_control
-from vitviz_hf.occlusion import mask_to_model
+from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.experiments.tables import Table
+from vitviz_hf.models.gate import fetch_model
+from vitviz_hf.models.view import as_control
 from vitviz_hf.stream import Row
-from vitviz_hf.tables import Table
 
 
 @pytest.fixture

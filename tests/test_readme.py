@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitviz_hf.cli import _parser
+from vitviz_hf.cli.main import _parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)

@@ -22,16 +22,45 @@ PACKAGE = "vitviz_hf"
 PASSED, FAILED, TIMED_OUT = 0, 1, -1
 """Of an outcome; any other code means that the tests could not be run."""
 _HEAVY = (
-    "torch", f"{PACKAGE}._torchvision", "torchvision.transforms.v2", "transformers", "timm", "timm.data", "datasets",
-    "pyarrow.parquet", "huggingface_hub", "safetensors.torch", "scipy.stats", "scipy.optimize", "sklearn.cluster",
-    "sklearn.manifold", "sklearn.metrics", "matplotlib.pyplot", "skimage", "sentencepiece", "PIL.Image", "pytest",
-    "hypothesis", "hypothesis.strategies", "sqlite3", "multiprocessing.pool",
-)  # fmt: skip
+    "torch",
+    f"{PACKAGE}._torchvision",
+    "torchvision.transforms.v2",
+    "transformers",
+    "timm",
+    "timm.data",
+    "datasets",
+    "pyarrow.parquet",
+    "huggingface_hub",
+    "safetensors.torch",
+    "scipy.stats",
+    "scipy.optimize",
+    "sklearn.cluster",
+    "sklearn.manifold",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+    "skimage",
+    "sentencepiece",
+    "PIL.Image",
+    "pytest",
+    "hypothesis",
+    "hypothesis.strategies",
+    "sqlite3",
+    "multiprocessing.pool",
+)
 _HARMLESS = "ignore::pytest.PytestAssertRewriteWarning"  # plugins are imported before pytest could rewrite them
 _CLASSES = (
-    "ViTForImageClassification", "ViTConfig", "ViTImageProcessor", "CLIPModel", "CLIPImageProcessor", "CLIPTokenizer",
-    "AutoConfig", "AutoImageProcessor", "AutoTokenizer", "ResNetForImageClassification", "DeiTForImageClassification",
-)  # fmt: skip
+    "ViTForImageClassification",
+    "ViTConfig",
+    "ViTImageProcessor",
+    "CLIPModel",
+    "CLIPImageProcessor",
+    "CLIPTokenizer",
+    "AutoConfig",
+    "AutoImageProcessor",
+    "AutoTokenizer",
+    "ResNetForImageClassification",
+    "DeiTForImageClassification",
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +94,17 @@ def warm_up() -> None:
     home = tempfile.mkdtemp(prefix="vitviz-mutants-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ.update(
-        OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HOME=f"{home}/hf", HF_ENDPOINT="http://127.0.0.1:9",
-        HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", DISABLE_SAFETENSORS_CONVERSION="1",
-        HYPOTHESIS_STORAGE_DIRECTORY=f"{home}/hypothesis", MPLBACKEND="Agg", PYTHONDONTWRITEBYTECODE="1",
-    )  # fmt: skip
+        OMP_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+        HF_HOME=f"{home}/hf",
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        DISABLE_SAFETENSORS_CONVERSION="1",
+        HYPOTHESIS_STORAGE_DIRECTORY=f"{home}/hypothesis",
+        MPLBACKEND="Agg",
+        PYTHONDONTWRITEBYTECODE="1",
+    )
     os.environ.setdefault("VITVIZ_TEST_MODELS", f"{home}/models")
     sys.dont_write_bytecode = True
     for name in _HEAVY:

@@ -2,6 +2,6 @@
 
 import sys
 
-from vitviz_hf.cli import main
+from vitviz_hf.cli.main import main
 
 sys.exit(main())

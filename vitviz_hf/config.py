@@ -1,5 +1,6 @@
 """Options of feature visualization and search. No torch here, so that the command line starts at once."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -96,10 +97,23 @@ class VisualizeConfig(_Checked):
 # to the mean over patches and copies (5e-4 * v, and the code divides that mean by the 8 copies once more), not the
 # text's 5e-5. For ViT the code has v of 0.1 and 1, for CLIP up to 100.
 _PAPER: Mapping[str, Any] = {
-    "canvas": "pixels", "margin": 0, "steps": 400, "copies": 8, "learning_rate": 0.1, "beta1": 0.5, "beta2": 0.99,
-    "decay": "cosine", "rotate": 0.0, "zoom": 0.0, "color_shift": 1.0, "noise": 0.5, "noise_per": "pixel",
-    "jitter": 32, "smoothness": 4e-3, "revive": False,
-}  # fmt: skip
+    "canvas": "pixels",
+    "margin": 0,
+    "steps": 400,
+    "copies": 8,
+    "learning_rate": 0.1,
+    "beta1": 0.5,
+    "beta2": 0.99,
+    "decay": "cosine",
+    "rotate": 0.0,
+    "zoom": 0.0,
+    "color_shift": 1.0,
+    "noise": 0.5,
+    "noise_per": "pixel",
+    "jitter": 32,
+    "smoothness": 4e-3,
+    "revive": False,
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": _PAPER,
     "paper-clip": {**_PAPER, "learning_rate": 1.0, "smoothness": 0.4},
@@ -316,10 +330,22 @@ class GroupConfig(_Checked):
     min_area: float = _knob(0.0196, "least share of the picture for an object", 0, 1)
     cover: float = _knob(0.4, "least share of a patch that an object must cover to own it", 0, 1)
     overlap: Literal["larger", "sum"] = _knob(
-        "larger", "a patch of two objects goes to the larger part, or, as in the released code, to the object whose "
+        "larger",
+        "a patch of two objects goes to the larger part, or, as in the released code, to the object whose "
         "number is the sum of theirs",
-    )  # fmt: skip
+    )
     seed: int = _knob(0, "of the order of Pascal VOC, of composed scenes, changes, controls and t-SNE", 0, 2**31)
+
+
+def parse_numbers(text: str, name: str) -> list[int]:
+    """Numbers with commas between.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", text):
+        raise ConfigError(f"{name} must be numbers with commas between, such as 3,714; got {text!r}.")
+    return [int(part) for part in text.split(",") if part.strip()]
 
 
 def _check(knob: "Field[Any]", kind: Any, value: Any) -> None:

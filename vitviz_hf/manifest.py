@@ -1,4 +1,4 @@
-"""Provenance of results, and output folders that are complete or absent."""
+"""Provenance of results, where this package keeps its own, and output that is complete or absent."""
 
 import os
 import shutil
@@ -27,6 +27,12 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "absent"
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it made: `VITVIZ_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VITVIZ_CACHE") or Path(base) / "vitviz_hf")
 
 
 def check_absent(path: str | Path) -> None:

@@ -23,12 +23,26 @@ from dataclasses import dataclass
 from vitviz_hf.errors import SiteError
 
 KINDS = (
-    "attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid",
-)  # fmt: skip
+    "attn_in",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_mix",
+    "attn_out",
+    "mlp_in",
+    "mlp_act",
+    "mlp_out",
+    "resid",
+)
 _PAPER_NAMES = {
-    "in_feat": "attn_in", "queries": "attn_q", "keys": "attn_k", "values": "attn_v", "out_feat": "attn_mix",
-    "high": "mlp_act", "low": "mlp_out",
-}  # fmt: skip
+    "in_feat": "attn_in",
+    "queries": "attn_q",
+    "keys": "attn_k",
+    "values": "attn_v",
+    "out_feat": "attn_mix",
+    "high": "mlp_act",
+    "low": "mlp_out",
+}
 
 
 @dataclass(frozen=True, order=True)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
+from vitviz_hf.hub import DATASET, Token, find_commit
 from vitviz_hf.images import open_image
 
 BUILTIN = "builtin"
@@ -29,12 +30,27 @@ _RETRIES = (1, 4, 15)
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
 _BUILTIN = {
     "skimage": (
-        "data", ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
-                 "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png",
-                 "retina.jpg", "rocket.jpg"),
+        "data",
+        (
+            "astronaut.png",
+            "brick.png",
+            "camera.png",
+            "chelsea.png",
+            "coffee.png",
+            "coins.png",
+            "grass.png",
+            "gravel.png",
+            "hubble_deep_field.jpg",
+            "ihc.png",
+            "moon.png",
+            "motorcycle_left.png",
+            "page.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ),
     ),
     "gradio": ("media_assets/images", ("cheetah.jpg", "groot.jpeg", "lion.jpg", "tower.jpg")),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +120,7 @@ def builtin_photographs() -> Iterator[Example]:
         yield Example(key, open_image(path))
 
 
-def open_source(dataset: str, split: str | None = None, token: str | bool | None = None) -> Source:
+def open_source(dataset: str, split: str | None = None, token: Token = None) -> Source:
     """A dataset to stream.
 
     Args:
@@ -147,17 +163,21 @@ def _files(dataset: str, paths: dict[str, Path]) -> Source:
 
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in paths.items())
     return Source(
-        dataset=dataset, revision=sha256(listing.encode()).hexdigest()[:40], split=None, n_rows=len(paths),
-        class_names=classes, read=read,
-    )  # fmt: skip
+        dataset=dataset,
+        revision=sha256(listing.encode()).hexdigest()[:40],
+        split=None,
+        n_rows=len(paths),
+        class_names=classes,
+        read=read,
+    )
 
 
-def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Source:
+def _streamed(dataset: str, split: str | None, token: Token) -> Source:
     import datasets
     from datasets import exceptions
 
     local = Path(dataset).expanduser().exists()
-    revision = _local_digest(Path(dataset).expanduser()) if local else _commit(dataset, token)
+    revision = _local_digest(Path(dataset).expanduser()) if local else find_commit(DATASET, dataset, token)
     try:
         options: dict[str, Any] = {"streaming": True} | ({} if local else {"token": token, "revision": revision})
         if dataset.endswith(".parquet"):
@@ -165,7 +185,11 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
         else:
             splits = datasets.load_dataset(dataset, **options)
     except exceptions.DatasetNotFoundError as error:
-        raise _access_error(dataset, gated="gated dataset" in str(error)) from error
+        if "gated dataset" in str(error):
+            raise DatasetAccessError(
+                f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'."
+            ) from error
+        raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
     split = split or ("validation" if "validation" in splits else next(iter(splits)))
@@ -233,7 +257,7 @@ def _streamed(dataset: str, split: str | None, token: str | bool | None) -> Sour
     return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, class_names=classes, read=read)
 
 
-def _read_named(path: str, local: bool, token: str | bool | None) -> bytes:
+def _read_named(path: str, local: bool, token: Token) -> bytes:
     """A picture that a dataset names instead of holding it; a dataset of the Hub can only name what is on the Hub."""
     from datasets import DownloadConfig
     from datasets.utils.file_utils import xopen
@@ -250,30 +274,6 @@ def _files_of(folder: str, split: str) -> list[str]:
 
     files = (datasets.load_dataset_builder(folder).config.data_files or {}).get(split, [])
     return list(map(str, files)) if all(str(f).endswith(".parquet") for f in files) else []
-
-
-def _commit(dataset: str, token: str | bool | None) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        return str(HfApi().dataset_info(dataset, token=token, timeout=10).sha)
-    except GatedRepoError as error:
-        raise _access_error(dataset, gated=True) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise _access_error(dataset, gated=False) from error
-    except HfHubHTTPError as error:
-        raise DatasetError(
-            f"the Hub failed while {dataset!r} was read ({first_line(error)}). Try again later."
-        ) from error
-
-
-def _access_error(dataset: str, gated: bool) -> DatasetAccessError:
-    if gated:
-        return DatasetAccessError(f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'.")
-    return DatasetAccessError(
-        f"{dataset!r} is no folder, and no dataset on the Hub that this login can see. Check the spelling."
-    )
 
 
 def _local_digest(path: Path) -> str:

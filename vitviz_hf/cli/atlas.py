@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.common import (
+from vitviz_hf.cli.options import (
     add_model_options,
     add_verb,
     counter,
@@ -28,9 +28,12 @@ def add_atlas_commands(verbs: Any) -> None:
     search = add_verb(verbs, "search", _search, "find the images that activate every feature most, and make an atlas")
     search.add_argument("model", metavar="MODEL")
     search.add_argument(
-        "dataset", nargs="?", default=IMAGENET, metavar="DATASET",
+        "dataset",
+        nargs="?",
+        default=IMAGENET,
+        metavar="DATASET",
         help=f"Hub id (streamed), folder of images, parquet, or 'builtin' (default: {IMAGENET})",
-    )  # fmt: skip
+    )
     search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
     search.add_argument("--split", help="default: validation if there is one")
     search.add_argument("--kinds", default="mlp_act", metavar="A,B", help="default: mlp_act, the neurons")
@@ -54,9 +57,10 @@ def add_atlas_commands(verbs: Any) -> None:
     name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
     name.add_argument("atlas", metavar="ATLAS")
     name.add_argument(
-        "--namer", metavar="MODEL",
+        "--namer",
+        metavar="MODEL",
         help=f"CLIP, MetaCLIP, SigLIP or AIMv2 (default: the atlas's own model if it is one, else {_NAMER})",
-    )  # fmt: skip
+    )
     name.add_argument(
         "--words", metavar="FILE", help="one word or phrase a line (default: ImageNet's classes and 667 common words)"
     )
@@ -80,15 +84,20 @@ def add_atlas_commands(verbs: Any) -> None:
 
 
 def _search(args: Any) -> None:
-    from vitviz_hf.atlas import make_atlas, merge_searches, search_folder
-    from vitviz_hf.search import SearchState, search
+    from vitviz_hf.atlas.search import SearchState, search
+    from vitviz_hf.atlas.store import make_atlas, merge_searches, search_folder
     from vitviz_hf.stream import open_source
 
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)
     config = SearchConfig(
-        kinds=tuple(args.kinds.split(",")), layers=parse_layers(args.layers), k=args.k, reduce=args.reduce,
-        limit=args.limit, batch=args.batch, workers=workers,
-    )  # fmt: skip
+        kinds=tuple(args.kinds.split(",")),
+        layers=parse_layers(args.layers),
+        k=args.k,
+        reduce=args.reduce,
+        limit=args.limit,
+        batch=args.batch,
+        workers=workers,
+    )
     out, (rank, n_ranks) = Path(args.out), _ranks()
     check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
@@ -136,10 +145,10 @@ def _rank_device() -> str | None:
 
 
 def _atlas_build(args: Any) -> None:
-    from vitviz_hf.atlas import missing_visualizations, open_atlas
-    from vitviz_hf.model import at_size, load_model
-    from vitviz_hf.optimization import default_config, visualize
-    from vitviz_hf.page import check_model
+    from vitviz_hf.atlas.page import check_model
+    from vitviz_hf.atlas.store import missing_visualizations, open_atlas
+    from vitviz_hf.models.view import at_size, load_model
+    from vitviz_hf.optimize.loop import default_config, visualize
 
     atlas = open_atlas(args.atlas)
     features = [f for text in args.features for f in _feature_range(text)]
@@ -171,10 +180,10 @@ def _feature_range(text: str) -> list[Feature]:
 
 
 def _atlas_name(args: Any) -> None:
-    from vitviz_hf.atlas import open_atlas
-    from vitviz_hf.hub import fetch_model
-    from vitviz_hf.model import load_model
-    from vitviz_hf.naming import name_features
+    from vitviz_hf.atlas.store import open_atlas
+    from vitviz_hf.atlas.words import name_features
+    from vitviz_hf.models.gate import fetch_model
+    from vitviz_hf.models.view import load_model
 
     words = None
     if args.words:
@@ -199,7 +208,7 @@ def _atlas_name(args: Any) -> None:
 
 
 def _atlas_push(args: Any) -> None:
-    from vitviz_hf.atlas import push_atlas
+    from vitviz_hf.atlas.store import push_atlas
 
     print(push_atlas(Path(args.atlas), args.repository, args.private))
 
@@ -207,7 +216,7 @@ def _atlas_push(args: Any) -> None:
 def _atlas_pull(args: Any) -> None:
     import shutil
 
-    from vitviz_hf.atlas import pull_atlas
+    from vitviz_hf.atlas.store import pull_atlas
     from vitviz_hf.manifest import write_dir
 
     out = Path(args.out)
@@ -217,10 +226,10 @@ def _atlas_pull(args: Any) -> None:
 
 
 def _page(args: Any) -> None:
-    from vitviz_hf.atlas import open_atlas
+    from vitviz_hf.atlas.page import feature_page, page_document, triplet
+    from vitviz_hf.atlas.store import open_atlas
     from vitviz_hf.images import encode
     from vitviz_hf.manifest import write_file
-    from vitviz_hf.page import feature_page, page_document, triplet
 
     out, feature = Path(args.out), parse_feature(args.feature)
     if out.suffix not in (".html", ".png"):

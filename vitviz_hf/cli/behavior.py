@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.common import IMAGE_HELP, add_knobs, add_model_options, add_verb, counter, load_view, open_picture
+from vitviz_hf.cli.options import IMAGE_HELP, add_knobs, add_model_options, add_verb, counter, load_view, open_picture
 from vitviz_hf.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
@@ -28,9 +28,11 @@ def add_behavior_commands(verbs: Any) -> None:
         if verb is group:
             verb.add_argument("model", metavar="MODEL")
             verb.add_argument(
-                "dataset", metavar="DATASET", help="folder of Pascal VOC, dataset with instance masks, or pictures, "
+                "dataset",
+                metavar="DATASET",
+                help="folder of Pascal VOC, dataset with instance masks, or pictures, "
                 "of which scenes are made ('builtin': the built-in photographs)",
-            )  # fmt: skip
+            )
             verb.add_argument("--split", help="default: validation if there is one")
         else:
             verb.add_argument("model", nargs="?", metavar="MODEL")
@@ -50,7 +52,7 @@ def _config(args: argparse.Namespace) -> Any:
 
 
 def _inputs(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    from vitviz_hf.scenes import read_object
+    from vitviz_hf.experiments.masks import read_object
 
     config, image, mask = _config(args), open_picture(args.image), None
     check_absent(args.out)
@@ -67,14 +69,14 @@ def _inputs(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 
 
 def _views(args: argparse.Namespace) -> None:
-    from vitviz_hf.experiments.views import run_views
+    from vitviz_hf.experiments.neurons.views import run_views
 
     config, image, mask, view = _inputs(args)
     _save(run_views(view, image, config, mask), args)
 
 
 def _occlude(args: argparse.Namespace) -> None:
-    from vitviz_hf.experiments.occlude import run_occlude
+    from vitviz_hf.experiments.neurons.occlude import run_occlude
 
     config, image, mask, view = _inputs(args)
     with counter("blacking out and shuffling", "") as show:
@@ -82,8 +84,8 @@ def _occlude(args: argparse.Namespace) -> None:
 
 
 def _group(args: argparse.Namespace) -> None:
-    from vitviz_hf.experiments.group import run_group
-    from vitviz_hf.scenes import open_scenes
+    from vitviz_hf.experiments.neurons.group import run_group
+    from vitviz_hf.experiments.neurons.scenes import open_scenes
 
     config = _config(args)
     check_absent(args.out)

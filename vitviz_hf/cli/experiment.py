@@ -6,10 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.common import add_knobs, add_model_options, add_verb, counter, load_view
+from vitviz_hf.cli.options import add_knobs, add_model_options, add_verb, counter, load_view
 from vitviz_hf.config import CONTROLS, IMAGENET, Boxed
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
-from vitviz_hf.experiments import EXPERIMENTS, Experiment
+from vitviz_hf.experiments.registry import EXPERIMENTS, Experiment
 from vitviz_hf.manifest import check_absent
 
 ALL = "all"
@@ -18,9 +18,10 @@ ALL = "all"
 def add_experiment_commands(verbs: Any) -> None:
     """One subcommand for each experiment, and `all`."""
     group = verbs.add_parser(
-        "experiment", help="make a table and a figure of a paper for any model",
+        "experiment",
+        help="make a table and a figure of a paper for any model",
         description="Make a table and a figure of a paper for any model. Options: 'vitviz experiment NAME --help'.",
-    )  # fmt: skip
+    )
     names = group.add_subparsers(title="experiments", required=True, metavar="NAME")
     for name, experiment in EXPERIMENTS.items():
         verb = add_verb(names, name, _run, experiment.title)
@@ -80,7 +81,7 @@ def _inputs(args: Any, experiment: Experiment) -> tuple[list[Any], Any]:
 def _run_one(
     name: str, views: list[Any], source: Any, config: Any, out: Path, resume: bool, control: str | None = None
 ) -> Any:
-    from vitviz_hf.experiments import run_experiment
+    from vitviz_hf.experiments.run import run_experiment
 
     work = out.with_name(f"{out.name}.experiment")
     if work.exists() and not resume:
@@ -124,8 +125,8 @@ def _run_all(args: Any) -> None:
 
 
 def _plain_ones(views: list[Any], source: Any) -> list[Any]:
-    from vitviz_hf.experiments.accuracy import as_classifiers
-    from vitviz_hf.tokens import check_plain
+    from vitviz_hf.experiments.accuracy.study import as_classifiers
+    from vitviz_hf.reading.tokens import check_plain
 
     able, reasons = [], []
     for view in views:

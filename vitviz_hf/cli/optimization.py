@@ -5,7 +5,7 @@ import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from vitviz_hf.cli.common import (
+from vitviz_hf.cli.options import (
     add_knobs,
     add_model_options,
     add_verb,
@@ -22,18 +22,19 @@ from vitviz_hf.manifest import check_absent
 from vitviz_hf.sites import parse_feature
 
 if TYPE_CHECKING:
-    from vitviz_hf.optimization import Visualization
-    from vitviz_hf.reference import Reference
+    from vitviz_hf.optimize.loop import Visualization
+    from vitviz_hf.reading.reference import Reference
 
 
 def add_optimization_commands(verbs: Any) -> None:
     """Visualize and replay."""
     visualize = add_verb(verbs, "visualize", _visualize, "optimize pictures that maximize features")
     visualize.add_argument(
-        "words", nargs="+", metavar="[MODEL] FEATURE",
-        help="features, 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; "
-        "minimize with --minimize",
-    )  # fmt: skip
+        "words",
+        nargs="+",
+        metavar="[MODEL] FEATURE",
+        help="features, 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; minimize with --minimize",
+    )
     visualize.add_argument("--minimize", action="store_true", help="minimize instead")
     visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
     visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
@@ -46,8 +47,8 @@ def add_optimization_commands(verbs: Any) -> None:
 
 
 def _visualize(args: Any) -> None:
-    from vitviz_hf.objectives import check_objective, parse_objective
-    from vitviz_hf.optimization import default_config, finish, visualize_steps
+    from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
+    from vitviz_hf.optimize.objectives import check_objective, parse_objective
 
     model, addresses = split_words(args.words)
     objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
@@ -77,7 +78,7 @@ def _visualize(args: Any) -> None:
 def _replay(args: Any) -> None:
     import numpy as np
 
-    from vitviz_hf.optimization import ReplayWarning, expected_difference, read_recipe, replay
+    from vitviz_hf.optimize.loop import ReplayWarning, expected_difference, read_recipe, replay
 
     recipe = read_recipe(args.png)
     if args.out:
@@ -109,7 +110,7 @@ def _single_feature(result: "Visualization") -> str | None:
 
 
 def _compared(result: "Visualization", reference: "Reference") -> str | None:
-    from vitviz_hf.reference import best_photograph
+    from vitviz_hf.reading.reference import best_photograph
 
     address = _single_feature(result)
     if address is None:

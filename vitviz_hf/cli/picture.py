@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.common import (
+from vitviz_hf.cli.options import (
     IMAGE_HELP,
     add_model_options,
     add_verb,
@@ -43,22 +43,27 @@ def add_picture_commands(verbs: Any) -> None:
     top.add_argument("--patch", metavar="R,C", help="row and column of one patch, from 0 (default: the whole picture)")
     top.add_argument("-k", type=int, default=8, metavar="N", help="features for each site (default: 8)")
     top.add_argument(
-        "--by", choices=("score", "unusual"), default="score",
+        "--by",
+        choices=("score", "unusual"),
+        default="score",
         help="plain score, or standard deviations above its scores on the built-in photographs (default: score)",
-    )  # fmt: skip
+    )
     top.add_argument("--json", action="store_true", help="machine-readable output")
 
     classify = add_verb(verbs, "classify", _classify, "name what is in a picture, by its classifier or by words")
     classify.add_argument("model", nargs="?", metavar="MODEL")
     classify.add_argument("--image", required=True, metavar="FILE", help=IMAGE_HELP)
     classify.add_argument(
-        "--labels", metavar="A, B, C",
+        "--labels",
+        metavar="A, B, C",
         help="words for CLIP, SigLIP and AIMv2, with commas between (default there: the 1000 classes of ImageNet)",
-    )  # fmt: skip
+    )
     classify.add_argument(
-        "--template", action="append", metavar="TEXT",
+        "--template",
+        action="append",
+        metavar="TEXT",
         help="text with {} for the label, can be repeated (default: CLIP's 80, such as 'a photo of a {}.')",
-    )  # fmt: skip
+    )
     classify.add_argument("-k", type=int, default=5, metavar="N", help="labels to show (default: 5)")
     classify.add_argument("--json", action="store_true", help="machine-readable output")
     for verb in (sites, maps, top, classify):
@@ -66,7 +71,7 @@ def add_picture_commands(verbs: Any) -> None:
 
 
 def _models(args: Any) -> None:
-    from vitviz_hf.families import FAMILIES
+    from vitviz_hf.models.families import FAMILIES
 
     if args.json:
         print(json.dumps([{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]))
@@ -85,7 +90,7 @@ def _models(args: Any) -> None:
 
 
 def _sites(args: Any) -> None:
-    from vitviz_hf.model import find_tap, list_sites
+    from vitviz_hf.models.view import find_tap, list_sites
 
     view = load_view(args, args.model)
     if args.json:
@@ -94,10 +99,20 @@ def _sites(args: Any) -> None:
             for x in view.layers
         ]
         taps = [(s, n, find_tap(view, s)) for s, n in list_sites(view)]
-        print(json.dumps([
-            {"site": str(s), "features": n, **layers[s.layer], "patch_grid": t.patch_grid, "prefix_tokens": t.n_prefix}
-            for s, n, t in taps
-        ]))  # fmt: skip
+        print(
+            json.dumps(
+                [
+                    {
+                        "site": str(s),
+                        "features": n,
+                        **layers[s.layer],
+                        "patch_grid": t.patch_grid,
+                        "prefix_tokens": t.n_prefix,
+                    }
+                    for s, n, t in taps
+                ]
+            )
+        )
         return
     print(f"{view.model_id}  revision {view.revision or '-'}  input {view.input_size[0]}x{view.input_size[1]}")
     if not view.layers:
@@ -120,9 +135,9 @@ def _grid(grid: tuple[int, int]) -> str:
 
 
 def _classify(args: Any) -> None:
-    from vitviz_hf.classification import classify, load_zero_shot
-    from vitviz_hf.families import BY_MODEL_TYPE
-    from vitviz_hf.model import to_pixels
+    from vitviz_hf.models.families import BY_MODEL_TYPE
+    from vitviz_hf.models.view import to_pixels
+    from vitviz_hf.reading.classification import classify, load_zero_shot
 
     image = open_picture(args.image)
     if args.k < 1:
@@ -148,9 +163,9 @@ def _classify(args: Any) -> None:
 def _map(args: Any) -> None:
     from vitviz_hf.images import encode, map_panel, map_range, pixels_to_image
     from vitviz_hf.manifest import versions, write_file
-    from vitviz_hf.maps import activation_map
-    from vitviz_hf.model import check_feature, to_pixels
-    from vitviz_hf.recording import activations
+    from vitviz_hf.models.view import check_feature, to_pixels
+    from vitviz_hf.reading.maps import activation_map
+    from vitviz_hf.reading.recording import activations
 
     model, addresses = split_words(args.words)
     features = [parse_feature(a) for a in addresses]
@@ -166,17 +181,22 @@ def _map(args: Any) -> None:
         values = activation_map(view, acts[feature.site], feature)[0].float().cpu().numpy()
         panel = map_panel(crop, values, map_range(values), f"{view.model_id} {feature}")
         facts = {
-            "model_id": view.model_id, "revision": view.revision, "input_size": view.input_size,
-            "feature": str(feature), "image": Path(args.image).name, "map": values.tolist(), "versions": versions(),
-        }  # fmt: skip
+            "model_id": view.model_id,
+            "revision": view.revision,
+            "input_size": view.input_size,
+            "feature": str(feature),
+            "image": Path(args.image).name,
+            "map": values.tolist(),
+            "versions": versions(),
+        }
         write_file(Path(f"{path}.png"), encode(panel, "PNG"))
         write_file(Path(f"{path}.json"), json.dumps(facts).encode())
         print(f"{path}.png  values {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}")
 
 
 def _top(args: Any) -> None:
-    from vitviz_hf.maps import top_features
-    from vitviz_hf.model import find_tap, to_pixels
+    from vitviz_hf.models.view import find_tap, to_pixels
+    from vitviz_hf.reading.maps import top_features
 
     patch = parse_pair(args.patch, ",", "--patch must be ROW,COLUMN such as 3,4") if args.patch else None
     image = open_picture(args.image)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitviz_hf.tables import Interval
+from vitviz_hf.experiments.tables import Interval
 
 _DRAWS = 2000
 

@@ -7,14 +7,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.classification import ZeroShot
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments import EXPERIMENTS
-from vitviz_hf.figures import Figure, encode_figure
+from vitviz_hf.experiments.figures import Figure, encode_figure
+from vitviz_hf.experiments.registry import EXPERIMENTS
+from vitviz_hf.experiments.tables import Table
 from vitviz_hf.manifest import versions, write_dir
-from vitviz_hf.model import ModelView
+from vitviz_hf.models.view import ModelView
+from vitviz_hf.reading.classification import ZeroShot
 from vitviz_hf.stream import Source
-from vitviz_hf.tables import Table
 
 CONTROL_NOTES = {
     "random-weights": "Control: the same architecture, initialized anew: it has learned nothing. Words and the "
@@ -57,16 +57,22 @@ def describe_run(
 ) -> dict[str, Any]:
     """The manifest: everything that decides the result."""
     models = [
-        v.identity.to_json() | {"mean": list(v.mean), "std": list(v.std), "device": str(v.device)}
+        v.identity.to_json()
+        | {"mean": list(v.mean), "std": list(v.std), "device": str(v.device)}
         | ({"zero_shot": v.head.to_json()} if isinstance(v.head, ZeroShot) else {})
         for v in views
-    ]  # fmt: skip
+    ]
     data = source and {"dataset": source.dataset, "revision": source.revision, "split": source.split}
     return {
-        "experiment": name, "source": paper or EXPERIMENTS[name].source, "models": models, "data": data,
-        "config": config.to_dict(), "boxes": _content(getattr(config, "boxes", "")),
-        "preprocessing": "the checkpoint's own", "versions": versions(),
-    }  # fmt: skip
+        "experiment": name,
+        "source": paper or EXPERIMENTS[name].source,
+        "models": models,
+        "data": data,
+        "config": config.to_dict(),
+        "boxes": _content(getattr(config, "boxes", "")),
+        "preprocessing": "the checkpoint's own",
+        "versions": versions(),
+    }
 
 
 def _content(name: str) -> str | None:

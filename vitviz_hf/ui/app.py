@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.errors import VitvizError
-from vitviz_hf.hub import BUILTIN, SUGGESTED_MODELS, default_model
+from vitviz_hf.models.gate import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.common import LANE, OPENED_JS, Gpu, Page, Tab, Values, shown
@@ -46,9 +46,12 @@ class App:
         with gr.Blocks(title="vitviz", analytics_enabled=False, delete_cache=(3600, 7200)) as self.demo:
             gr.Markdown(_INTRO)
             self.model = gr.Dropdown(
-                list(dict.fromkeys([own_model, BUILTIN, *SUGGESTED_MODELS])), value=own_model, allow_custom_value=True,
-                label="Model: any Hub id, or builtin", elem_id="model",
-            )  # fmt: skip
+                list(dict.fromkeys([own_model, BUILTIN, *SUGGESTED_MODELS])),
+                value=own_model,
+                allow_custom_value=True,
+                label="Model: any Hub id, or builtin",
+                elem_id="model",
+            )
             self.facts = gr.Markdown(elem_id="model-facts")
             self.page = Page(self.jobs, gpu, self.model, self.facts)
             pages = {}
@@ -66,9 +69,13 @@ class App:
             tab.connect()
         private: dict[str, Any] = {**LANE, "api_visibility": "private"}
         chosen = self.model.input(
-            self.model_facts, [self.model, maps.kind, maps.layer], [self.facts, maps.kind, maps.layer],
-            api_name="model_facts", show_progress_on=[self.facts], **LANE,
-        )  # fmt: skip
+            self.model_facts,
+            [self.model, maps.kind, maps.layer],
+            [self.facts, maps.kind, maps.layer],
+            api_name="model_facts",
+            show_progress_on=[self.facts],
+            **LANE,
+        )
         page.link(chosen.success(maps.move, [*maps.asked, maps.layout], maps.shown, **private))
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
@@ -156,7 +163,14 @@ def launch(
     # Gradio serves files of the working and the temporary folder only; on a Space packages lie elsewhere.
     photographs = sorted({str(path.parent) for path in builtin_paths().values()})
     build(None, gpu, eager).launch(
-        server_name=host, server_port=port, css=_CSS, ssr_mode=False, mcp_server=True, run_history=False,
-        max_file_size="30mb", footer_links=["api", "settings"],
-        allowed_paths=photographs, **options,
-    )  # fmt: skip
+        server_name=host,
+        server_port=port,
+        css=_CSS,
+        ssr_mode=False,
+        mcp_server=True,
+        run_history=False,
+        max_file_size="30mb",
+        footer_links=["api", "settings"],
+        allowed_paths=photographs,
+        **options,
+    )

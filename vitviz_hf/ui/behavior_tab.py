@@ -14,9 +14,11 @@ from vitviz_hf.ui.maps_tab import MapsTab
 
 _SIDE = 448
 _CHANGES = {
-    "tiles at random": "random", "tiles on the object": "salient", "tiles off the object": "non-salient",
+    "tiles at random": "random",
+    "tiles on the object": "salient",
+    "tiles off the object": "non-salient",
     "shuffled tiles": "shuffle",
-}  # fmt: skip
+}
 
 
 class BehaviorTab:
@@ -34,36 +36,54 @@ class BehaviorTab:
                 self._lay_out_changes()
             with gr.Column(scale=2, min_width=320):
                 self.views = gr.Gallery(
-                    label="Views by level", columns=4, height="auto", interactive=False, format="png", elem_id="views",
-                    buttons=[], object_fit="contain",
-                )  # fmt: skip
+                    label="Views by level",
+                    columns=4,
+                    height="auto",
+                    interactive=False,
+                    format="png",
+                    elem_id="views",
+                    buttons=[],
+                    object_fit="contain",
+                )
                 self.facts = gr.Markdown(elem_id="view-facts")
                 self.plot = gr.HTML(elem_id="groups")
         self.layout = gr.State(None)
 
     def _lay_out_patch(self) -> None:
         self.crop = gr.Image(
-            label="What the model sees: click a patch", interactive=False, elem_id="view-crop", format="png",
-            buttons=[], alt_text="The model's crop of your picture",
-        )  # fmt: skip
+            label="What the model sees: click a patch",
+            interactive=False,
+            elem_id="view-crop",
+            format="png",
+            buttons=[],
+            alt_text="The model's crop of your picture",
+        )
         with gr.Row():
             self.patch = gr.Textbox("", label="Patch: row,column", elem_id="view-patch", max_lines=1, min_width=110)
             self.filter = gr.Number(
                 -1, label="Filter (-1: readable)", precision=0, minimum=-1, elem_id="view-filter", min_width=110
             )
         self.scale = gr.Radio(
-            [("linear, each view its own", "linear"), ("logarithmic, the same for all", "log")], value="linear",
-            label="Brightness", elem_id="view-scale",
-        )  # fmt: skip
+            [("linear, each view its own", "linear"), ("logarithmic, the same for all", "log")],
+            value="linear",
+            label="Brightness",
+            elem_id="view-scale",
+        )
         self.show_views = gr.Button("Show views", variant="primary", elem_id="show-views")
 
     def _lay_out_changes(self) -> None:
         with gr.Accordion("Mark the object", open=False):
             self.editor = gr.ImageEditor(
-                label="Paint over the object, or over several", type="pil", sources=(), transforms=(), layers=False,
-                brush=gr.Brush(default_size=24, colors=["#ff3b30"], color_mode="fixed"), format="png",
-                elem_id="editor", canvas_size=(_SIDE, _SIDE),
-            )  # fmt: skip
+                label="Paint over the object, or over several",
+                type="pil",
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=24, colors=["#ff3b30"], color_mode="fixed"),
+                format="png",
+                elem_id="editor",
+                canvas_size=(_SIDE, _SIDE),
+            )
         self.change = gr.Radio(list(_CHANGES.items()), value="random", label="Change the picture", elem_id="change")
         with gr.Row():
             self.ratio = gr.Slider(0, 1, 0.3, step=0.05, label="Share of tiles blacked out", min_width=140)
@@ -133,9 +153,14 @@ class BehaviorTab:
 
     @shown
     def pick_patch(
-        self, model_id: str, photo: str, number: int, scale: str, layout: tuple[int, int, int, int],
+        self,
+        model_id: str,
+        photo: str,
+        number: int,
+        scale: str,
+        layout: tuple[int, int, int, int],
         event: gr.SelectData,
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """A click on the crop."""
         (rows, cols, width, height), (x, y) = layout, event.index
         patch = f"{min(int(y) * rows // height, rows - 1)},{min(int(x) * cols // width, cols - 1)}"
@@ -143,9 +168,17 @@ class BehaviorTab:
 
     @shown
     def compare_with(
-        self, model_id: str, photo: str, painted: dict[str, Any], patch: str, number: int, change: str, ratio: float,
-        side: int, scale: str,
-    ) -> Values:  # fmt: skip
+        self,
+        model_id: str,
+        photo: str,
+        painted: dict[str, Any],
+        patch: str,
+        number: int,
+        change: str,
+        ratio: float,
+        side: int,
+        scale: str,
+    ) -> Values:
         """Views of the picture and of its changed form."""
         mask = _painted(painted)
         if mask is None and change in ("salient", "non-salient"):

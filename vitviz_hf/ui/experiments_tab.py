@@ -7,7 +7,7 @@ import gradio as gr
 from PIL import Image
 
 from vitviz_hf.config import IMAGENET
-from vitviz_hf.experiments import EXPERIMENTS
+from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, shown
 from vitviz_hf.ui.jobs import MAX_SAMPLE, Shown, experiment_seconds, stored_result, stored_results
 
@@ -26,31 +26,49 @@ class ExperimentsTab:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self.stored = gr.Dropdown(
-                    names, value=names[0] if names else None, label="Stored results", elem_id="stored",
-                    info="made by vitviz experiment", visible=bool(names),
-                )  # fmt: skip
+                    names,
+                    value=names[0] if names else None,
+                    label="Stored results",
+                    elem_id="stored",
+                    info="made by vitviz experiment",
+                    visible=bool(names),
+                )
                 self._lay_out_sample()
             with gr.Column(scale=2, min_width=320):
                 self.gallery = gr.Gallery(
-                    label="Figures", columns=1, height="auto", elem_id="experiment-figures", interactive=False,
-                    object_fit="contain", format="png", buttons=["fullscreen", "download"],
-                )  # fmt: skip
+                    label="Figures",
+                    columns=1,
+                    height="auto",
+                    elem_id="experiment-figures",
+                    interactive=False,
+                    object_fit="contain",
+                    format="png",
+                    buttons=["fullscreen", "download"],
+                )
                 self.table = gr.Markdown(elem_id="experiment-table")
 
     def _lay_out_sample(self) -> None:
         gr.Markdown("### A small sample, live\nOn the model above, and others to compare with.")
         self.name = gr.Dropdown(
-            [(f"{key}: {_KIND[e.dataset]}", key) for key, e in EXPERIMENTS.items()], value="progression",
-            label="Experiment", elem_id="experiment",
-        )  # fmt: skip
+            [(f"{key}: {_KIND[e.dataset]}", key) for key, e in EXPERIMENTS.items()],
+            value="progression",
+            label="Experiment",
+            elem_id="experiment",
+        )
         self.others = gr.Textbox(
-            label="Other models", placeholder="microsoft/resnet-50, ...", elem_id="others", max_lines=1,
+            label="Other models",
+            placeholder="microsoft/resnet-50, ...",
+            elem_id="others",
+            max_lines=1,
             info="Hub ids with commas between; for experiments that compare",
-        )  # fmt: skip
+        )
         self.data = gr.Textbox(
-            label="Dataset on the Hub", placeholder=f"such as {IMAGENET}", elem_id="dataset", max_lines=1,
+            label="Dataset on the Hub",
+            placeholder=f"such as {IMAGENET}",
+            elem_id="dataset",
+            max_lines=1,
             info="builtin: the built-in photographs",
-        )  # fmt: skip
+        )
         self.limit = gr.Slider(4, MAX_SAMPLE, 16, step=4, label="Images to read", elem_id="limit")
         with gr.Row():
             self.start = gr.Button("Run", variant="primary", elem_id="run-experiment", min_width=120)
@@ -68,9 +86,13 @@ class ExperimentsTab:
         result = [self.table, self.gallery]
         self.page.link(self.stored.input(self.show_result, self.stored, result, api_name="show_result"))
         self.start.click(
-            self.run_sample, [self.page.model, self.name, self.others, self.data, self.limit],
-            [self.status, *result], api_name="run_experiment", show_progress="hidden", **LANE,
-        )  # fmt: skip
+            self.run_sample,
+            [self.page.model, self.name, self.others, self.data, self.limit],
+            [self.status, *result],
+            api_name="run_experiment",
+            show_progress="hidden",
+            **LANE,
+        )
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
 
     def shows(self, result: Shown) -> Values:

@@ -12,8 +12,10 @@ from vitviz_hf.ui.maps_tab import MapsTab
 
 _SHOWN = 24
 _SORTS = {
-    "highest score": "maximum", "far above its mean": "unusual", "sparse: few patches active": "sparse",
-}  # fmt: skip
+    "highest score": "maximum",
+    "far above its mean": "unusual",
+    "sparse: few patches active": "sparse",
+}
 
 
 class FeaturesTab:
@@ -30,31 +32,46 @@ class FeaturesTab:
             with gr.Column(scale=2, min_width=320):
                 with gr.Row():
                     self.feature = gr.Textbox(
-                        label="Feature: layer.kind:index, Enter shows its page", elem_id="page-feature", max_lines=1,
+                        label="Feature: layer.kind:index, Enter shows its page",
+                        elem_id="page-feature",
+                        max_lines=1,
                         scale=2,
-                    )  # fmt: skip
+                    )
                     self.to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
                 self.html = gr.HTML(elem_id="page", label="Page of the feature")
         self.listed = gr.State([])
 
     def _lay_out_atlas(self) -> None:
         self.atlas = gr.Textbox(
-            os.environ.get("VITVIZ_ATLAS", ""), label="Atlas: a Hub dataset made by vitviz search", max_lines=1,
-            elem_id="atlas", placeholder="OWNER/NAME",
-        )  # fmt: skip
+            os.environ.get("VITVIZ_ATLAS", ""),
+            label="Atlas: a Hub dataset made by vitviz search",
+            max_lines=1,
+            elem_id="atlas",
+            placeholder="OWNER/NAME",
+        )
         self.open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
         self.facts = gr.Markdown(elem_id="atlas-facts")
         self.site = gr.Dropdown([], label="Site", elem_id="atlas-site")
         self.sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
         self.find = gr.Button("Find the features of the picture in Activation maps", elem_id="find")
         self.word = gr.Textbox(
-            label="Find features by a word", placeholder="fur, water, from above ...", elem_id="find-word",
-            max_lines=1, info="in atlases that were named with 'vitviz atlas name'",
-        )  # fmt: skip
+            label="Find features by a word",
+            placeholder="fur, water, from above ...",
+            elem_id="find-word",
+            max_lines=1,
+            info="in atlases that were named with 'vitviz atlas name'",
+        )
         self.gallery = gr.Gallery(
-            label="Features, each with its most activating image: choose one", columns=3, allow_preview=False,
-            interactive=False, format="jpeg", elem_id="features", height="auto", buttons=[], object_fit="cover",
-        )  # fmt: skip
+            label="Features, each with its most activating image: choose one",
+            columns=3,
+            allow_preview=False,
+            interactive=False,
+            format="jpeg",
+            elem_id="features",
+            height="auto",
+            buttons=[],
+            object_fit="cover",
+        )
 
     @property
     def kept(self) -> list[Kept]:
@@ -115,9 +132,7 @@ class FeaturesTab:
             f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
         )
         chosen = sites[len(sites) // 2]
-        return {
-            self.facts: text, self.site: gr.update(choices=sites, value=chosen), **self.browse(name, chosen, sort)
-        }  # fmt: skip
+        return {self.facts: text, self.site: gr.update(choices=sites, value=chosen), **self.browse(name, chosen, sort)}
 
     @shown
     def sort_features(self, atlas: str, site: str, sort: str) -> Values:

@@ -19,29 +19,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.atlas import Atlas, open_atlas, unusual_features
-from vitviz_hf.classification import Classification
+from vitviz_hf.atlas.page import check_model, feature_page
+from vitviz_hf.atlas.store import Atlas, open_atlas, unusual_features
 from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, ModelNotFoundError
-from vitviz_hf.experiments import EXPERIMENTS, run_experiment
-from vitviz_hf.experiments.live import group_plot, split_objects, views_by_level
-from vitviz_hf.experiments.occlude import look
-from vitviz_hf.experiments.views import parse_patches, telling_patches
-from vitviz_hf.figures import encode_figure
-from vitviz_hf.filters import check_filter, patch_filters, readable_filters
-from vitviz_hf.hub import BUILTIN, Snapshot, fetch_model, is_hub_id
+from vitviz_hf.experiments.figures import encode_figure
+from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
+from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
+from vitviz_hf.experiments.neurons.occlude import look
+from vitviz_hf.experiments.neurons.views import parse_patches, telling_patches
+from vitviz_hf.experiments.perturb import occlude, shuffle
+from vitviz_hf.experiments.registry import EXPERIMENTS
+from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.maps import activation_map, rank_features, site_scores, unusualness
-from vitviz_hf.model import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
-from vitviz_hf.objectives import to_objective
-from vitviz_hf.occlusion import occlude, shuffle
-from vitviz_hf.optimization import Visualization, default_config, finish, visualize_steps
-from vitviz_hf.page import check_model, feature_page
-from vitviz_hf.recording import activations, record_with_logits
-from vitviz_hf.reference import best_photograph, reference_scores
+from vitviz_hf.models.gate import BUILTIN, Snapshot, fetch_model
+from vitviz_hf.models.view import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
+from vitviz_hf.optimize.loop import Visualization, default_config, finish, visualize_steps
+from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.reading.classification import Classification
+from vitviz_hf.reading.maps import activation_map, rank_features, site_scores, unusualness
+from vitviz_hf.reading.recording import activations, record_with_logits
+from vitviz_hf.reading.reference import best_photograph, reference_scores
+from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import open_source
-from vitviz_hf.tokens import check_sequence
 
 _KEEP = 2
 _FRAME_SECONDS = 0.4
@@ -235,15 +237,25 @@ class Jobs:
         find_tap(view, Site(0, "mlp_act"))
         kinds = tuple(k for k in KINDS if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
-            view.model_id, view.revision, view.input_size,
-            tuple(dict.fromkeys(layer.patch_grid for layer in view.layers)), len(view.layers), kinds,
+            view.model_id,
+            view.revision,
+            view.input_size,
+            tuple(dict.fromkeys(layer.patch_grid for layer in view.layers)),
+            len(view.layers),
+            kinds,
             sum(n for _, n in list_sites(view)),
-        )  # fmt: skip
+        )
 
     def rank(
-        self, snapshot: Snapshot, image: Image.Image, site: Site, patch: tuple[int, int] | None, unusual: bool, k: int,
+        self,
+        snapshot: Snapshot,
+        image: Image.Image,
+        site: Site,
+        patch: tuple[int, int] | None,
+        unusual: bool,
+        k: int,
         chosen_on: tuple[int, int] | None = None,
-    ) -> RankResult:  # fmt: skip
+    ) -> RankResult:
         """The k features of a site that fire most on a picture or one of its patches.
 
         Args:
@@ -280,9 +292,17 @@ class Jobs:
         return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 
     def views(
-        self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, patch: str, index: int,
-        change: str, ratio: float, side: int, scale: str = "linear",
-    ) -> Viewed:  # fmt: skip
+        self,
+        snapshot: Snapshot,
+        image: Image.Image,
+        painted: NDArray[np.bool_] | None,
+        patch: str,
+        index: int,
+        change: str,
+        ratio: float,
+        side: int,
+        scale: str = "linear",
+    ) -> Viewed:
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
         Args:

@@ -42,14 +42,25 @@ class MapsTab:
 
     def _lay_out_picture(self) -> None:
         self.photo = photo_input(
-            label="Picture", sources=["upload", "webcam", "clipboard"], format="png", height=260,
-            elem_id="photo", alt_text="The picture you chose",
-        )  # fmt: skip
+            label="Picture",
+            sources=["upload", "webcam", "clipboard"],
+            format="png",
+            height=260,
+            elem_id="photo",
+            alt_text="The picture you chose",
+        )
         self.examples = gr.Gallery(
-            [(str(p), k.replace("_", " ")) for k, p in builtin_paths().items()], label="Example photographs",
-            columns=3, height=210, allow_preview=False, interactive=False, format="png", elem_id="examples",
-            object_fit="cover", buttons=[],
-        )  # fmt: skip
+            [(str(p), k.replace("_", " ")) for k, p in builtin_paths().items()],
+            label="Example photographs",
+            columns=3,
+            height=210,
+            allow_preview=False,
+            interactive=False,
+            format="png",
+            elem_id="examples",
+            object_fit="cover",
+            buttons=[],
+        )
         self.photo_key = gr.Textbox(visible="hidden", label="Example photograph", elem_id="photo-key")
 
     def _lay_out_ranking(self) -> None:
@@ -57,13 +68,18 @@ class MapsTab:
         self.kind = gr.Dropdown(KINDS, value=site.kind, label="Kind", elem_id="kind", info="mlp_act are the neurons")
         self.layer = gr.Number(site.layer, label="Layer", precision=0, minimum=0, elem_id="layer")
         self.rank_by = gr.Radio(
-            [("unusual for photographs", "unusual"), ("plain score", "score")], value="unusual",
-            label="Rank features by", elem_id="rank-by",
-        )  # fmt: skip
+            [("unusual for photographs", "unusual"), ("plain score", "score")],
+            value="unusual",
+            label="Rank features by",
+            elem_id="rank-by",
+        )
         self.patch = gr.Textbox(
-            "", label="Patch as row,column from 0 (empty: the whole picture)", elem_id="patch", max_lines=1,
+            "",
+            label="Patch as row,column from 0 (empty: the whole picture)",
+            elem_id="patch",
+            max_lines=1,
             placeholder="3,4",
-        )  # fmt: skip
+        )
         with gr.Row():
             self.rank_button = gr.Button("Rank features", variant="primary", elem_id="rank", min_width=120)
             self.whole_button = gr.Button("Whole picture", elem_id="whole", min_width=120)
@@ -72,32 +88,57 @@ class MapsTab:
         self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
         with gr.Row():
             self.crop = gr.Image(
-                label="What the model sees: click a patch", interactive=False, format="png", elem_id="crop",
-                alt_text="The model's crop of the picture, with the chosen patch framed", buttons=["fullscreen"],
+                label="What the model sees: click a patch",
+                interactive=False,
+                format="png",
+                elem_id="crop",
+                alt_text="The model's crop of the picture, with the chosen patch framed",
+                buttons=["fullscreen"],
                 min_width=240,
-            )  # fmt: skip
+            )
             self.large = gr.Image(
-                label="Activation map", interactive=False, format="png", elem_id="map", min_width=240,
-                alt_text="Activation map of the chosen feature", buttons=["download", "fullscreen"],
-            )  # fmt: skip
+                label="Activation map",
+                interactive=False,
+                format="png",
+                elem_id="map",
+                min_width=240,
+                alt_text="Activation map of the chosen feature",
+                buttons=["download", "fullscreen"],
+            )
         self.bar = gr.Image(
-            show_label=False, interactive=False, format="png", elem_id="bar", height=52, buttons=[],
-            alt_text="Color scale of the map, with the values at its ends", container=False,
-        )  # fmt: skip
+            show_label=False,
+            interactive=False,
+            format="png",
+            elem_id="bar",
+            height=52,
+            buttons=[],
+            alt_text="Color scale of the map, with the values at its ends",
+            container=False,
+        )
         self.facts = gr.Markdown(elem_id="map-facts")
         with gr.Row():
             self.feature = gr.Textbox(
-                FIRST_FEATURE, label="Feature: layer.kind:index, Enter draws its map", elem_id="feature", scale=2,
-                max_lines=1, min_width=200,
-            )  # fmt: skip
+                FIRST_FEATURE,
+                label="Feature: layer.kind:index, Enter draws its map",
+                elem_id="feature",
+                scale=2,
+                max_lines=1,
+                min_width=200,
+            )
             self.style = gr.Radio(["overlay", "heatmap"], value="overlay", label="Draw", elem_id="style", min_width=160)
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=200)
             self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140)
         self.gallery = gr.Gallery(
-            label="Strongest features: choose one to see it large", columns=4, allow_preview=False,
-            interactive=False, format="png", elem_id="gallery", height="auto", buttons=[],
-        )  # fmt: skip
+            label="Strongest features: choose one to see it large",
+            columns=4,
+            allow_preview=False,
+            interactive=False,
+            format="png",
+            elem_id="gallery",
+            height="auto",
+            buttons=[],
+        )
 
     @property
     def kept(self) -> list[Kept]:
@@ -139,9 +180,15 @@ class MapsTab:
         page.link(self.gallery.select(self.pick_feature, picked, self.shown, **private))
 
     def ranking(
-        self, model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str,
+        self,
+        model_id: str,
+        image: str | None,
+        kind: str,
+        layer: int,
+        patch: str,
+        rank_by: str,
         chosen_on: tuple[int, int] | None = None,
-    ) -> tuple[RankResult, Values]:  # fmt: skip
+    ) -> tuple[RankResult, Values]:
         """The strongest features, and how they are shown."""
         unusual, site, at = rank_by == "unusual", Site(int(layer), kind), _parse_patch(patch)
         snapshot = self.jobs.prepare(model_id)
@@ -178,9 +225,16 @@ class MapsTab:
         return {self.large: drawn, self.bar: color_bar((_LARGE, 48), scale), self.facts: text}
 
     def show(
-        self, model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str, style: str,
+        self,
+        model_id: str,
+        image: str | None,
+        kind: str,
+        layer: int,
+        patch: str,
+        rank_by: str,
+        style: str,
         feature: str = "",
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """The ranking, and the map of `feature` or of the first one."""
         result, values = self.ranking(model_id, image, kind, layer, patch, rank_by)
         feature = feature or str(result.ranked[0][0])
@@ -189,15 +243,22 @@ class MapsTab:
     @shown
     def rank(
         self, model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str, style: str
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """The ranking, and the map of the first one."""
         return self.show(model_id, image, kind, layer, patch, rank_by, style)
 
     @shown
     def move(
-        self, model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str, style: str,
+        self,
+        model_id: str,
+        image: str | None,
+        kind: str,
+        layer: int,
+        patch: str,
+        rank_by: str,
+        style: str,
         layout: tuple[int, int, int, int] | None,
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """As `rank` for another layer, kind or model: the patch keeps its place in the picture."""
         chosen_on = layout[:2] if layout else None
         result, values = self.ranking(model_id, image, kind, layer, patch, rank_by, chosen_on)
@@ -206,9 +267,7 @@ class MapsTab:
         return {self.patch: at, **values, self.feature: feature, **self.draw(model_id, image, feature, style)}
 
     @shown
-    def rank_features(
-        self, model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str
-    ) -> Values:  # fmt: skip
+    def rank_features(self, model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> Values:
         """Rank the features of one layer by how strongly they fire on a picture, or on one patch of it.
 
         Args:
@@ -241,9 +300,16 @@ class MapsTab:
 
     @shown
     def pick_patch(
-        self, model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str,
-        layout: tuple[int, int, int, int], event: gr.SelectData,
-    ) -> Values:  # fmt: skip
+        self,
+        model_id: str,
+        image: str,
+        kind: str,
+        layer: int,
+        rank_by: str,
+        style: str,
+        layout: tuple[int, int, int, int],
+        event: gr.SelectData,
+    ) -> Values:
         """A click on the crop."""
         (rows, cols, width, height), (x, y) = layout, event.index
         row, column = min(int(y) * rows // height, rows - 1), min(int(x) * cols // width, cols - 1)
@@ -264,7 +330,7 @@ class MapsTab:
     @shown
     def pick_example(
         self, model_id: str, kind: str, layer: int, rank_by: str, style: str, event: gr.SelectData
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """An example photograph."""
         key, path = list(builtin_paths().items())[event.index]
         values = {self.photo: str(path), self.photo_key: key, self.patch: ""}
@@ -273,7 +339,7 @@ class MapsTab:
     @shown
     def pick_feature(
         self, model_id: str, image: str, style: str, ranked: list[dict[str, Any]], event: gr.SelectData
-    ) -> Values:  # fmt: skip
+    ) -> Values:
         """A tile of the ranking."""
         feature = str(ranked[event.index]["feature"])
         return {self.feature: feature, **self.draw(model_id, image, feature, style)}

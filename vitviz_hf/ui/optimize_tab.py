@@ -9,7 +9,7 @@ import gradio as gr
 
 from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.optimization import Visualization
+from vitviz_hf.optimize.loop import Visualization
 from vitviz_hf.sites import file_stem
 from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, or_else, shown, whole
 from vitviz_hf.ui.jobs import Frame, gpu_seconds
@@ -31,9 +31,14 @@ class OptimizeTab:
                 self._lay_out_recipe()
             with gr.Column(scale=2, min_width=320):
                 self.live = gr.Image(
-                    label="Optimized picture", interactive=False, format="png", elem_id="live", height=480,
-                    alt_text="The picture that is being optimized", buttons=["fullscreen"],
-                )  # fmt: skip
+                    label="Optimized picture",
+                    interactive=False,
+                    format="png",
+                    elem_id="live",
+                    height=480,
+                    alt_text="The picture that is being optimized",
+                    buttons=["fullscreen"],
+                )
                 self.status = gr.Markdown(
                     "The picture starts as noise and appears within seconds.", elem_id="optimize-status"
                 )
@@ -41,14 +46,20 @@ class OptimizeTab:
 
     def _lay_out_recipe(self) -> None:
         self.objective = gr.Textbox(
-            FIRST_FEATURE, label="Feature", elem_id="objective", max_lines=1,
+            FIRST_FEATURE,
+            label="Feature",
+            elem_id="objective",
+            max_lines=1,
             info="layer.kind:index, logit:index, or a sum such as 5.mlp_act:10 - 0.5*5.mlp_act:3; "
             "a minus in front minimizes",
-        )  # fmt: skip
+        )
         self.preset = gr.Radio(
-            ["auto", *PRESETS], value="auto", label="Preset", elem_id="preset",
+            ["auto", *PRESETS],
+            value="auto",
+            label="Preset",
+            elem_id="preset",
             info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
-        )  # fmt: skip
+        )
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=_MAX_STEPS, elem_id="steps"
         )
@@ -70,9 +81,12 @@ class OptimizeTab:
         """Connect its events."""
         page = self.page
         options: dict[str, Any] = {
-            "fn": self.visualize, "inputs": [page.model, self.objective, self.preset, self.steps, self.seed],
-            "outputs": [self.live, self.status, self.download], "show_progress": "hidden", **LANE,
-        }  # fmt: skip
+            "fn": self.visualize,
+            "inputs": [page.model, self.objective, self.preset, self.steps, self.seed],
+            "outputs": [self.live, self.status, self.download],
+            "show_progress": "hidden",
+            **LANE,
+        }
         self.start.click(**options, api_name="visualize")
         self.objective.submit(**options, api_visibility="private")
         page.link(self.start.click(None, api_visibility="private"))
@@ -89,7 +103,7 @@ class OptimizeTab:
     @shown
     def visualize(
         self, model_id: str, feature: str, preset: str, steps: int, seed: int, request: gr.Request
-    ) -> Iterator[Values]:  # fmt: skip
+    ) -> Iterator[Values]:
         """Optimize a picture that maximizes a feature; streams the picture as it grows.
 
         Args:

@@ -1,0 +1,135 @@
+"""Filtering frequencies, end to end against NumPy's FFT, on a model that has learned something."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.experiments.accuracy.test_token_mixing import read
+from vitviz_hf import at_size, to_pixels
+from vitviz_hf.config import LowPassConfig
+from vitviz_hf.experiments.accuracy.low_pass import KEPT, SHAPES, masks
+from vitviz_hf.experiments.figures import encode_figure
+from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.stream import open_source
+
+
+def passes(shape, r, keep, height, width):
+    """What each frequency of a shifted spectrum is multiplied by, [H, W]."""
+    y, x = np.meshgrid(np.arange(height) - height // 2, np.arange(width) - width // 2, indexing="ij")
+
+    def low(r):
+        u, v = abs(y) / (height / 2 * r), abs(x) / (width / 2 * r)
+        if shape == "gaussian":
+            return 0.5 ** (u**2 + v**2)
+        return ((u <= 1 + 1e-9) & (v <= 1 + 1e-9) if shape == "square" else u**2 + v**2 <= 1 + 1e-9).astype(float)
+
+    kept = {"low": lambda: low(r), "high": lambda: 1 - low(r), "band": lambda: low(r) - low(r / 2)}[keep]()
+    kept[height // 2, width // 2] = 1
+    return kept
+
+
+def by_hand(pixels, shape, r, keep="low"):
+    """[..., H, W] filtered."""
+    spectrum = np.fft.fftshift(np.fft.fft2(pixels), axes=(-2, -1))
+    kept = spectrum * passes(shape, r, keep, *pixels.shape[-2:])
+    return np.fft.ifft2(np.fft.ifftshift(kept, axes=(-2, -1))).real
+
+
+def accuracy(module, pixels, targets):
+    with torch.no_grad():
+        logits = module(torch.from_numpy(pixels).float() / 127.5 - 1, interpolate_pos_encoding=True).logits
+    return 100 * (logits.argmax(1) == targets).float().mean().item()
+
+
+@pytest.fixture(scope="module")
+def pictures(trained, shapes):
+    values, targets = read(shapes, trained.module)
+    return ((values.numpy() + 1) * 127.5).round(), targets
+
+
+@pytest.mark.parametrize("keep", ["low", "high", "band"])
+def test_every_number_equals_numpys(keep, trained, shapes, pictures, tmp_path):
+    n = 200 if keep == "low" else 60
+    pixels, targets = (some[:n] for some in pictures)
+    config = LowPassConfig(batch=100, keep=keep, limit=n)
+
+    result = run_experiment("low-pass", [trained], open_source(str(shapes)), config, tmp_path)
+
+    whole, *rows = result.data["intervals"].records()
+    natural = accuracy(trained.module, pixels, targets)
+    assert whole["top-1, %"] == pytest.approx(natural)
+    around = pixels - pixels.mean((2, 3), keepdims=True)
+    found = {}
+    for row in rows:
+        filtered = by_hand(pixels.astype(float), row["mask"], row["r"], keep)
+        own = accuracy(trained.module, filtered, targets)
+        lost = 1 - ((filtered - filtered.mean((2, 3), keepdims=True)) ** 2).sum((1, 2, 3)) / (around**2).sum((1, 2, 3))
+        assert row["top-1, %"] == pytest.approx(own, abs=101 / n)  # one picture may lie on the border
+        assert row["relative, %"] == pytest.approx(100 * row["top-1, %"] / natural)
+        assert row["removed energy, %"] == pytest.approx(100 * lost.mean(), abs=0.01)
+        assert row["cycles per image"] == row["r"] * 32
+        found[row["mask"], row["r"]] = row["top-1, %"]
+    assert list(found) == [(s, r) for s in SHAPES for r in KEPT]
+    assert len(set(found.values())) >= (12 if keep == "low" else 5)
+    table = result.tables["table"].records()
+    assert [table[0][f"r = {r:g}"] for r in KEPT] == [found["square", r] for r in KEPT]
+    assert [r["%"] for r in table[:3]] == ["top-1", "relative", "removed energy"]
+
+
+def test_the_original_is_filtered_where_that_is_asked_for(trained, shapes, pictures, tmp_path):
+    """On a model whose input is half of the file, the file's r is another frequency than the input's."""
+    view, source = at_size(trained, (32, 32)), open_source(str(shapes))
+    pixels, targets = pictures
+
+    def found(where):
+        config = LowPassConfig(filter_at=where, batch=100)
+        result = run_experiment("low-pass", [view], source, config, tmp_path / where)
+        return {(r["mask"], r["r"]): r for r in result.data["intervals"].records()}
+
+    original, at_input = found("original"), found("input")
+
+    for shape, r in (("square", 0.5), ("square", 0.1), ("circle", 0.3), ("gaussian", 0.2)):
+        files = by_hand(pixels.astype(float), shape, r).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        seen = torch.cat([to_pixels(view, Image.fromarray(f)) for f in files])
+        own = accuracy(view.module, (seen * 255).round().numpy(), targets)
+        assert original[shape, r]["top-1, %"] == pytest.approx(own, abs=0.51)
+        assert original[shape, r]["cycles per image"] is None and at_input[shape, r]["cycles per image"] == 16 * r
+    differing = [k for k in original if original[k]["top-1, %"] != at_input[k]["top-1, %"]]
+    assert len(differing) > 10
+
+
+@pytest.mark.parametrize("size", [(32, 40), (31, 45), (224, 384)])
+@pytest.mark.parametrize("keep", ["low", "high", "band"])
+def test_masks_are_symmetric_and_keep_a_frequency_of_exactly_r(size, keep):
+    height, width = size
+    found = masks(*size, keep)
+
+    for i, (shape, r) in enumerate((s, r) for s in SHAPES for r in KEPT):
+        wanted = np.fft.ifftshift(passes(shape, r, keep, height, width))
+        np.testing.assert_allclose(found[i], wanted, atol=1e-6)
+    flipped = found.flip(1, 2).roll((1, 1), (1, 2))  # f and -f
+    torch.testing.assert_close(found, flipped)
+    if keep == "low":
+        assert found[0].all() and found[SHAPES.index("circle") * len(KEPT)].sum() < height * width
+        half = found[KEPT.index(0.5)]
+        assert half[0].sum() == 2 * int(0.5 * width / 2) + 1 and half[:, 0].sum() == 2 * int(0.5 * height / 2) + 1
+
+
+def test_several_models_share_the_panels_and_the_axis_above(trained, trained_other, shapes, tmp_path):
+    config = LowPassConfig(limit=30, batch=30)
+
+    result = run_experiment("low-pass", [trained, trained_other], open_source(str(shapes)), config, tmp_path)
+
+    axes = result.figures["figure"].axes
+    assert [len(a.lines) for a in axes] == [2, 2, 2]
+    (above,) = axes[0].child_axes
+    encode_figure(result.figures["figure"], "png")  # the axis above follows when it is drawn
+    assert above.get_xlabel() == "cycles per image"
+    assert above.get_xlim()[1] == pytest.approx(32 * axes[0].get_xlim()[1])
+
+
+def test_a_uniform_picture_has_no_energy_to_lose():
+    from vitviz_hf.experiments.accuracy.low_pass import removed_energy
+
+    assert removed_energy(torch.full((3, 8, 8), 7.0), masks(8, 8)).tolist() == [0] * 33

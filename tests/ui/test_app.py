@@ -1,0 +1,483 @@
+"""The app as app.py starts it, in a real browser and through gradio_client."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from vitviz_hf import load_model
+from vitviz_hf.atlas.store import make_atlas
+from vitviz_hf.atlas.words import name_features
+from vitviz_hf.config import NarrowSitesConfig, SearchConfig
+from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.optimize.loop import read_recipe
+from vitviz_hf.stream import open_source
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 30_000
+
+
+@pytest.fixture(scope="module")
+def url(hub, tmp_path_factory):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    results = tmp_path_factory.mktemp("results")
+    vit = load_model("tiny/vit", device="cpu")
+    for name, layers in (("early", "0"), ("late", "2")):
+        config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
+        run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
+    environment = {
+        **os.environ,
+        "GRADIO_SERVER_PORT": str(port),
+        "VITVIZ_MODEL": "tiny/vit",
+        "VITVIZ_RESULTS": str(results),
+    }
+    log = (tmp_path_factory.mktemp("app") / "log").open("w+")
+    # Elsewhere, as on a Space: nothing that the page needs lies in the working folder.
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
+    )
+    for _ in range(120):
+        try:
+            urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        server.kill()
+        log.seek(0)
+        pytest.fail(f"app.py did not start: {log.read()}")
+    yield f"http://127.0.0.1:{port}/"
+    server.terminate()
+    server.wait(10)
+    log.seek(0)
+    # A path of the package is only in tracebacks and warnings. Uvicorn's own, of a page that left while a picture was
+    # on its way, are not ours.
+    assert "vitviz_hf/" not in log.read()
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.fail("install chromium, or run 'make fast', which leaves the browser out")
+    with playwright.sync_playwright() as p:
+        arguments = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-background-networking",
+            "--disable-sync",
+        ]
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that must log no error and ask no other host for anything."""
+    context = browser.new_context(viewport={"width": 1300, "height": 1000})
+    page = context.new_page()
+    errors, elsewhere = [], []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on(
+        "request", lambda r: elsewhere.append(r.url) if re.match(r"(https?|wss?)://(?!127\.0\.0\.1)", r.url) else None
+    )
+    page.set_default_timeout(SECONDS)
+    yield page
+    context.close()
+    assert not errors
+    assert not elsewhere
+
+
+def opened(page, url, query=""):
+    page.goto(url + query)
+    page.wait_for_selector("#map img", state="attached")
+    page.wait_for_function("document.querySelector('#map-facts').textContent.includes('values')")
+    return page
+
+
+def text(page, selector):
+    return page.locator(selector).inner_text()
+
+
+def value(page, selector):
+    return page.locator(f"{selector} textarea, {selector} input").first.input_value()
+
+
+def wait_for_text(page, selector, part):
+    page.wait_for_function(
+        "([s, t]) => document.querySelector(s)?.innerText.includes(t)", arg=[selector, part], timeout=SECONDS
+    )
+
+
+def test_the_first_page_shows_a_map_of_a_photograph(page, url):
+    opened(page, url)
+
+    assert "tiny/vit" in text(page, "#model-facts") and "3 layers, 4 x 4 patches" in text(page, "#model-facts")
+    assert page.locator("#gallery img").count() == 12
+    assert "Activation map" in page.locator("#map img").get_attribute("alt")
+
+
+def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, photo, tmp_path):
+    photo.save(tmp_path / "mine.png")
+    opened(page, url)
+    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
+    page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
+    page.wait_for_timeout(2500)
+    wait_for_text(page, "#rank-status", "the whole picture")
+
+    box = page.locator("#crop img").bounding_box()
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
+    wait_for_text(page, "#rank-status", "patch 0,3")
+
+    assert value(page, "#patch") == "0,3"
+    page.wait_for_function("location.search.includes('patch=0%2C3')")
+    assert "photo=" not in page.url
+    page.locator("#whole").click()
+    wait_for_text(page, "#rank-status", "the whole picture")
+
+
+def test_a_link_reopens_the_same_view(page, url):
+    opened(page, url)
+    page.locator("#patch textarea, #patch input").first.fill("1,2")
+    page.keyboard.press("Enter")
+    wait_for_text(page, "#rank-status", "patch 1,2")
+    page.wait_for_function("location.search.includes('patch=1%2C2')")
+    page.locator("#gallery button").nth(3).click()
+    page.wait_for_timeout(1500)
+    feature, facts, link = value(page, "#feature"), text(page, "#map-facts"), page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#rank-status", "patch 1,2")
+    wait_for_text(page, "#map-facts", feature)
+
+    assert value(page, "#feature") == feature
+    assert text(page, "#map-facts") == facts
+
+
+def test_a_patch_keeps_its_place_on_the_coarser_grid_of_a_later_layer(page, url):
+    opened(page, url, "?model=tiny/swin&layer=0&patch=8,12")
+    wait_for_text(page, "#rank-status", "Layer 0, mlp_act, patch 8,12")
+    assert "16 x 16 to 8 x 8 patches" in text(page, "#model-facts")
+
+    page.locator("#layer input").fill("3")
+    page.keyboard.press("Enter")
+    wait_for_text(page, "#rank-status", "Layer 3, mlp_act, patch 4,6")
+
+    assert value(page, "#patch") == "4,6"
+
+
+def test_the_models_own_guess_is_told_and_a_network_without_features_is_refused(page, url):
+    opened(page, url)
+    assert "The model's own guess:" in text(page, "#rank-status") and "%" in text(page, "#rank-status")
+
+    page.locator("#model input").fill("tiny/resnet")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "body", "'tiny/resnet' has no feed-forward blocks, so it has no features")
+
+
+@pytest.fixture(scope="module")
+def atlas(hub, tmp_path_factory):
+    """An atlas of `tiny/vit` with words, on the Hub as `tiny/atlas`."""
+    out = tmp_path_factory.mktemp("atlas") / "atlas"
+    view = load_model("tiny/vit", device="cpu")
+    made = make_atlas(view, open_source("builtin"), SearchConfig(k=3), out)
+    name_features(made, load_model("tiny/clip", device="cpu"), ["cat", "dog", "bus"])
+    hub.publish("datasets/tiny/atlas", out)
+    return "tiny/atlas"
+
+
+def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page, url, atlas):
+    opened(page, url)
+    page.get_by_role("tab", name="Features").click()
+    page.locator("#atlas input, #atlas textarea").first.fill(atlas)
+    page.keyboard.press("Enter")
+    wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
+    page.locator("#features button").nth(2).click()
+    wait_for_text(page, "#page", "Most activating images")
+    feature = value(page, "#page-feature")
+
+    assert feature in text(page, "#page")
+    assert page.locator("#page img").count() == 2 * 2 * 3
+    page.wait_for_function("location.search.includes('shows=')")
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#page", feature)
+    page.locator("#to-map").click()
+    wait_for_text(page, "#map-facts", feature)
+    page.locator("#to-page").click()
+    wait_for_text(page, "#page", "Most activating images")
+    page.locator("#find").click()  # answered after the page: one job at a time
+    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
+    page.locator("#find-word input, #find-word textarea").first.fill("cat")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
+    page.locator("#features button").nth(0).click()
+    page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
+
+
+def test_stored_results_are_shown_and_linked(page, url):
+    opened(page, url, "?tab=experiments&result=late")
+    wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")
+
+    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-table").split())
+    assert page.locator("#experiment-figures img").count() >= 1
+    page.locator("#stored input").click()
+    page.get_by_role("option", name="early").click()
+    page.wait_for_function("document.querySelector('#experiment-table').innerText.includes('high-frequency')")
+    page.wait_for_function("location.search.includes('result=early')")
+
+
+def test_a_sample_of_an_experiment_runs_live(page, url):
+    opened(page, url, "?tab=experiments")
+    page.locator("#run-experiment").click()
+
+    wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
+    assert "0.mlp_act:" in text(page, "#experiment-table") and "2.mlp_act:" in text(page, "#experiment-table")
+    page.locator("#run-experiment").click()
+    page.locator("#cancel-experiment").click()
+    wait_for_text(page, "#experiment-status", "Cancelled.")
+
+
+def test_experiments_run_over_the_api_on_a_dataset_of_the_hub(hub, url, labelled):
+    hub.publish("datasets/tiny/labelled", labelled)
+    client = Client(url, verbose=False)
+
+    def run(*arguments):
+        return client.predict(*arguments, api_name="/run_experiment")
+
+    status, table, figures = run("tiny/vit", "background", "tiny/resnet", "tiny/labelled", 8)
+    assert "background" in status and "tiny/resnet" in table and len(figures) == 2
+    for arguments, message in [
+        (("tiny/vit", "position", "", "", 8), "position needs a dataset with labels"),
+        (("tiny/vit", "position", "", "/etc", 8), "is not a Hub id"),
+        (("tiny/resnet", "token-mixing", "", "tiny/labelled", 8), "it has no transformer layers"),
+    ]:
+        with pytest.raises(AppError, match=message):
+            run(*arguments)
+
+
+def test_a_clicked_patch_shows_its_views_and_a_painted_object_is_blacked_out_and_grouped(page, url):
+    opened(page, url, "?tab=views")
+    page.locator("#show-views").click()
+    wait_for_text(page, "#view-facts", "through filter")
+    page.locator("#view-crop img").click(position={"x": 10, "y": 10})
+    wait_for_text(page, "#view-facts", "Patch 0,0 through filter")
+
+    assert page.locator("#views .thumbnail-item").count() == 1 + 4  # the picture, and levels 0 to 3
+    page.wait_for_function("location.search.includes('view=0%2C0')")
+    page.get_by_label("tiles on the object").click()
+    page.locator("#compare").click()
+    wait_for_text(page, "body", "mark the object first")
+    page.get_by_text("Mark the object").first.click()
+    page.wait_for_selector("#editor canvas")
+    page.wait_for_timeout(2000)  # the editor draws its picture
+    box = page.locator("#editor canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
+    page.mouse.down()
+    for i in range(15):
+        page.mouse.move(box["x"] + (0.4 + 0.015 * i) * box["width"], box["y"] + (0.4 + 0.01 * i) * box["height"])
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.locator("#compare").click()
+    page.wait_for_function("document.querySelector('#views').innerText.includes('salient')")
+    page.locator("#group").click()
+    wait_for_text(page, "#groups", "Patches after layer 3 of 3")
+    assert page.locator("#groups circle").count() == 16
+    page.locator("#groups g").nth(5).hover(force=True)
+    assert page.locator("#groups g").nth(5).locator("text").text_content() == "patch 1,1"
+
+
+def test_a_model_without_one_sequence_of_tokens_has_no_views(url):
+    client = Client(url, verbose=False)
+    picture = handle_file(str(ROOT / "docs" / "map-chelsea.png"))
+
+    with pytest.raises(AppError, match="has no filters to show"):
+        client.predict("tiny/resnet", picture, "", -1, api_name="/show_view")
+
+
+def test_a_visitors_atlas_is_a_hub_id_not_a_path(page, url):
+    opened(page, url)
+    page.get_by_role("tab", name="Features").click()
+    page.locator("#atlas input, #atlas textarea").first.fill("/etc")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "body", "'/etc' is not a Hub id; write OWNER/NAME of a dataset made by")
+
+
+def test_a_typed_feature_is_drawn(page, url):
+    opened(page, url)
+    page.locator("#feature textarea, #feature input").first.fill("2.attn_q:7")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#map-facts", "2.attn_q:7")
+
+
+def test_an_example_photograph_can_be_chosen(page, url):
+    opened(page, url)
+    page.locator("#examples button").nth(4).click()
+
+    page.wait_for_function("location.search.includes('photo=coffee')")
+
+
+def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path):
+    opened(page, url)
+    page.locator("#feature textarea, #feature input").first.fill("1.mlp_act:7")
+    page.locator("#to-optimize").click()
+    page.wait_for_selector("#optimize:visible")
+    page.locator("#steps input").fill("40")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 40 steps")
+
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "a.png")
+    assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
+    assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
+    opened(page, url, "?tab=optimize&objective=2.mlp_act:7&preset=paper")
+    page.locator("#steps input").fill("1000")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "Step ")
+    page.wait_for_selector("#live img")
+    first = text(page, "#optimize-status")
+    page.wait_for_function("t => document.querySelector('#optimize-status').innerText !== t", arg=first)
+
+    start = time.monotonic()
+    page.locator("#cancel").click()
+    wait_for_text(page, "#optimize-status", "Cancelled.")
+    assert time.monotonic() - start < 1
+
+    page.locator("#preset label", has_text="auto").click()
+    page.locator("#steps input").fill("3")  # the lane is free again
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 3 steps")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "message"),
+    [
+        ("tiny/nothing", "is not on the Hub, or it is private"),
+        ("<b>x</b>", "is not a Hub id"),
+        ("/etc", "is not a Hub id"),
+    ],
+)
+def test_a_bad_id_is_explained(model_id, message, page, url):
+    opened(page, url)
+    page.locator("#model input").fill(model_id)
+    page.locator("#model input").press("Enter")
+
+    page.wait_for_selector("[data-testid=toast-body]")
+    assert message in text(page, "[data-testid=toast-body]")
+
+
+def test_a_bad_file_is_explained(page, url, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"this is not a picture")
+    opened(page, url)
+    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
+    page.locator("#photo input[type=file]").set_input_files(tmp_path / "bad.png")
+
+    page.wait_for_selector("[data-testid=toast-body]")
+    assert "not a supported image" in text(page, "[data-testid=toast-body]")
+
+
+def test_another_model_brings_its_own_layers(page, url):
+    opened(page, url)
+    page.locator("#model input").fill("tiny/dinov2-registers")
+    page.locator("#model input").press("Enter")
+
+    wait_for_text(page, "#model-facts", "tiny/dinov2-registers")
+    page.locator("#rank").click()
+    page.wait_for_function("location.search.includes('dinov2-registers')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_without_scrolling_sideways(browser, url, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url)
+
+    width = page.evaluate("document.documentElement.scrollWidth")
+    context.close()
+
+    assert width <= 392
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
+
+
+def test_the_api_is_named_typed_and_described(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+
+    assert set(endpoints) == {
+        "/rank_features",
+        "/map_feature",
+        "/visualize",
+        "/model_facts",
+        "/sort_features",
+        "/feature_page",
+        "/find_word",
+        "/show_view",
+        "/show_result",
+        "/run_experiment",
+    }
+    for endpoint in endpoints.values():
+        assert all(p["parameter_name"].isidentifier() for p in endpoint["parameters"])
+
+
+def test_the_api_ranks_maps_and_optimizes(client, photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    picture = handle_file(str(tmp_path / "a.png"))
+
+    _, maps, sentence, ranked = client.predict(
+        "tiny/vit", picture, "mlp_act", 1, "2,3", "score", api_name="/rank_features"
+    )
+    first = ranked[0]["feature"]
+    drawn, _, facts = client.predict("tiny/vit", picture, first, "overlay", api_name="/map_feature")
+    image, summary, _ = client.predict("tiny/vit", "1.mlp_act:5", "fast", 3, 0, api_name="/visualize")
+
+    assert len(maps) == 12 and "patch 2,3" in sentence and first.startswith("1.mlp_act:")
+    assert Image.open(drawn).size[0] >= 500 and first in facts
+    assert read_recipe(image)["config"]["steps"] == 3 and "after 3 steps" in summary
+
+
+def test_the_api_explains_mistakes(client):
+    with pytest.raises(AppError, match="has layers 0-2; got layer 9"):
+        client.predict("tiny/vit", "9.mlp_act:1", "fast", 3, 0, api_name="/visualize")
+
+
+def test_the_server_gives_no_other_file(url):
+    with pytest.raises(OSError, match=r"40[34]"):
+        urlopen(f"{url}gradio_api/file=/etc/passwd", timeout=5)
+
+
+def test_the_presets_own_steps_are_used_when_none_are_given(page, url):
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast")
+    page.locator("#optimize").click()
+
+    wait_for_text(page, "#optimize-status", "after 80 steps")

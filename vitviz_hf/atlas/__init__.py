@@ -1,0 +1,1 @@
+"""The images that activate each feature most, and their pages."""

@@ -1,0 +1,576 @@
+"""The most and least activating images of every feature, and the distribution of its scores, in one pass.
+
+A fold: for each batch every site's scores [B, F] go into rankings of k images and into sketches of fixed size, so
+memory is O(features x k) and never O(images). Images are told apart by a number made from their stored bytes; equal
+scores are ordered by it. So the order of a dataset, its shards and the number of processes do not change the answer.
+
+A ranking holds an image once, however many rows have its bytes; statistics are of rows. An image with a value at a site
+that is no finite number is left out of that site's rankings and statistics, counted and named.
+"""
+
+import itertools
+import json
+import math
+import os
+import sqlite3
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitviz_hf.config import SearchConfig
+from vitviz_hf.errors import ConfigError, DatasetError, ImageError, ModelError, OutputExistsError
+from vitviz_hf.images import encode, open_image, pixels_to_image
+from vitviz_hf.models.gate import Snapshot, fetch_model
+from vitviz_hf.models.loading import load_preprocessing, sized_pixels
+from vitviz_hf.models.view import ModelView, find_tap, list_sites
+from vitviz_hf.reading.maps import name_precision, site_scores, split_tokens
+from vitviz_hf.reading.recording import record_each
+from vitviz_hf.sites import Site, parse_site
+from vitviz_hf.stream import Row, Source
+
+NO_KEY = torch.iinfo(torch.int64).max
+# The sketch: 256 bins on each side of zero, each 6.5 % wider than the one before it.
+SMALLEST, N_BINS = 1e-4, 256
+GROWTH = 1e7 ** (1 / N_BINS)
+SKETCH_ERROR = (GROWTH - 1) / (GROWTH + 1)
+LISTED = 1000
+"""Skipped images that are named."""
+_WAITING_BATCHES = 3
+
+
+@dataclass(slots=True)
+class Ranking:
+    """The k highest values of each feature and the keys of their images, best first."""
+
+    values: Tensor
+    """[F, k], -inf where there is none yet."""
+    keys: Tensor
+    """[F, k]"""
+
+    @classmethod
+    def empty(cls, n_features: int, k: int, device: torch.device) -> "Ranking":
+        """Nothing seen yet."""
+        return cls(
+            torch.full((n_features, k), -math.inf, device=device),
+            torch.full((n_features, k), NO_KEY, dtype=torch.int64, device=device),
+        )
+
+    def update(self, values: Tensor, keys: Tensor) -> Tensor:
+        """Take in values [F, B] of images with keys [F, B]; returns the keys that some feature now ranks, [n].
+
+        A key counts once, with the highest of its values.
+        """
+        rows = (values >= self.values[:, -1:]).any(1).nonzero().squeeze(1)
+        candidates = torch.cat([self.values[rows], values[rows]], 1)
+        owners = torch.cat([self.keys[rows], keys[rows]], 1)
+        order = owners.argsort(1)
+        candidates, owners = candidates.gather(1, order), owners.gather(1, order)
+        again = (owners[:, 1:] == owners[:, :-1]) & (owners[:, 1:] != NO_KEY)
+        if again.any():  # rare
+            best = candidates.argsort(dim=1, descending=True)
+            best = best.gather(1, owners.gather(1, best).argsort(dim=1, stable=True))
+            candidates = candidates.gather(1, best)
+            candidates[:, 1:].masked_fill_(again, -math.inf)
+            owners[:, 1:].masked_fill_(again, NO_KEY)
+        order = candidates.argsort(dim=1, descending=True, stable=True)[:, : self.values.shape[1]]
+        self.values[rows], self.keys[rows] = candidates.gather(1, order), owners.gather(1, order)
+        return self.keys[rows].flatten()
+
+
+@dataclass(slots=True)
+class SiteFold:
+    """What is known of one site's features after some images.
+
+    Tensors lie on the model's device, which need not have float64; arrays are float64 on the CPU.
+    """
+
+    top: Ranking
+    bottom: Ranking
+    """Of the negated scores."""
+    counts: Tensor
+    """[F, 2 * N_BINS + 1] images in each bin of the sketch."""
+    n: int
+    """Images, without those left out here."""
+    mean: NDArray[np.float64]
+    """[F] of scores."""
+    squares: NDArray[np.float64]
+    """[F] sum of squared differences from the mean."""
+    active: NDArray[np.float64]
+    """[F] sum over images of the share of patches with a positive activation."""
+
+    @classmethod
+    def empty(cls, n_features: int, k: int, device: torch.device) -> "SiteFold":
+        """Nothing seen yet."""
+        counts = torch.zeros(n_features, 2 * N_BINS + 1, dtype=torch.int32, device=device)
+        top, bottom = (Ranking.empty(n_features, k, device) for _ in range(2))
+        return cls(top, bottom, counts, 0, *(np.zeros(n_features) for _ in range(3)))
+
+    def update(self, scores: Tensor, active: Tensor, keys: Tensor, finite: Tensor) -> Tensor:
+        """Take in scores and active shares [B, F] of images with keys [B], but for those not `finite` [B].
+
+        Returns:
+            The keys now ranked, [n].
+        """
+        taken = finite[:, None]
+        scores, n = scores.where(taken, 0), taken.sum(dtype=torch.float32)
+        # About the mean of the batch, float32 is exact enough; batches are then joined in float64.
+        center = scores.sum(0) / n.clamp(min=1)
+        rest = (scores - center).where(taken, 0)
+        parts = [n.expand_as(center), center, rest.sum(0), rest.square().sum(0), active.where(taken, 0).sum(0)]
+        count, shift, excess, squares, shares = torch.stack(parts).cpu().numpy().astype(np.float64)
+        if count[0]:
+            self._join(int(count[0]), shift + excess / count, squares, shares)
+        columns, owners = scores.T.contiguous(), keys.where(finite, NO_KEY).expand(scores.shape[1], -1)
+        ranked = [self.top.update(columns.where(finite, -math.inf), owners)]
+        ranked += [self.bottom.update((-columns).where(finite, -math.inf), owners)]
+        bins = sketch_bins(columns)
+        self.counts.scatter_add_(1, bins, finite.int().expand_as(bins))
+        return torch.cat(ranked)
+
+    def merge(self, other: "SiteFold") -> None:
+        """Take in what another process saw of other images."""
+        self.top.update(other.top.values, other.top.keys)
+        self.bottom.update(other.bottom.values, other.bottom.keys)
+        self.counts = self.counts + other.counts
+        if other.n:
+            self._join(other.n, other.mean, other.squares, other.active)
+
+    def _join(
+        self, n: int, mean: NDArray[np.float64], squares: NDArray[np.float64], active: NDArray[np.float64]
+    ) -> None:
+        """Chan, Golub and LeVeque 1983: mean and squared differences of two sets of images together."""
+        whole, step = self.n + n, mean - self.mean
+        self.mean = self.mean + step * n / whole
+        self.squares = self.squares + squares + step**2 * (self.n * n / whole)
+        self.active = self.active + active
+        self.n = whole
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a file."""
+        return {
+            "top.values": self.top.values,
+            "top.keys": self.top.keys,
+            "bottom.values": self.bottom.values,
+            "bottom.keys": self.bottom.keys,
+            "counts": self.counts,
+            "n": torch.tensor(self.n),
+            "mean": torch.from_numpy(self.mean),
+            "squares": torch.from_numpy(self.squares),
+            "active": torch.from_numpy(self.active),
+        }
+
+    @classmethod
+    def from_tensors(cls, t: Mapping[str, Tensor], device: torch.device) -> "SiteFold":
+        """The inverse of `tensors`, from the CPU."""
+        top, bottom = (
+            Ranking(*(t[f"{side}.{x}"].to(device) for x in ("values", "keys"))) for side in ("top", "bottom")
+        )
+        arrays = (t[name].numpy() for name in ("mean", "squares", "active"))
+        return cls(top, bottom, t["counts"].to(device), int(t["n"]), *arrays)
+
+
+@dataclass(slots=True)
+class SearchState:
+    """Everything that a search knows; it is what a checkpoint stores."""
+
+    folds: dict[Site, SiteFold]
+    n_images: int = 0
+    """Rows that the model saw."""
+    n_rows: int = 0
+    """Images and what was skipped."""
+    n_skipped: int = 0
+    """Rows that are no usable picture."""
+    n_non_finite: int = 0
+    """Images with a value that is no finite number at some site; each site leaves out its own."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of what was skipped or not finite, the first 1000 by name."""
+    position: Any = None
+    """Where the source goes on."""
+    done: bool = False
+
+
+def sketch_bins(values: Tensor) -> Tensor:
+    """Bin of each value: N_BINS for |x| < 1e-4, then one for each 6.5 % on either side; the outermost has no end."""
+    size = (values.abs() / SMALLEST).clamp(min=1e-30).log() / math.log(GROWTH)
+    steps = size.floor().clamp(-1, N_BINS - 1) + 1
+    return (N_BINS + steps * values.sign()).long()
+
+
+def sketch_centers() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Value that stands for each bin: within 3.2 % of everything in it that is no larger than 1000."""
+    positive = SMALLEST * GROWTH ** np.arange(N_BINS) * (2 * GROWTH / (1 + GROWTH))
+    return np.concatenate([-positive[::-1], [0.0], positive])
+
+
+def site_list(view: ModelView, config: SearchConfig) -> list[Site]:
+    """The sites that a search covers, in execution order.
+
+    Raises:
+        SiteError: a layer or kind is not in the model.
+        ConfigError: none is left.
+    """
+    if not view.layers or (config.layers and max(config.layers) >= len(view.layers)):
+        find_tap(view, Site(max(config.layers or (0,)), "mlp_act"))
+    sites = [
+        s for s, _ in list_sites(view) if s.kind in config.kinds and (not config.layers or s.layer in config.layers)
+    ]
+    if not sites:
+        raise ConfigError(f"{view.model_id!r} has none of the kinds {', '.join(config.kinds)} in these layers.")
+    return sites
+
+
+def search(
+    view: ModelView,
+    source: Source,
+    config: SearchConfig,
+    folder: Path,
+    resume: bool = False,
+    rank: int = 0,
+    n_ranks: int = 1,
+    progress: Callable[[SearchState], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> SearchState:
+    """Read a dataset once and rank its images for every feature.
+
+    Args:
+        folder: for checkpoints and the crops of ranked images; one for each rank.
+        resume: go on from the checkpoint in `folder`.
+        rank: this process reads its share of the rows, of `n_ranks` in all. With `config.limit` the share is of the
+            first rows of the dataset in its own order, so every process reads all of those and takes each n-th.
+        progress: called after every batch.
+
+    Raises:
+        OutputExistsError: `folder` holds another search, and `resume` was not asked for.
+        ConfigError: the checkpoint is of another search, or there is no such rank.
+        DatasetError: the stream failed for good; what was read is kept in `folder`. Or it held no picture.
+        ModelError: a site's values were finite on no image.
+
+    Warns:
+        RuntimeWarning: some images were left out of some sites.
+
+    Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (score = mean over patches).
+    """
+    if not 0 <= rank < n_ranks:
+        raise ConfigError(f"there is no process {rank} of {n_ranks}; ranks are 0-{n_ranks - 1}.")
+    sites = site_list(view, config)
+    recipe = search_recipe(view, source, config) | {"rank": rank, "n_ranks": n_ranks}
+    state_file = folder / "state.safetensors"
+    if state_file.is_file() and not resume:
+        raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = load_state(state_file, recipe, view.device) if state_file.is_file() else None
+    state = state or SearchState({s: SiteFold.empty(find_tap(view, s).size, config.k, view.device) for s in sites})
+    if not state.done:
+        _read_on(view, source, config, state, recipe, folder, progress, checkpoint_seconds)
+    if n_ranks == 1:
+        check_result(view, source, state)
+    return state
+
+
+def check_result(view: ModelView, source: Source, state: SearchState) -> None:
+    """Refuse the result of a whole search that says nothing, and warn of images that were left out.
+
+    Raises:
+        DatasetError: no usable image.
+        ModelError: a site's values were finite on no image.
+    """
+    if not state.n_images:
+        raise DatasetError(f"{source.dataset!r} held no usable image ({state.n_skipped} were skipped).")
+    if empty := [s for s, f in state.folds.items() if not f.n]:
+        raise ModelError(
+            f"{name_precision(view)} gives {_non_finite_at(empty)} on every one of {state.n_images:,} images. "
+            "Check its weights, load it in float32, or leave these layers out."
+        )
+    if state.n_non_finite:
+        some = [s for s, f in state.folds.items() if f.n < state.n_images]
+        warnings.warn(
+            f"{name_precision(view)} gives {_non_finite_at(some)} on {state.n_non_finite:,} of {state.n_images:,} "
+            "images; each is left out of the sites where it does.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _non_finite_at(sites: Sequence[Site]) -> str:
+    more = f" and {len(sites) - 1} other sites" if len(sites) > 1 else ""
+    return f"non-finite activations at {sites[0]}{more}"
+
+
+def _read_on(
+    view: ModelView,
+    source: Source,
+    config: SearchConfig,
+    state: SearchState,
+    recipe: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[SearchState], None] | None,
+    checkpoint_seconds: float,
+) -> None:
+    state_file, sites = folder / "state.safetensors", list(state.folds)
+    saved = time.monotonic()
+    with closing(open_crops(folder)) as crops, _decoders(view, config.workers) as (pool, decode):
+        rows = _rows(source, config.limit, recipe["rank"], recipe["n_ranks"], state)
+        try:
+            for batch in _decoded(rows, pool, decode, config.batch):
+                _take_in(view, state, sites, config.reduce, batch, crops)
+                if progress:
+                    progress(state)
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    _checkpoint(state, recipe, state_file, crops)
+                    saved = time.monotonic()
+        except DatasetError:
+            _checkpoint(state, recipe, state_file, crops)
+            raise
+        state.done = True
+        _checkpoint(state, recipe, state_file, crops)
+
+
+def _rows(
+    source: Source, limit: int | None, rank: int, n_ranks: int, state: SearchState
+) -> Iterator[tuple[Row, Callable[[], Any]]]:
+    """The rows of one rank that it has not read yet."""
+    if limit is None:
+        yield from source.read(rank, n_ranks, state.position)
+        return
+    after = rank + (state.n_rows - 1) * n_ranks + 1 if state.n_rows else 0
+    for i, item in zip(range(after, limit), source.read(0, 1, state.position), strict=False):
+        if i % n_ranks == rank:
+            yield item
+
+
+def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict[str, Any]:
+    """What decides the result of a search."""
+    return {
+        "schema": 2,
+        **view.identity.to_json(),
+        "dataset": source.dataset,
+        "dataset_revision": source.revision,
+        "split": source.split,
+        "kinds": list(config.kinds),
+        "layers": list(config.layers or range(len(view.layers))),
+        "k": config.k,
+        "reduce": config.reduce,
+        "limit": config.limit,
+        "batch": config.batch,
+    }
+
+
+def open_crops(folder: Path) -> sqlite3.Connection:
+    """The crops of ranked images: key, name, label, JPEG."""
+    crops = sqlite3.connect(folder / "crops.sqlite")
+    crops.execute("CREATE TABLE IF NOT EXISTS crops (key INTEGER PRIMARY KEY, name TEXT, label TEXT, jpeg BLOB)")
+    return crops
+
+
+def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> SearchState:
+    """A checkpoint.
+
+    Raises:
+        ConfigError: it is of another search.
+    """
+    with safe_open(path, "pt", device="cpu") as file:
+        facts = json.loads(file.metadata()["state"])
+        if different := [k for k, v in recipe.items() if facts["recipe"].get(k) != v]:
+            name = different[0]
+            raise ConfigError(
+                f"'{path.parent}' holds a search with {name} {facts['recipe'].get(name)!r}, not {recipe[name]!r}; "
+                "give the same options, or another --out."
+            )
+        names: dict[Site, dict[str, Tensor]] = {}
+        for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
+            site, _, part = name.partition("/")
+            names.setdefault(parse_site(site), {})[part] = file.get_tensor(name)
+    folds = {site: SiteFold.from_tensors(parts, device) for site, parts in sorted(names.items())}
+    return SearchState(folds, **{k: facts[k] for k in _FACTS}, skipped=[(a, b) for a, b in facts["skipped"]])
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the search in this folder has read all its rows."""
+    path = folder / "state.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return bool(json.loads(file.metadata()["state"])["done"])
+
+
+_FACTS = ("n_images", "n_rows", "n_skipped", "n_non_finite", "position", "done")
+
+
+def _checkpoint(state: SearchState, recipe: Mapping[str, Any], path: Path, crops: sqlite3.Connection) -> None:
+    """Crops first: a state never names one that is not stored."""
+    _prune(state, crops)
+    crops.commit()
+    facts = {k: getattr(state, k) for k in (*_FACTS, "skipped")} | {"recipe": dict(recipe)}
+    tensors = {f"{s}/{n}": t.contiguous().cpu() for s, f in state.folds.items() for n, t in f.tensors().items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, {"state": json.dumps(facts)})
+    os.replace(part, path)
+
+
+def _prune(state: SearchState, crops: sqlite3.Connection) -> None:
+    n_stored = crops.execute("SELECT COUNT(*) FROM crops").fetchone()[0]
+    ranked = ranked_keys(state)
+    if state.done or n_stored > 2 * len(ranked) + 1000:
+        unranked = {key for (key,) in crops.execute("SELECT key FROM crops")} - ranked
+        crops.executemany("DELETE FROM crops WHERE key = ?", [(k,) for k in unranked])
+
+
+def ranked_keys(state: SearchState) -> set[int]:
+    """Keys of the images that some feature ranks."""
+    keys = [r.keys.unique().cpu() for f in state.folds.values() for r in (f.top, f.bottom)]
+    return set(torch.cat(keys).unique().tolist()) - {NO_KEY}
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    row: Row
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None
+    """[3, H, W]"""
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    items: list[_Decoded]
+    position: Any
+
+
+def _take_in(
+    view: ModelView, state: SearchState, sites: list[Site], reduce: str, batch: _Batch, crops: sqlite3.Connection
+) -> None:
+    state.n_rows += len(batch.items)
+    state.position = batch.position
+    usable = [d for d in batch.items if d.pixels is not None]
+    unusable = [d for d in batch.items if d.pixels is None]
+    state.n_skipped += len(unusable)
+    _list_skipped(state, [(d.row, d.problem) for d in unusable])
+    if not usable:
+        return
+    state.n_images += len(usable)
+    stack = torch.from_numpy(np.stack([d.pixels for d in usable if d.pixels is not None]))
+    pixels = stack.to(view.device, non_blocking=True).float() / 255
+    keys = torch.tensor([d.row.key for d in usable], device=view.device)
+    ranked: list[Tensor] = []
+    finite: dict[Site, Tensor] = {}
+
+    def fold(site: Site, acts: Tensor) -> None:
+        acts = acts.float()
+        fires = split_tokens(view, acts, site)[1] > 0
+        active = fires.to(torch.uint8).sum(1, dtype=torch.int32) / fires.shape[1]
+        means = site_scores(view, acts, site)  # not finite where a patch is not; a maximum can hide it
+        finite[site] = means.isfinite().all(1)
+        scores = means if reduce == "mean" else site_scores(view, acts, site, reduce)
+        ranked.append(state.folds[site].update(scores, active, keys, finite[site]))
+
+    with torch.no_grad():
+        record_each(view, pixels, sites, fold)
+    _note_non_finite(state, usable, torch.stack([finite[s] for s in sites]).cpu(), sites)
+    entered = set(keys[torch.isin(keys, torch.cat(ranked))].tolist())
+    crops.executemany(
+        "INSERT OR IGNORE INTO crops VALUES (?, ?, ?, ?)",
+        [
+            (d.row.key, d.row.name, d.row.label, _jpeg(d.pixels))
+            for d in usable
+            if d.pixels is not None and d.row.key in entered
+        ],
+    )
+    # Of rows with the same bytes, the first by name stands for all, whatever their order.
+    crops.executemany(
+        "UPDATE crops SET name = ?1, label = ?2 WHERE key = ?3 AND (name, label) > (?1, ?2)",
+        [(d.row.name, d.row.label, d.row.key) for d in usable],
+    )
+
+
+def _note_non_finite(state: SearchState, images: list[_Decoded], finite: Tensor, sites: list[Site]) -> None:
+    """Count and name images by what is finite, [n_sites, n_images]."""
+    bad = []
+    for i in (~finite.all(0)).nonzero().flatten().tolist():
+        where = [s for s, ok in zip(sites, finite[:, i].tolist(), strict=True) if not ok]
+        bad.append((images[i].row, _non_finite_at(where)))
+    state.n_non_finite += len(bad)
+    _list_skipped(state, bad)
+
+
+def _list_skipped(state: SearchState, found: list[tuple[Row, str]]) -> None:
+    if found:
+        named = [(row.name or f"{row.key:016x}", reason) for row, reason in found]
+        state.skipped = sorted([*state.skipped, *named])[:LISTED]
+
+
+def _jpeg(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    return encode(Image.fromarray(pixels.transpose(1, 2, 0)), "JPEG", quality=92, subsampling=0)
+
+
+def _decoded(
+    rows: Iterable[tuple[Row, Callable[[], Any]]], pool: Executor, decode: "_Decode", n: int
+) -> Iterator[_Batch]:
+    """Batches of n rows; a few are decoded ahead of the model."""
+    waiting: deque[tuple[list[tuple[Row, Future[Any]]], Any]] = deque()
+    stream = iter(rows)
+    while True:
+        items = list(itertools.islice(stream, n))
+        if items:
+            batch = [(row, pool.submit(decode, row.data)) for row, _ in items]
+            waiting.append((batch, items[-1][1]()))
+        if waiting and (not items or len(waiting) > _WAITING_BATCHES):
+            ready, after = waiting.popleft()
+            yield _Batch([_Decoded(row, *future.result()) for row, future in ready], after)
+        elif not items:
+            return
+
+
+_Decode = Callable[[bytes], tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]]
+
+
+def _decode(
+    preprocess: Callable[[Image.Image], Tensor], data: bytes
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]:
+    """Pixels that the model sees, in 8 bits, or why there are none."""
+    try:
+        pixels = preprocess(open_image(data))
+    except ImageError as error:
+        return None, str(error)
+    return np.asarray(pixels_to_image(pixels.clamp(0, 1).numpy())).transpose(2, 0, 1), ""
+
+
+@contextmanager
+def _decoders(view: ModelView, n: int) -> Iterator[tuple[Executor, _Decode]]:
+    """A pool, and what it decodes with: n processes, or threads if n is 0."""
+    if not n:
+        with ThreadPoolExecutor(2) as threads:
+            yield threads, partial(_decode, partial(sized_pixels, view.preprocess, size=view.input_size))
+        return
+    worker = fetch_model(view.model_id, view.revision), view.module.config, view.input_size
+    with ProcessPoolExecutor(n, get_context("spawn"), _start_process, worker) as processes:
+        yield processes, _decode_in_process
+
+
+# Set by `_start_process` in a decoding process, which serves one search; None everywhere else.
+_decode_here: _Decode | None = None
+
+
+def _start_process(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
+    global _decode_here
+    torch.set_num_threads(1)  # the model needs the others
+    _decode_here = partial(_decode, partial(sized_pixels, load_preprocessing(snapshot, config)[0], size=size))
+
+
+def _decode_in_process(data: bytes) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]:
+    assert _decode_here is not None
+    return _decode_here(data)

@@ -1,0 +1,427 @@
+"""Accuracy under changes of the picture or the model: one pass over a dataset, one flag for each picture and change."""
+
+import json
+import os
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitviz_hf.errors import DatasetError, ImageError, NoClassifierError
+from vitviz_hf.experiments.accuracy.labels import LabelMatcher
+from vitviz_hf.experiments.accuracy.pixels import logits_of
+from vitviz_hf.experiments.tables import Interval
+from vitviz_hf.images import open_image
+from vitviz_hf.models.loading import imagenet_synsets
+from vitviz_hf.models.view import ModelView
+from vitviz_hf.reading.classification import (
+    ZeroShot,
+    as_classifier,
+    imagenet_labels,
+    imagenet_templates,
+    load_zero_shot,
+    not_finite,
+)
+from vitviz_hf.stream import Row, Source
+
+Flags = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+UNKNOWN, NOT_FINITE = 255, 254
+TEMPLATE = "a photo of a {}."
+_CHECKPOINT_SECONDS = 60.0
+_DECODERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled picture."""
+
+    row: Row
+    image: Image.Image
+    targets: tuple[int | None, ...]
+    """Place of its class among the labels of each model; None where a model does not know it."""
+    remarks: list[str] = field(default_factory=list)
+    """What `prepare` has to say about it: each is counted below the table."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a pass found: 1 right, 0 wrong, 254 where logits are not finite, 255 where there is nothing to score."""
+
+    columns: tuple[str, ...]
+    """Starting with the number of the model if there are several: `0 background, top-1`."""
+    blocks: list[Flags] = field(default_factory=list)
+    n_rows: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason -> pictures."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Remark -> how often it was made."""
+    position: Any = None
+
+    def flags(self, column: str) -> Flags:
+        """Of one column, [n]."""
+        i = self.columns.index(column)
+        return np.concatenate([block[:, i] for block in self.blocks])
+
+    @property
+    def n_images(self) -> int:
+        """Pictures that were scored."""
+        return sum(map(len, self.blocks))
+
+    def of_model(self, m: int) -> list[int]:
+        """Places of a model's columns."""
+        words = [column.partition(" ")[0] for column in self.columns]
+        numbered = any(map(str.isdigit, words))
+        return [i for i, word in enumerate(words) if not numbered or word == str(m)]
+
+
+def check_classifiers(views: Sequence[ModelView]) -> None:
+    """Raise unless every model has a trained classifier.
+
+    Raises:
+        NoClassifierError: one has none.
+    """
+    for view in views:
+        if view.labels is None:
+            raise NoClassifierError(
+                f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one; 'vitviz models' tells."
+            )
+
+
+def as_classifiers(views: Sequence[ModelView], source: Source) -> list[ModelView]:
+    """The models, those without a classifier as zero-shot ones over the dataset's classes.
+
+    If all classes are ImageNet's, or the dataset does not name them, the texts are the names and the 80 templates that
+    CLIP was tested with, else the dataset's names in 'a photo of a {}.'. Labels stay those of ImageNet or the dataset.
+
+    Raises:
+        NoClassifierError: a model has neither a trained classifier nor a text tower.
+        ModelError: no usable tokenizer.
+    """
+    return [view if view.labels is not None else _by_words(view, source) for view in views]
+
+
+def _by_words(view: ModelView, source: Source) -> ModelView:
+    labels: Sequence[str] = tuple(imagenet_synsets().values())
+    places = _places(labels, source.class_names) or list(range(len(labels)))
+    known = [place for place in places if place is not None]
+    if len(known) == len(places):
+        curated = imagenet_labels()
+        labels, texts, templates = [labels[i] for i in known], [curated[i] for i in known], imagenet_templates()
+    else:
+        labels, templates = source.class_names, (TEMPLATE,)
+        texts = [name.replace("_", " ") for name in labels]
+    try:
+        words = load_zero_shot(view, texts, templates)
+    except NoClassifierError as error:
+        raise NoClassifierError(
+            f"{view.model_id!r} has no trained classifier and no text tower. Choose a checkpoint with one of them; "
+            "'vitviz models' tells."
+        ) from error
+    return replace(as_classifier(view, words), labels=tuple(labels))
+
+
+def count_right(
+    views: Sequence[ModelView],
+    source: Source,
+    columns: Sequence[str],
+    prepare: Callable[[Example], Any],
+    score: Callable[[list[Example], list[Any]], Flags],
+    batch: int,
+    limit: int,
+    work: Path,
+    progress: Progress | None = None,
+) -> Tally:
+    """Read a labelled dataset once.
+
+    Args:
+        prepare: runs in threads ahead of the models; a text that it returns instead is the reason to leave it out.
+        score: examples and what was prepared for them -> flags [B, number of columns].
+        limit: rows to read; 0 for all.
+        work: folder for checkpoints; what lies there is gone on with (`claim` made sure that it is of this run).
+
+    Raises:
+        DatasetError: no picture could be scored, or the stream failed; what was read is kept in `work`.
+        ModelError: the logits of a model are never finite.
+
+    Warns:
+        UserWarning: the logits of a model are not finite for some pictures; these are left out there, and counted.
+    """
+    matchers = [LabelMatcher(view.labels or (), source.class_names) for view in views]
+    tally = _load(work, columns)
+    saved, warned = time.monotonic(), set[int]()
+    n_all = min(x for x in (source.n_rows, limit or None, 10**12) if x is not None)
+
+    def ready(row: Row) -> tuple[Example | None, Any]:
+        targets = tuple(m.find(row) for m in matchers)
+        if all(t is None for t in targets):
+            several = any(len(m.fitting(row)) > 1 for m in matchers)
+            return None, (
+                f"the label {row.label or row.wnid!r} fits several of the model's classes"
+                if several
+                else f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
+            )
+        try:
+            example = Example(row, open_image(row.data), targets)
+        except ImageError:
+            return None, "the image cannot be read"
+        return example, prepare(example)
+
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        rows = source.read(0, 1, tally.position)
+        try:
+            for items, position in _batches(rows, lambda row: pool.submit(ready, row), batch, limit, tally.n_rows):
+                tally.n_rows += len(items)
+                tally.position = position
+                tally.left_out.update(prepared for _, prepared in items if isinstance(prepared, str))
+                tally.remarks.update(remark for example, _ in items if example for remark in example.remarks)
+                usable = [item for item in items if not isinstance(item[1], str)]
+                if usable:
+                    tally.blocks.append(score([e for e, _ in usable], [p for _, p in usable]))
+                    warned |= _warn(tally, views, warned)
+                if progress:
+                    progress(tally.n_rows, n_all if n_all < 10**12 else 0)
+                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    _save(tally, work)
+                    saved = time.monotonic()
+        finally:
+            _save(tally, work)
+    if not tally.n_images:
+        reasons = [f"{n} because {why}" for why, n in tally.left_out.most_common(3)]
+        reasons += [f"{remark}: {n}" for remark, n in tally.remarks.most_common(3)]
+        raise DatasetError(f"no picture of {source.dataset!r} could be scored: {'; '.join(reasons) or 'it is empty'}.")
+    flags = np.concatenate(tally.blocks)
+    for m, view in enumerate(views):
+        own = flags[:, tally.of_model(m)]
+        if (own == NOT_FINITE).any() and not (own <= 1).any():
+            raise not_finite(view, "every picture")
+    return tally
+
+
+def _warn(tally: Tally, views: Sequence[ModelView], warned: set[int]) -> set[int]:
+    """Tell of models that gave no finite logits for the first time."""
+    block = tally.blocks[-1]
+    broken = {m for m in range(len(views)) if (block[:, tally.of_model(m)] == NOT_FINITE).any()} - warned
+    for m in broken:
+        warnings.warn(
+            f"{views[m].model_id} in {views[m].identity.dtype} gives NaN or infinite logits for some pictures; they "
+            "are left out there, and counted below the table.",
+            stacklevel=3,
+        )
+    return broken
+
+
+def _batches(
+    rows: Iterator[tuple[Row, Callable[[], Any]]], submit: Callable[[Row], Future[Any]], n: int, limit: int, n_read: int
+) -> Iterator[tuple[list[Any], Any]]:
+    """Batches of n results, with the position after them; two more are on their way."""
+    waiting: deque[tuple[list[Future[Any]], Any]] = deque()
+    while True:
+        batch: list[Future[Any]] = []
+        position: Callable[[], Any] | None = None
+        while len(batch) < n and (not limit or n_read < limit) and (item := next(rows, None)) is not None:
+            row, position = item
+            batch.append(submit(row))
+            n_read += 1
+        if position is not None:
+            waiting.append((batch, position()))
+        if waiting and (not batch or len(waiting) > 2):
+            done, after = waiting.popleft()
+            yield [future.result() for future in done], after
+        elif not batch:
+            return
+
+
+def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
+    """Whether each target is among the k highest logits [B, N]; of equal ones the first is the higher, as for argmax.
+
+    Returns:
+        [B]: 1 or 0; 254 for logits that are not all finite, 255 where there is no target.
+    """
+    flags = np.full(len(targets), UNKNOWN, dtype=np.uint8)
+    known = [i for i, target in enumerate(targets) if target is not None]
+    if known:
+        chosen = logits[known].float()
+        places = torch.tensor([[targets[i]] for i in known], device=logits.device)
+        own = chosen.gather(1, places)
+        before = torch.arange(chosen.shape[1], device=logits.device)[None] < places
+        higher = (chosen > own) | ((chosen == own) & before)
+        right = (higher.sum(1) < k).to(torch.uint8)
+        flags[known] = torch.where(chosen.isfinite().all(1), right, NOT_FINITE).cpu().numpy()
+    return flags
+
+
+def right_pictures(
+    views: Sequence[ModelView],
+    examples: Sequence[Example],
+    pictures: Sequence[Sequence[Sequence[Tensor | None]]],
+    batch: int,
+    ks: Sequence[int] = (1,),
+) -> Flags:
+    """Whether each model is right on each form of each example, [B, models x forms x ks].
+
+    Args:
+        pictures: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
+            exist, which counts as unknown.
+        batch: pictures in one forward pass.
+        ks: right is to be among so many highest logits.
+    """
+    blocks = []
+    for m, view in enumerate(views):
+        flat = [(e, i, p) for e, item in enumerate(pictures) for i, p in enumerate(item[m]) if p is not None]
+        logits = logits_of(view, [p for _, _, p in flat], batch)
+        block = np.full((len(examples), len(pictures[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
+        for j, k in enumerate(ks):
+            right = is_right(logits, [examples[e].targets[m] for e, _, _ in flat], k)
+            block[[e for e, _, _ in flat], [i for _, i, _ in flat], j] = right
+        blocks.append(block.reshape(len(examples), -1))
+    return np.concatenate(blocks, 1)
+
+
+def accuracy(flags: Flags, seed: int, relative_to: Flags | None = None) -> Interval | None:
+    """Share of right ones in percent, or in percent of another share, with its 95 % interval.
+
+    The pictures are drawn again 2000 times (bootstrap), the same ones for both shares. Drawing n pictures with
+    replacement is drawing how often each pair of outcomes comes, so that is what is done.
+    """
+    base = np.ones_like(flags) if relative_to is None else relative_to
+    known = (flags <= 1) & (base <= 1)
+    n = int(known.sum())
+    if not n or not base[known].any():
+        return None
+    cells = np.bincount(2 * flags[known] + base[known], minlength=4)
+    draws = np.random.default_rng(seed).multinomial(n, cells / n, 2000)
+
+    def ratio(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray(100 * (counts[..., 2] + counts[..., 3]) / np.maximum(counts[..., 1] + counts[..., 3], 1))
+
+    low, high = np.quantile(ratio(draws), (0.025, 0.975))
+    return Interval(float(ratio(cells)), float(low), float(high))
+
+
+def paired_difference(
+    first: tuple[Flags, Flags | None], second: tuple[Flags, Flags | None], seed: int
+) -> tuple[Interval | None, int]:
+    """The second accuracy less the first in percent, on the pictures that both know, with their number.
+
+    The pictures are drawn again 2000 times (bootstrap), the same ones for both.
+
+    Args:
+        first: flags of a model, and those of the accuracy that it is relative to or None.
+    """
+    (a, base_a), (b, base_b) = ((f, np.ones_like(f) if base is None else base) for f, base in (first, second))
+    four = np.stack([a, base_a, b, base_b])
+    four = four[:, (four <= 1).all(0)].astype(np.int64)
+    n = four.shape[1]
+    if not n or not four[1].any() or not four[3].any():
+        return None, n
+    outcomes = np.array([[code >> bit & 1 for bit in range(4)] for code in range(16)])
+    cells = np.bincount(four.T @ (1 << np.arange(4)), minlength=16)
+    draws = np.random.default_rng(seed).multinomial(n, cells / n, 2000)
+
+    def gap(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        one, base_one, two, base_two = np.moveaxis(counts @ outcomes, -1, 0)
+        return np.asarray(100 * (two / np.maximum(base_two, 1) - one / np.maximum(base_one, 1)))
+
+    low, high = np.quantile(gap(draws), (0.025, 0.975))
+    return Interval(float(gap(cells)), float(low), float(high)), n
+
+
+def how_scored(tally: Tally, source: Source, views: Sequence[ModelView]) -> tuple[str, ...]:
+    """Sentences for below the table: pictures, those left out and why, preprocessing."""
+    told = [
+        f"{tally.n_images:,} images of {source.dataset} (split {source.split or '-'}, "
+        f"revision {(source.revision or '-')[:12]}); preprocessing is each checkpoint's own. "
+        "Intervals are 95 %, bootstrap over images."
+    ]
+    if tally.left_out:
+        reasons = "; ".join(f"{n:,} because {why}" for why, n in tally.left_out.most_common(5))
+        more = len(tally.left_out) - 5
+        told.append(
+            f"Left out, {sum(tally.left_out.values()):,} in all: {reasons}"
+            + (f"; {more} more reasons." if more > 0 else ".")
+        )
+    told += [f"{remark}: {n:,}." for remark, n in tally.remarks.most_common()]
+    for m, view in enumerate(views):
+        told += [*_unscored_notes(tally, m, view), *_zero_shot_note(view)]
+        n = len(view.labels or ())
+        used = set(_places(view.labels or (), source.class_names)) - {None}
+        unused = n - len(used) if source.class_names else 0
+        if unused:
+            told.append(f"{view.model_id} chooses among {n} labels, {unused} of which are no class of this dataset.")
+    return tuple(told)
+
+
+def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
+    columns, told = tally.of_model(m), []
+    flags = np.concatenate(tally.blocks)[:, columns]
+    if unknown := int((flags == UNKNOWN).all(1).sum()):
+        told.append(f"{view.model_id} does not know the class of {unknown:,} of the images; they do not count for it.")
+    broken = flags == NOT_FINITE
+    if broken.any():
+        names = [tally.columns[i].removeprefix(f"{m} ").partition(", top-")[0] for i in columns]
+        found = list(dict.fromkeys(name for name, column in zip(names, broken.T, strict=True) if column.any()))
+        some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        told.append(
+            f"{view.model_id} in {view.identity.dtype} gave NaN or infinite logits for {int(broken.any(1).sum()):,} of "
+            f"{len(broken):,} images ({some}); they are left out there."
+        )
+    return told
+
+
+def _zero_shot_note(view: ModelView) -> list[str]:
+    words = view.head
+    if not isinstance(words, ZeroShot):
+        return []
+    if words.templates == imagenet_templates():
+        how = f"{len(words.labels):,} of ImageNet's classes by the names and the 80 templates that CLIP was tested with"
+    else:
+        how = f"the {len(words.labels):,} class names of the dataset in {', '.join(map(repr, words.templates))}"
+    return [f"{view.model_id} has no classifier and is used zero-shot: it chooses among {how}."]
+
+
+def _places(labels: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
+    """For each class of a dataset its label."""
+    matcher = LabelMatcher(labels, class_names)
+    return [matcher.find(Row("", name, b"", i)) for i, name in enumerate(class_names)]
+
+
+def _save(tally: Tally, work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "n_rows": tally.n_rows,
+        "left_out": tally.left_out,
+        "remarks": tally.remarks,
+        "position": tally.position,
+    }
+    part = work / "flags.part"
+    with part.open("wb") as file:
+        blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
+        np.savez(file, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
+    os.replace(part, work / "flags.npz")
+
+
+def _load(work: Path, columns: Sequence[str]) -> Tally:
+    path = work / "flags.npz"
+    if not path.is_file():
+        return Tally(tuple(columns))
+    with np.load(path) as stored:
+        flags, facts = stored["flags"], json.loads(stored["facts"].tobytes())
+    return Tally(
+        tuple(columns),
+        [flags] if len(flags) else [],
+        facts["n_rows"],
+        Counter(facts["left_out"]),
+        Counter(facts["remarks"]),
+        facts["position"],
+    )

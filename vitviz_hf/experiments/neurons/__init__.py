@@ -1,0 +1,1 @@
+"""Views, occlusion and grouping of patch tokens."""

@@ -1,0 +1,108 @@
+"""Views and groups of one picture, for a page that a visitor clicks through."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from vitviz_hf.experiments.neurons.clusters import embed_tokens, group_tokens, instances_to_patches
+from vitviz_hf.experiments.neurons.filters import FAINTEST, Filters, brightness, global_view, mosaic, view_caption
+from vitviz_hf.experiments.neurons.group import block_outputs, majority
+from vitviz_hf.experiments.neurons.occlude import Seen, look
+from vitviz_hf.experiments.perturb import Mask, Pixels
+from vitviz_hf.images import encode, pixels_to_image
+from vitviz_hf.models.view import ModelView
+
+_COLORS = ("#9a9a9a", "#e4572e", "#2f79b5", "#3a9d5d", "#8e5bb5", "#d99a00")
+
+
+def views_by_level(
+    view: ModelView,
+    filters: Filters,
+    pixels: Mapping[str, Pixels],
+    index: int,
+    token: int,
+    white: float = 100.0,
+    scale: str = "linear",
+) -> tuple[list[tuple[str, Image.Image]], dict[str, Seen]]:
+    """For each named picture itself and the views of one token at every level, with captions.
+
+    The mosaics are relative to the largest of all; for `white` and `scale` see `global_view`.
+    """
+    seen = {name: look(view, values, 0.5) for name, values in pixels.items()}
+    mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
+    brightest, grid = max(brightness(m, white) for m in mosaics.values()), view.layers[0].patch_grid
+    levels = range(len(view.layers) + 1) if len(pixels) == 1 else _some_levels(len(view.layers))
+    pictures = []
+    for name, values in pixels.items():
+        pictures.append((name, Image.fromarray(values)))
+        for level in levels:
+            weights = seen[name].joint.views[level, token]
+            drawn = global_view(mosaics[name], weights, grid, brightest, white, scale)
+            caption = view_caption(level, weights, grid, white, scale)
+            pictures.append((caption if len(pixels) == 1 else f"{name}, {caption}", pixels_to_image(drawn.numpy())))
+    if scale == "log":
+        ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, None].repeat(3, 0).repeat(32, 1)
+        pictures.append((f"weight of a patch, from {FAINTEST:g} to 1", pixels_to_image(ramp)))
+    return pictures, seen
+
+
+def _some_levels(n_layers: int) -> list[int]:
+    return sorted({round(n_layers * share) for share in (1 / 3, 2 / 3, 11 / 12)})
+
+
+def split_objects(painted: NDArray[np.bool_], size: tuple[int, int]) -> Mask:
+    """What was painted as instance numbers [H, W] at another size; areas that do not touch are different objects."""
+    scaled = Image.fromarray(painted.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(ndimage.label(np.asarray(scaled))[0]).astype(np.int64)
+
+
+def group_plot(view: ModelView, pixels: Pixels, mask: Mask, layer: int, seed: int = 0) -> str:
+    """t-SNE of the patches of a picture as HTML; pointing at one shows the patch and its place.
+
+    Args:
+        pixels: [H, W, 3] as the model sees it.
+        mask: [H, W] instance numbers; their colors in the plot.
+        layer: from 1; the outputs of this block.
+    """
+    grid, n = view.layers[0].patch_grid, view.layers[0].n_prefix
+    tokens = block_outputs(view, pixels)[layer - 1]
+    owners = majority(mask, grid)
+    places = embed_tokens(tokens, seed)[n:]
+    places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
+    points = "".join(
+        _point(pixels, grid, k, (20 + 420 * x, 20 + 420 * y), int(owners[k]))
+        for k, (x, y) in enumerate(places.tolist())
+    )
+    text = f"Patches after layer {layer} of {len(view.layers)}, colored by what you painted; gray: nothing."
+    objects = instances_to_patches(mask, grid)
+    if objects:
+        names = [f"object {number}" for number in objects]
+        found = group_tokens(tokens[n:], list(objects.values()), names).measures
+        shown = ("purity", "silhouette", "in-object cosine", "between-object cosine")
+        text += " " + ", ".join(f"{name} {found[name]:.2f}" for name in shown) + "."
+    return (
+        "<style>.vitviz-groups g image, .vitviz-groups g text {display: none} .vitviz-groups g:hover image, "
+        ".vitviz-groups g:hover text, .vitviz-groups g:focus image, .vitviz-groups g:focus text {display: block} "
+        ".vitviz-groups g:hover circle, .vitviz-groups g:focus circle {stroke: currentColor; stroke-width: 2} "
+        ".vitviz-groups g {outline: none}</style>"
+        f'<svg class="vitviz-groups" viewBox="0 0 560 460" role="img" aria-label="{html.escape(text)}">{points}</svg>'
+        f"<p>{html.escape(text)}</p>"
+    )
+
+
+def _point(pixels: Pixels, grid: tuple[int, int], k: int, place: Sequence[float], owner: int) -> str:
+    row, col = divmod(k, grid[1])
+    height, width = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
+    patch = Image.fromarray(pixels[row * height : (row + 1) * height, col * width : (col + 1) * width])
+    data = base64.b64encode(encode(patch, "JPEG", quality=80)).decode()
+    color = _COLORS[0] if owner == 0 else _COLORS[1 + (owner - 1) % (len(_COLORS) - 1)]
+    return (
+        f'<g tabindex="0"><circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="5" fill="{color}"/>'
+        f'<image x="455" y="10" width="96" height="96" href="data:image/jpeg;base64,{data}"/>'
+        f'<text x="455" y="126" font-size="13" fill="currentColor">patch {row},{col}</text></g>'
+    )

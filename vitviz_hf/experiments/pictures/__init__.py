@@ -1,0 +1,1 @@
+"""Experiments that show features as pictures."""

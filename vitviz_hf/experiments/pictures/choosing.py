@@ -1,0 +1,212 @@
+"""What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitviz_hf.atlas.page import check_model
+from vitviz_hf.atlas.search import SearchState
+from vitviz_hf.atlas.store import Atlas, make_atlas, open_atlas
+from vitviz_hf.config import SearchConfig, TripletsConfig, VisualizeConfig
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.images import open_image
+from vitviz_hf.models.view import ModelView, check_feature, find_tap
+from vitviz_hf.optimize.loop import is_alive, read_recipe, shows, visualize
+from vitviz_hf.optimize.objectives import Direction
+from vitviz_hf.reading.reference import reference_scores
+from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
+from vitviz_hf.stream import Source, open_source
+
+RULE = "Features: in each layer those whose highest score over {images} is furthest above their mean."
+_TOGETHER = 8
+Pictured = TypeVar("Pictured", bound=Feature | Direction)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An optimized picture."""
+
+    image: Image.Image
+    score: float
+    transfer_score: float
+    alive: bool
+
+
+def one_model(name: str, views: Sequence[ModelView]) -> ModelView:
+    """The only model.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if len(views) != 1:
+        raise ConfigError(f"{name} takes one model; got {', '.join(v.model_id for v in views)}.")
+    find_tap(views[0], Site(0, "mlp_act"))
+    return views[0]
+
+
+def given_features(view: ModelView, text: str) -> list[Feature]:
+    """The features of addresses with commas between.
+
+    Raises:
+        SiteError: a malformed address, or one that the model lacks.
+    """
+    features = [parse_feature(part) for part in text.split(",") if part.strip()]
+    for feature in features:
+        check_feature(view, feature)
+    return features
+
+
+def strong_on_photographs(view: ModelView, n: int) -> list[Feature]:
+    """For each layer the n neurons that `RULE` gives on the built-in photographs."""
+    reference = reference_scores(view)
+    features = []
+    for layer in range(len(view.layers)):
+        site = Site(layer, "mlp_act")
+        scores = reference[site].numpy()
+        features += _strongest(site, scores.max(0), scores.mean(0), n)
+    return features
+
+
+def strong_in_atlas(atlas: Atlas, n: int) -> list[Feature]:
+    """The n neurons that `RULE` gives, from as many layers as possible, in order of the layers."""
+    sites = [s for s in atlas.sites if s.kind == "mlp_act"]
+    if not sites:
+        raise ConfigError(f"the atlas {atlas.name!r} has no site of kind mlp_act; name features yourself.")
+    chosen = np.linspace(0, len(sites) - 1, min(n, len(sites))).round().astype(int).tolist()
+    shares = [n // len(chosen) + (i < n % len(chosen)) for i in range(len(chosen))]
+    features = []
+    for place, share in zip(chosen, shares, strict=True):
+        table = atlas.table(sites[place])
+        features += _strongest(sites[place], table.top_scores[:, 0], table.mean, share)
+    return features
+
+
+def _strongest(site: Site, best: NDArray[Any], mean: NDArray[Any], n: int) -> list[Feature]:
+    return [Feature(site, int(i)) for i in np.argsort(mean - best, kind="stable")[:n]]
+
+
+def optimized(
+    view: ModelView,
+    targets: Sequence[Pictured],
+    config: VisualizeConfig,
+    work: Path,
+    progress: Progress | None = None,
+    known: Atlas | None = None,
+) -> dict[Pictured, Picture]:
+    """Optimized pictures of features and directions, each kept in `work` as soon as it is there.
+
+    Args:
+        known: an atlas whose own pictures are taken instead, if they are of this model.
+    """
+    folder = work / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def path_of(target: Pictured) -> Path:
+        stored = known.visualization(target) if known and isinstance(target, Feature) else None
+        own = stored is not None and shows(read_recipe(stored), view, target)
+        return stored if stored and own else folder / f"{file_stem(target)}.png"
+
+    wanted = list(dict.fromkeys(targets))
+    missing = [t for t in wanted if path_of(t).parent == folder and not _made(path_of(t), view, t, config)]
+    done = len(wanted) - len(missing)
+    for _, same_site in groupby(missing, lambda t: t.site):
+        group = list(same_site)
+        for start in range(0, len(group), _TOGETHER):
+            some = group[start : start + _TOGETHER]
+            for target, result in zip(some, visualize(view, some, config), strict=True):
+                path_of(target).unlink(missing_ok=True)
+                result.save(path_of(target))
+            done += len(some)
+            if progress:
+                progress(done, len(wanted))
+    return {t: _read(path_of(t)) for t in wanted}
+
+
+def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig) -> bool:
+    """Whether there is a picture of this model, target and recipe already."""
+    if not path.is_file():
+        return False
+    recipe = read_recipe(path)
+    return shows(recipe, view, target) and recipe["config"] == config.to_dict()
+
+
+def _read(path: Path) -> Picture:
+    recipe = read_recipe(path)
+    return Picture(open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), is_alive(recipe))
+
+
+def pictured_features(
+    name: str,
+    views: Sequence[ModelView],
+    source: Source | None,
+    config: TripletsConfig,
+    k: int,
+    work: Path,
+    progress: Progress | None = None,
+) -> tuple[ModelView, Atlas, dict[Feature, Picture]]:
+    """The model, its atlas with k images for each feature, and pictures of the features that were asked for.
+
+    Raises:
+        ConfigError: several models.
+        AtlasError: the atlas is of another model.
+        SiteError: a feature that the model or the atlas lacks.
+    """
+    view = one_model(name, views)
+    atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, k, work, progress)
+    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
+    for feature in chosen:
+        atlas.hits(feature)
+    how = picture_config(config.preset, config.steps, config.seed)
+    return view, atlas, optimized(view, chosen, how, work, progress, atlas)
+
+
+def how_chosen(config: TripletsConfig) -> str:
+    """Sentences for below the table."""
+    how = picture_config(config.preset, config.steps, config.seed)
+    chosen = "Features as given." if config.features else RULE.format(images="the searched images")
+    stored = " Pictures that the atlas holds are taken from it." if config.atlas else ""
+    return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}"
+
+
+def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:
+    """A preset with its steps, or others."""
+    return VisualizeConfig.preset(preset, seed=seed, **({"steps": steps} if steps else {}))
+
+
+def atlas_for(
+    view: ModelView,
+    source: Source | None,
+    name: str,
+    limit: int,
+    batch: int,
+    k: int,
+    work: Path,
+    progress: Progress | None = None,
+) -> Atlas:
+    """The named atlas; without one the dataset is searched, or the built-in photographs.
+
+    Raises:
+        AtlasError: there is none, or it is of another model.
+    """
+    if name:
+        atlas = open_atlas(name)
+        check_model(view, atlas)
+        return atlas
+    folder = work / "atlas"
+    if folder.is_dir():
+        return open_atlas(str(folder))
+    source = source or open_source("builtin")
+    config = SearchConfig(k=k, limit=limit or None, batch=batch)
+
+    def show(state: SearchState) -> None:
+        if progress:
+            progress(state.n_rows, limit or source.n_rows or 0)
+
+    return make_atlas(view, source, config, folder, resume=True, progress=show)

@@ -1,0 +1,95 @@
+"""The experiments of the papers, by name. Importing this imports nothing heavy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vitviz_hf import config as c
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A table and a figure of a paper."""
+
+    title: str
+    source: str
+    module: str
+    config: type[Any]
+    dataset: Literal["labelled", "any", "none"]
+    """What it reads: labelled pictures, any pictures, or nothing."""
+
+
+_PAPER = "Ghiasi et al. 2022, arXiv:2212.06727"
+_NEURONS = "What Neurons Tell and How Neurons Behave, arXiv:2210.07646"
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "token-mixing": Experiment(
+        "What the last layer mixes: accuracy without the class token's history, and of every patch token",
+        f"{_PAPER}, section 4, Table 1 and Fig. 7",
+        "accuracy.token_mixing",
+        c.TokenMixingConfig,
+        "labelled",
+    ),
+    "background": Experiment(
+        "How much of the accuracy is in the foreground, and how much in the background",
+        f"{_PAPER}, section 5, Tables 2 and 3, Fig. 9b",
+        "accuracy.background",
+        c.BackgroundConfig,
+        "labelled",
+    ),
+    "low-pass": Experiment(
+        "Accuracy without high frequencies",
+        f"{_PAPER}, appendix D, Fig. 16",
+        "accuracy.low_pass",
+        c.LowPassConfig,
+        "labelled",
+    ),
+    "position": Experiment(
+        "Accuracy without position embeddings, and with shuffled tiles",
+        f"{_PAPER}, released notes",
+        "accuracy.position",
+        c.PositionConfig,
+        "labelled",
+    ),
+    "occlusion": Experiment(
+        "Accuracy while tiles are blacked out or shuffled",
+        _NEURONS,
+        "accuracy.occlusion",
+        c.OcclusionConfig,
+        "labelled",
+    ),
+    "spatial": Experiment(
+        "Whether a feature's activation stays where the picture is",
+        f"{_PAPER}, appendix F, Fig. 63 and 64",
+        "pictures.spatial",
+        c.SpatialConfig,
+        "any",
+    ),
+    "progression": Experiment(
+        "Optimized pictures from the first layer to the last",
+        f"{_PAPER}, Fig. 1 and 8",
+        "pictures.progression",
+        c.ProgressionConfig,
+        "none",
+    ),
+    "narrow-sites": Experiment(
+        "Wide and narrow sites: how much of an optimized picture is high-frequency",
+        f"{_PAPER}, Fig. 4, 5 and 12",
+        "pictures.narrow_sites",
+        c.NarrowSitesConfig,
+        "none",
+    ),
+    "triplets": Experiment(
+        "Optimized picture, most activating image, and its activation map",
+        f"{_PAPER}, Fig. 3, 6 and 9a",
+        "pictures.triplets",
+        c.TripletsConfig,
+        "any",
+    ),
+    "concepts": Experiment(
+        "Optimized picture and seven of the ten most activating images, with words",
+        f"{_PAPER}, Fig. 2, 10 and 11",
+        "pictures.concepts",
+        c.TripletsConfig,
+        "any",
+    ),
+}

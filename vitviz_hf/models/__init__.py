@@ -1,0 +1,1 @@
+"""A Hub id becomes a measured view."""

@@ -1,0 +1,340 @@
+"""A ModelView: the module as it is, and what was measured on it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from hashlib import sha256
+from operator import attrgetter
+from typing import Any
+
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitviz_hf.config import CONTROLS
+from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
+from vitviz_hf.images import to_rgb
+from vitviz_hf.models.gate import Snapshot, fetch_model
+from vitviz_hf.models.loading import (
+    is_naflex,
+    is_tested,
+    load_module,
+    load_preprocessing,
+    module_inputs,
+    reinitialized,
+    shuffled,
+    sized_pixels,
+)
+from vitviz_hf.models.measure import Layer, Tap, keeps_places, measure_layers
+from vitviz_hf.sites import KINDS, Feature, Site, parse_site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What decides every number that a model gives; the one key of caches, work folders, atlases and recipes."""
+
+    model_id: str
+    revision: str | None
+    weights: str | None
+    """Sha256 of a local folder's files; None where a commit pins them."""
+    control: str | None
+    """How the weights were made to know nothing, see `as_control`."""
+    input_size: tuple[int, int]
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits for the names of files."""
+        return sha256(repr(self).encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """For manifests and recipes."""
+        return asdict(self) | {"input_size": list(self.input_size)}
+
+    def difference(self, made: Mapping[str, Any]) -> str:
+        """How the model of a manifest or recipe differs: `input size 168x168, not 224x224`; empty if it does not.
+
+        What is not written there (older ones have no digest) is not compared; a folder with the same digest may have
+        another path.
+        """
+        moved = self.weights is not None and self.weights == made.get("weights")
+        for name, own in self.to_json().items():
+            other = made.get(name, own)
+            if other != own and not (moved and name == "model_id"):
+                return f"{name.replace('_', ' ')} {_told(other)}, not {_told(own)}"
+        return ""
+
+
+def _told(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value or "-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """A model and the facts measured on it. It adds no behavior to the module, and several views may share one."""
+
+    model_id: str
+    """Hub id, folder or `builtin`, as given."""
+    revision: str | None
+    """Commit sha; None for a local folder and the built-in model."""
+    weights: str | None
+    """Sha256 of the files of a local folder and the built-in model; None where a commit pins them."""
+    control: str | None = None
+    """How the weights were made to know nothing, see `as_control`; None for those of the checkpoint."""
+    module: nn.Module
+    """In eval mode, without parameter gradients."""
+    layers: tuple[Layer, ...]
+    """In execution order; empty for a model without feed-forward blocks."""
+    input_size: tuple[int, int]
+    """(height, width) in pixels that `to_pixels` gives."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...] | None
+    """Names of the logits; None without a trained classifier."""
+    head: Callable[[Any], Tensor] = attrgetter("logits")
+    """What the module returned -> logits [B, N]."""
+    preprocess: Callable[[Image.Image], Tensor]
+    """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
+    inputs: Callable[[Tensor], dict[str, Any]]
+    """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.module.parameters()).dtype
+
+    @property
+    def identity(self) -> Identity:
+        """What decides every number that the model gives."""
+        return Identity(
+            model_id=self.model_id,
+            revision=self.revision,
+            weights=self.weights,
+            control=self.control,
+            input_size=self.input_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+
+def load_model(
+    model_id: str,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    token: str | bool | None = None,
+) -> ModelView:
+    """Load a vision transformer by Hub id, from a local folder, or the built-in one.
+
+    Args:
+        model_id: Hub id, path of a local folder, or `builtin`.
+        revision: branch, tag or commit; it is pinned to its commit sha.
+        device: default: CUDA, else MPS, else CPU.
+        dtype: of the weights; float32 suits optimization.
+        token: Hub token; None uses the machine's login, False asks anonymously.
+
+    Raises:
+        ModelError: one subclass for each reason, see errors.py.
+    """
+    return load_snapshot(fetch_model(model_id, revision, token), device, dtype)
+
+
+def load_snapshot(
+    snapshot: Snapshot, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> ModelView:
+    """As `load_model`, from files that `fetch_model` checked."""
+    module, labels = load_module(snapshot, dtype)
+    try:
+        module.requires_grad_(False).to(device or best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+    preprocess, mean, std = load_preprocessing(snapshot, module.config)
+    size = preprocess(Image.new("RGB", (64, 48))).shape
+    view = ModelView(
+        model_id=snapshot.model_id,
+        revision=snapshot.revision,
+        weights=snapshot.digest(),
+        module=module,
+        layers=(),
+        input_size=(size[1], size[2]),
+        mean=mean,
+        std=std,
+        labels=labels,
+        preprocess=preprocess,
+        inputs=module_inputs(module),
+    )
+    view = _measured(view, view.input_size)
+    forward = partial(run, view)
+    if view.layers and not is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
+        raise ModelError(
+            f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
+            "established, so its maps would be wrong."
+        )
+    return view
+
+
+def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
+    """The same model at another input size: position embeddings are interpolated by the model's own code.
+
+    Args:
+        size: (height, width) in pixels, multiples of the patch size.
+
+    Raises:
+        ConfigError: not a multiple of the patch size, or the model does not take it.
+    """
+    if size == view.input_size:
+        return view
+    grid = view.layers[0].patch_grid if view.layers else (1, 1)
+    # Patches that overlap do not divide the image; the model says then what it takes.
+    patch = [s // g if s % g == 0 else 1 for s, g in zip(view.input_size, grid, strict=True)]
+    if any(s < p or s % p for s, p in zip(size, patch, strict=True)) or max(size) > 4096:
+        raise ConfigError(
+            f"input size {size[0]}x{size[1]} does not fit {view.model_id!r}: height must be a multiple of {patch[0]} "
+            f"and width of {patch[1]}, at most 4096."
+        )
+    return _measured(view, size)
+
+
+def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
+    """The same architecture with weights that know nothing: what a number is worth without learning.
+
+    Text embeddings that words were turned into (`load_zero_shot`) and the projection to them stay.
+
+    Args:
+        control: `random-weights`, initialized anew as its own code does; or `shuffled-weights`, the values of each
+            weight tensor in a random order.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: an unknown control.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}.")
+    make = reinitialized if control == "random-weights" else shuffled
+    return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
+
+
+def normalize(view: ModelView, pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] in [0, 1] -> the model's pixel_values, differentiable."""
+    mean = pixels.new_tensor(view.mean)[:, None, None]
+    std = pixels.new_tensor(view.std)[:, None, None]
+    return (pixels - mean) / std
+
+
+def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
+    """The model's own resize and crop of one picture.
+
+    At a size that `at_size` chose, the picture is scaled to cover it (bicubic) and cropped at the center.
+
+    Returns:
+        [1, 3, H, W] in [0, 1] on the model's device. Normalization happens inside `activations`.
+
+    Raises:
+        ImageError: the picture is unusable, see images.py.
+    """
+    pixels = sized_pixels(view.preprocess, to_rgb(image), view.input_size)
+    return pixels.clamp(0, 1).unsqueeze(0).to(view.device)
+
+
+def run(view: ModelView, pixels: Tensor) -> Any:
+    """The model's output for pixels [B, 3, H, W] in [0, 1], in float32 or its own dtype."""
+    return view.module(**view.inputs(normalize(view, pixels).to(view.dtype)))
+
+
+def logits(view: ModelView, pixels: Tensor) -> Tensor:
+    """Logits [B, N] of pixels [B, 3, H, W] in [0, 1] by the model's classifier, with gradients where they are on."""
+    return view.head(run(view, pixels))
+
+
+def list_sites(view: ModelView) -> list[tuple[Site, int]]:
+    """Every site of the model with its number of features, in execution order."""
+    return [
+        (Site(i, kind), layer.taps[kind].size)
+        for i, layer in enumerate(view.layers)
+        for kind in KINDS
+        if kind in layer.taps
+    ]
+
+
+def find_tap(view: ModelView, site: Site) -> Tap:
+    """Where a site is read in the module.
+
+    Raises:
+        SiteError: no such layer or kind in this model.
+    """
+    if not view.layers:
+        raise SiteError(
+            f"{view.model_id!r} has no feed-forward blocks, so it has no features; "
+            "it can be used in the classification experiments."
+        )
+    if site.layer >= len(view.layers):
+        raise SiteError(f"{view.model_id!r} has layers 0-{len(view.layers) - 1}; got layer {site.layer} in '{site}'.")
+    taps = view.layers[site.layer].taps
+    if site.kind not in taps:
+        kinds = ", ".join(k for k in KINDS if k in taps)
+        raise SiteError(f"layer {site.layer} of {view.model_id!r} has no {site.kind}; it has {kinds}.")
+    return taps[site.kind]
+
+
+def check_feature(view: ModelView, feature: Feature) -> None:
+    """Raise unless the model has this feature.
+
+    Raises:
+        SiteError: no such site.
+        FeatureError: the site has fewer features.
+    """
+    size = find_tap(view, feature.site).size
+    if feature.index >= size:
+        raise FeatureError(f"'{feature.site}' has {size} features (0-{size - 1}); got {feature.index}.")
+
+
+def to_site(site: Site | str) -> Site:
+    """A site, or its address."""
+    return parse_site(site) if isinstance(site, str) else site
+
+
+def best_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
+    view = replace(view, input_size=size)
+    # Noise, so that no two rows of tokens are alike.
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
+    first_grid = None
+    if is_naflex(view.module.config):
+        patch = int(view.module.config.patch_size)  # type: ignore[union-attr, arg-type]
+        first_grid = (size[0] // patch, size[1] // patch)
+    orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None
+    try:
+        layers = measure_layers(view.module, lambda: run(view, noise), first_grid, orders)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
+    if orders and not layers:
+        raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
+    return replace(view, layers=layers)
+
+
+def _encoder(module: nn.Module) -> Any:
+    base = getattr(module, getattr(module, "base_model_prefix", ""), module)
+    return getattr(base, "encoder", None)
+
+
+def _hiera_orders(module: nn.Module) -> dict[int, Tensor]:
+    """Hiera keeps its patches grouped by mask unit; its own code puts them back, here a list of positions."""
+    encoder = _encoder(module)
+    orders = {}
+    for stage, (_, (rows, cols)) in encoder.schedule.items():
+        positions = torch.arange(rows * cols).view(1, -1, 1)
+        orders[rows * cols] = encoder.reroll(positions, stage).flatten()
+    return orders

@@ -1,0 +1,144 @@
+"""What fires where: activation maps, scores and ranked features."""
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitviz_hf.errors import ConfigError, ModelError
+from vitviz_hf.models.view import ModelView, check_feature, find_tap, to_site
+from vitviz_hf.reading.recording import activations
+from vitviz_hf.sites import Feature, Site
+
+
+def split_tokens(view: ModelView, acts: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """Prefix tokens [B, n_prefix, F] and patch tokens [B, P, F] of a site's values [B, T, F]."""
+    n_prefix = find_tap(view, site).n_prefix
+    return acts[:, :n_prefix], acts[:, n_prefix:]
+
+
+def activation_map(view: ModelView, acts: Tensor, feature: Feature) -> Tensor:
+    """Activation of one feature at every patch, laid out on the patch grid.
+
+    Prefix tokens are dropped first, so entry [b, r, c] belongs to the pixels
+    [r*p:(r+1)*p, c*p:(c+1)*p] for patch size p.
+
+    Args:
+        acts: [B, T, F] as returned by `activations` for `feature.site`.
+
+    Returns:
+        [B, R, C], raw activation values (not normalized), dtype of `acts`.
+
+    Raises:
+        FeatureError: `feature.index` >= F.
+
+    Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
+    """
+    check_feature(view, feature)
+    _, patches = split_tokens(view, acts, feature.site)
+    return patches[..., feature.index].reshape(-1, *find_tap(view, feature.site).patch_grid)
+
+
+def site_scores(view: ModelView, acts: Tensor, site: Site, reduce: str = "mean") -> Tensor:
+    """Score of every feature of a site: `mean` or `max` over patch tokens, [B, T, F] -> [B, F]."""
+    patches = split_tokens(view, acts, site)[1]
+    return patches.mean(dim=1) if reduce == "mean" else patches.amax(dim=1)
+
+
+def top_features(
+    view: ModelView,
+    pixels: Tensor,
+    site: Site | str,
+    k: int = 8,
+    patch: tuple[int, int] | None = None,
+    reference: Mapping[Site, Tensor] | None = None,
+) -> list[tuple[Feature, float]]:
+    """The k features that fire most on an image, or on one patch of it.
+
+    Args:
+        pixels: [1, 3, H, W] in [0, 1].
+        patch: (row, column) on the patch grid; all patches if None.
+        reference: {site: [N, F]} scores of N other images, as from `reference_scores`. With it features are
+            ranked by how unusual their score is, in standard deviations above those images; without it by
+            the plain score.
+
+    Returns:
+        (feature, value) pairs, best first: the unusualness with `reference`, else the score.
+
+    Raises:
+        SiteError: the model has no such site.
+        ConfigError: the patch is outside the grid, pixels hold more than one image, or the reference fewer than 2.
+        ModelError: no feature of the site has a finite value.
+
+    Warns:
+        RuntimeWarning: some features have no finite value; they are left out.
+    """
+    site = to_site(site)
+    if pixels.shape[0] != 1:
+        raise ConfigError(f"top_features takes one image; got a batch of {pixels.shape[0]}.")
+    return rank_features(view, activations(view, pixels, [site])[site], site, k, patch, reference)
+
+
+def rank_features(
+    view: ModelView,
+    acts: Tensor,
+    site: Site,
+    k: int,
+    patch: tuple[int, int] | None = None,
+    reference: Mapping[Site, Tensor] | None = None,
+) -> list[tuple[Feature, float]]:
+    """As `top_features`, from the values [1, T, F] of the site."""
+    acts = acts.float()
+    if patch is None:
+        values = site_scores(view, acts, site)[0]
+    else:
+        values = split_tokens(view, acts, site)[1][0, patch_index(view, site, patch)]
+    if reference is not None:
+        values = unusualness(values, reference[site].to(values.device))
+    finite = values.isfinite()
+    n_finite = int(finite.sum())
+    if n_finite < len(values):
+        text = f"{name_precision(view)} gives non-finite values at {site} for {len(values) - n_finite} of {len(values)}"
+        if not n_finite:
+            raise ModelError(f"{text} features. Check its weights, or load it in float32.")
+        warnings.warn(f"{text} features; they are left out.", RuntimeWarning, stacklevel=3)
+    best = values.where(finite, -math.inf).topk(min(k, n_finite))
+    return [(Feature(site, int(i)), float(v)) for v, i in zip(best.values, best.indices, strict=True)]
+
+
+def patch_index(view: ModelView, site: Site, patch: tuple[int, int]) -> int:
+    """Position of a patch (row, column) among the patch tokens.
+
+    Raises:
+        ConfigError: outside the grid.
+    """
+    rows, cols = find_tap(view, site).patch_grid
+    row, col = patch
+    if not (0 <= row < rows and 0 <= col < cols):
+        raise ConfigError(f"patch {row},{col} is outside the grid of {rows} rows (0-{rows - 1}) and {cols} columns.")
+    return row * cols + col
+
+
+def unusualness(scores: Tensor, reference: Tensor) -> Tensor:
+    """Standard deviations of scores [F] above the scores [N, F] of reference images.
+
+    A feature that never moves on the reference images would get an endless value for a tiny score, so the
+    deviation is at least a tenth of the site's median deviation. Reference images with a score that is not finite
+    are left out.
+
+    Raises:
+        ConfigError: fewer than 2 images are left.
+    """
+    reference = reference[reference.isfinite().all(1)]
+    if len(reference) < 2:
+        raise ConfigError(f"unusualness takes finite scores of 2 reference images or more; got {len(reference)}.")
+    mean, std = reference.mean(0), reference.std(0)
+    floor = 0.1 * std.median() + torch.finfo(torch.float32).tiny
+    return (scores - mean) / std.clamp_min(float(floor))
+
+
+def name_precision(view: ModelView) -> str:
+    """The model and the type of its weights, for a message."""
+    return f"{view.model_id!r} in {view.identity.dtype}"
