@@ -31,8 +31,8 @@ from timm.models._hub import save_config_for_hf
 from vitviz_hf import ModelView, VisualizeConfig, load_model, visualize_steps
 from vitviz_hf.models.measure import keeps_places
 from vitviz_hf.models.view import run
-from vitviz_hf.optimize.loop import score_pixels
 from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.sites import KINDS
 
 Build = Callable[[Path], None]

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from vitviz_hf import activations, load_model
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search
-from vitviz_hf.config import SearchConfig
 from vitviz_hf.models.view import run
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source

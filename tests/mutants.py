@@ -76,16 +76,25 @@ MUTANTS = [
             "optimize/transforms::a_turned_and_zoomed_plane_is_that_plane_in_turned_coordinates",
         ),
         (
+            "draws are never negative",
+            ") * 2 - 1",
+            ")",
+            "optimize/transforms::colors_are_shifted_and_scaled_for_each_copy_and_color",
+        ),
+    ),
+    *_of(
+        "optimize/penalties",
+        (
             "one of the four directions of total variation is left out",
             "        images[..., 1:, :-1] - images[..., :-1, 1:],\n",
             "",
             "optimize/loop::total_variation_equals_the_formula_written_out",
         ),
         (
-            "draws are never negative",
-            ") * 2 - 1",
-            ")",
-            "optimize/transforms::colors_are_shifted_and_scaled_for_each_copy_and_color",
+            "automatic smoothness does not know how many features there are",
+            "signal.norm() / math.sqrt(values.shape[1])",
+            "signal.norm()",
+            "optimize/recipe::automatic_smoothness_is_its_rule_written_out",
         ),
     ),
     *_of(
@@ -158,11 +167,11 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "config",
+        "optimize/config",
         (
             "preset paper has no smoothness",
-            '"jitter": 32, "smoothness": 4e-3',
-            '"jitter": 32, "smoothness": 0.0',
+            '"jitter": 32,\n    "smoothness": 4e-3',
+            '"jitter": 32,\n    "smoothness": 0.0',
             "optimize/objectives::presets_are_as_smooth_as_they_say",
         ),
     ),
@@ -193,24 +202,6 @@ MUTANTS = [
             "optimize/loop::a_dead_feature_comes_alive_with_revive_and_stays_dead_without",
         ),
         (
-            "automatic smoothness does not know how many features there are",
-            "signal.norm() / math.sqrt(values.shape[1])",
-            "signal.norm()",
-            "optimize/recipe::automatic_smoothness_is_its_rule_written_out",
-        ),
-        (
-            "the transfer score is that of the picture itself",
-            "blurred).mean(1)",
-            "pixels.unsqueeze(1)).mean(1)",
-            "optimize/recipe::transfer_is_scored_on_eight_fixed_turns_zooms_and_blurs",
-        ),
-        (
-            "a dead picture is alive",
-            'return float(recipe["score"]) > 0 or',
-            'return float(recipe["score"]) > -9 or',
-            "optimize/recipe::a_picture_is_alive_if_its_feature_fires_on_it_at_the_end",
-        ),
-        (
             "features of other sites share a picture's copies",
             "[generators[r] for r in rows],",
             "[generators[0] for r in rows],",
@@ -218,7 +209,25 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "atlas/search",
+        "optimize/scores",
+        (
+            "the transfer score is that of the picture itself",
+            "blurred).mean(1)",
+            "pixels.unsqueeze(1)).mean(1)",
+            "optimize/recipe::transfer_is_scored_on_eight_fixed_turns_zooms_and_blurs",
+        ),
+    ),
+    *_of(
+        "optimize/recipe",
+        (
+            "a dead picture is alive",
+            'return float(recipe["score"]) > 0 or',
+            'return float(recipe["score"]) > -9 or',
+            "optimize/recipe::a_picture_is_alive_if_its_feature_fires_on_it_at_the_end",
+        ),
+    ),
+    *_of(
+        "atlas/fold",
         (
             "the least of equal keys is not the first",
             "order = owners.argsort(1)\n",
@@ -250,16 +259,19 @@ MUTANTS = [
             "atlas/search::a_bin_of_the_sketch_stands_for_its_values_within_the_stated_error",
         ),
         (
-            "the limit counts for each process",
-            "zip(range(after, limit)",
-            "zip(range(after, limit * n_ranks)",
-            "atlas/search::a_limit_means_the_same_rows_for_any_number_of_processes",
-        ),
-        (
             "values that are not finite are ranked",
             "[self.top.update(columns.where(finite, -math.inf), owners)]",
             "[self.top.update(columns, owners)]",
             "atlas/fold::an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_negative",
+        ),
+    ),
+    *_of(
+        "atlas/search",
+        (
+            "the limit counts for each process",
+            "zip(range(after, limit)",
+            "zip(range(after, limit * n_ranks)",
+            "atlas/search::a_limit_means_the_same_rows_for_any_number_of_processes",
         ),
     ),
     *_of(
@@ -663,8 +675,8 @@ MUTANTS = [
         ),
         (
             "random boxes are the boxes",
-            "else box_mask(size, random_boxes(boxes, size, rng)) if",
-            "else box_mask(size, boxes) if",
+            "else box_mask(size, random_boxes(boxes, size, rng))",
+            "else box_mask(size, boxes)",
             "experiments/accuracy/background::controls_are_those_made_by_hand",
         ),
     ),

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from vitviz_hf import VisualizeConfig, open_source, parse_feature, visualize
-from vitviz_hf.config import BackgroundConfig, OccludeConfig, SpatialConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.experiments.accuracy.background import random_boxes
 from vitviz_hf.experiments.accuracy.boxes import Box, box_mask, read_xml
+from vitviz_hf.experiments.config import BackgroundConfig, OccludeConfig, SpatialConfig, ViewsConfig
 from vitviz_hf.experiments.figures import bars, encode_figure
 from vitviz_hf.experiments.neurons.occlude import run_occlude
 from vitviz_hf.experiments.neurons.views import run_views

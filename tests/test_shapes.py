@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tests.shapes import CLASSES, draw_shapes, save_trained
-from vitviz_hf.config import BackgroundConfig, LowPassConfig, OcclusionConfig, PositionConfig, TokenMixingConfig
+from vitviz_hf.experiments.config import (
+    BackgroundConfig,
+    LowPassConfig,
+    OcclusionConfig,
+    PositionConfig,
+    TokenMixingConfig,
+)
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 

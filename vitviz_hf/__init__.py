@@ -8,13 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitviz_hf.atlas.config import SearchConfig as SearchConfig
     from vitviz_hf.atlas.page import feature_page as feature_page
     from vitviz_hf.atlas.store import Atlas as Atlas
-    from vitviz_hf.atlas.store import make_atlas as make_atlas
     from vitviz_hf.atlas.store import open_atlas as open_atlas
     from vitviz_hf.atlas.words import name_features as name_features
-    from vitviz_hf.config import SearchConfig as SearchConfig
-    from vitviz_hf.config import VisualizeConfig as VisualizeConfig
+    from vitviz_hf.atlas.write import make_atlas as make_atlas
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.experiments.run import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
@@ -23,15 +22,16 @@ if TYPE_CHECKING:
     from vitviz_hf.models.view import list_sites as list_sites
     from vitviz_hf.models.view import load_model as load_model
     from vitviz_hf.models.view import to_pixels as to_pixels
+    from vitviz_hf.optimize.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.optimize.loop import Step as Step
-    from vitviz_hf.optimize.loop import Visualization as Visualization
-    from vitviz_hf.optimize.loop import replay as replay
     from vitviz_hf.optimize.loop import visualize as visualize
     from vitviz_hf.optimize.loop import visualize_steps as visualize_steps
     from vitviz_hf.optimize.objectives import Direction as Direction
     from vitviz_hf.optimize.objectives import Logit as Logit
     from vitviz_hf.optimize.objectives import Objective as Objective
     from vitviz_hf.optimize.objectives import parse_objective as parse_objective
+    from vitviz_hf.optimize.recipe import Visualization as Visualization
+    from vitviz_hf.optimize.replay import replay as replay
     from vitviz_hf.reading.attention import attention_weights as attention_weights
     from vitviz_hf.reading.attention import joint_attention as joint_attention
     from vitviz_hf.reading.classification import Classification as Classification
@@ -60,11 +60,11 @@ _HOMES = {
     "Logit": "optimize.objectives",
     "ModelView": "models.view",
     "Objective": "optimize.objectives",
-    "SearchConfig": "config",
+    "SearchConfig": "atlas.config",
     "Site": "sites",
     "Step": "optimize.loop",
-    "Visualization": "optimize.loop",
-    "VisualizeConfig": "config",
+    "Visualization": "optimize.recipe",
+    "VisualizeConfig": "optimize.config",
     "VitvizError": "errors",
     "ZeroShot": "reading.classification",
     "activation_map": "reading.maps",
@@ -78,7 +78,7 @@ _HOMES = {
     "list_sites": "models.view",
     "load_model": "models.view",
     "load_zero_shot": "reading.classification",
-    "make_atlas": "atlas.store",
+    "make_atlas": "atlas.write",
     "name_features": "atlas.words",
     "open_atlas": "atlas.store",
     "open_image": "images",
@@ -87,7 +87,7 @@ _HOMES = {
     "parse_objective": "optimize.objectives",
     "parse_site": "sites",
     "reference_scores": "reading.reference",
-    "replay": "optimize.loop",
+    "replay": "optimize.replay",
     "run_experiment": "experiments.run",
     "to_pixels": "models.view",
     "top_features": "reading.maps",

@@ -3,9 +3,9 @@
 import torch
 
 from vitviz_hf import load_zero_shot, open_source
-from vitviz_hf.atlas.store import make_atlas
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
-from vitviz_hf.config import SearchConfig
+from vitviz_hf.atlas.write import make_atlas
 
 
 def test_embeddings_of_several_labels_and_templates_are_not_mixed(tiny_view):

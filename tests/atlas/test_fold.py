@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from vitviz_hf.atlas.search import N_BINS, NO_KEY, SiteFold, search
-from vitviz_hf.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.fold import N_BINS, NO_KEY, SiteFold
+from vitviz_hf.atlas.search import search
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.stream import open_source
 

@@ -38,20 +38,14 @@ from vitviz_hf import (
     to_pixels,
     top_features,
 )
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits
-from vitviz_hf.atlas.search import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, search, sketch_bins, sketch_centers
-from vitviz_hf.atlas.store import (
-    QUANTILES,
-    make_atlas,
-    merge_searches,
-    open_atlas,
-    push_atlas,
-    search_folder,
-    unusual_features,
-)
+from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.store import QUANTILES, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, agreements, chance_agreement, name_features, vocabulary
+from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import SearchConfig
 from vitviz_hf.errors import (
     AtlasError,
     ConfigError,
@@ -994,7 +988,7 @@ def test_skipped_images_are_listed_the_same_for_any_number_of_processes(
     n_ranks, pictures, tiny_view, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("vitviz_hf.atlas.search.LISTED", 3)
-    monkeypatch.setattr("vitviz_hf.atlas.store.LISTED", 3)
+    monkeypatch.setattr("vitviz_hf.atlas.write.LISTED", 3)
     folder = tmp_path / "odd"
     shutil.copytree(pictures, folder)
     for i, name in enumerate("zfabgh"):

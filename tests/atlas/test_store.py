@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from vitviz_hf import Feature, load_model, open_image, to_pixels
-from vitviz_hf.atlas.search import SKETCH_ERROR, SiteFold, open_crops, search
-from vitviz_hf.atlas.store import QUANTILES, make_atlas, open_atlas, unusual_features
-from vitviz_hf.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.fold import SKETCH_ERROR, SiteFold
+from vitviz_hf.atlas.search import open_crops, search
+from vitviz_hf.atlas.store import QUANTILES, open_atlas, unusual_features
+from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError, FeatureError
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source

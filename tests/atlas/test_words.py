@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vitviz_hf import Feature, classify, load_model, load_zero_shot, open_image, to_pixels
-from vitviz_hf.atlas.store import make_atlas
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import TEMPLATES, agreements, chance_agreement, name_features
-from vitviz_hf.config import SearchConfig
+from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import ModelError
 from vitviz_hf.stream import open_source
 

@@ -13,7 +13,11 @@ from torch.nn import functional
 
 from vitviz_hf import Site, activations, classify, open_image, to_pixels
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import (
+from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError, SiteError
+from vitviz_hf.experiments.accuracy import low_pass, study
+from vitviz_hf.experiments.accuracy.labels import LabelMatcher, match_names
+from vitviz_hf.experiments.accuracy.position import shuffle_tiles, tile_size
+from vitviz_hf.experiments.config import (
     BackgroundConfig,
     LowPassConfig,
     NarrowSitesConfig,
@@ -24,10 +28,6 @@ from vitviz_hf.config import (
     TokenMixingConfig,
     TripletsConfig,
 )
-from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError, SiteError
-from vitviz_hf.experiments.accuracy import low_pass, study
-from vitviz_hf.experiments.accuracy.labels import LabelMatcher, match_names
-from vitviz_hf.experiments.accuracy.position import shuffle_tiles, tile_size
 from vitviz_hf.experiments.perturb import occlude
 from vitviz_hf.experiments.pictures import narrow_sites
 from vitviz_hf.experiments.pictures.narrow_sites import high_frequency_share

@@ -9,13 +9,16 @@ import torch
 from vitviz_hf import SearchConfig, VisualizeConfig, activations, load_model, make_atlas, open_source
 from vitviz_hf.atlas.page import check_model
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import CONTROLS, ProgressionConfig, SpatialConfig, TokenMixingConfig, TripletsConfig
+from vitviz_hf.config import CONTROLS
 from vitviz_hf.errors import AtlasError, ConfigError, RecipeError
+from vitviz_hf.experiments.config import ProgressionConfig, SpatialConfig, TokenMixingConfig, TripletsConfig
 from vitviz_hf.experiments.result import Result, claim, with_control
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.experiments.tables import Table
 from vitviz_hf.models.view import as_control, at_size
-from vitviz_hf.optimize.loop import read_recipe, replay, visualize
+from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.reference import reference_scores
 
 

@@ -22,12 +22,14 @@ from vitviz_hf import (
     visualize,
     visualize_steps,
 )
-from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError, FeatureError, OutputExistsError, RecipeError, SiteError
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas
-from vitviz_hf.optimize.loop import automatic_smoothness, read_recipe, score_pixels
+from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.objectives import can_revive, to_objective
+from vitviz_hf.optimize.penalties import automatic_smoothness
+from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.sites import Site
 
 QUICK = VisualizeConfig.preset("fast", steps=6, copies=2, margin=4)

@@ -26,9 +26,9 @@ from vitviz_hf import (
 )
 from vitviz_hf.cli.main import main
 from vitviz_hf.cli.options import describe
-from vitviz_hf.config import PRESETS, PresetName
 from vitviz_hf.errors import RecipeError
 from vitviz_hf.optimize import loop as opt
+from vitviz_hf.optimize.config import PRESETS, PresetName
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.sites import Site
 

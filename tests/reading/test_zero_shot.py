@@ -12,9 +12,9 @@ from PIL import Image
 from tests.conftest import draw_noise
 from vitviz_hf import imagenet_labels, load_zero_shot
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import BackgroundConfig, OcclusionConfig, PositionConfig
 from vitviz_hf.errors import ConfigError, NoClassifierError
 from vitviz_hf.experiments.accuracy import study
+from vitviz_hf.experiments.config import BackgroundConfig, OcclusionConfig, PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.models.loading import imagenet_synsets
 from vitviz_hf.reading.classification import ZeroShot, imagenet_templates

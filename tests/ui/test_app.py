@@ -16,11 +16,12 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from vitviz_hf import load_model
-from vitviz_hf.atlas.store import make_atlas
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
-from vitviz_hf.config import NarrowSitesConfig, SearchConfig
+from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.run import run_experiment
-from vitviz_hf.optimize.loop import read_recipe
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import open_source
 
 pytestmark = pytest.mark.slow

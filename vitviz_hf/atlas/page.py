@@ -18,7 +18,7 @@ from vitviz_hf.atlas.store import QUANTILES, Atlas, Hit
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import contact_sheet, encode, map_range, open_image, overlay
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.optimize.loop import read_recipe
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature

@@ -6,22 +6,30 @@ which fit everything win nothing; the agreement of a feature with a word is the 
 activating images. Random sets of k images tell how far the best word of a meaningless feature comes.
 """
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vitviz_hf.atlas.store import Atlas, Words, write_words
+from vitviz_hf.atlas.card import Words, dataset_card
+from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ModelError
 from vitviz_hf.images import open_image
-from vitviz_hf.manifest import check_absent
+from vitviz_hf.manifest import check_absent, write_dir
 from vitviz_hf.models.view import ModelView, logits, to_pixels
 from vitviz_hf.reading.classification import as_classifier, imagenet_labels, load_zero_shot
 from vitviz_hf.reading.maps import name_precision
+from vitviz_hf.sites import Feature, Site
 
 TEMPLATES = ("{}", "a photo of {}")
 _RANDOM_SETS = 1000
@@ -130,3 +138,36 @@ def _standardize(similarity: Tensor) -> Tensor:
     """Standard deviations of [N, V] above each word's mean over the images; 0 for a word that never moves."""
     std = similarity.std(0, correction=0)
     return (similarity - similarity.mean(0)) / torch.where(std > 1e-6, std, torch.inf)
+
+
+def write_words(
+    atlas: Atlas,
+    words: Words,
+    vocabulary: Sequence[str],
+    best: Mapping[Site, tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> None:
+    """Keep words in an atlas.
+
+    Args:
+        best: for each site, places in `vocabulary` and agreements, both [F, n], best first.
+
+    Raises:
+        OutputExistsError: it has words already.
+    """
+    schema = pa.schema(
+        [("feature", pa.string()), ("words", pa.list_(pa.string())), ("agreement", pa.list_(pa.float32()))]
+    )
+    with write_dir(atlas.folder / "words") as folder:
+        with pq.ParquetWriter(folder / "words.parquet", schema) as writer:
+            for site in atlas.sites:
+                indices, strengths = best[site]
+                columns = [
+                    [str(Feature(site, i)) for i in range(len(indices))],
+                    [[vocabulary[i] for i in row] for row in indices.tolist()],
+                    strengths.tolist(),
+                ]
+                writer.write_table(
+                    pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+                )
+        (folder / "manifest.json").write_text(json.dumps(asdict(words), indent=1), "utf-8")
+        (atlas.folder / "README.md").write_text(dataset_card(atlas.manifest, words), "utf-8")

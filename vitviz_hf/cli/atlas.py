@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.cli.options import (
     add_model_options,
     add_verb,
@@ -15,9 +16,10 @@ from vitviz_hf.cli.options import (
     parse_layers,
     progress_bar,
 )
-from vitviz_hf.config import IMAGENET, PRESETS, SearchConfig, VisualizeConfig
+from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
+from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
 from vitviz_hf.sites import Feature, file_stem, parse_feature
 
 _NAMER = "openai/clip-vit-base-patch32"
@@ -85,7 +87,7 @@ def add_atlas_commands(verbs: Any) -> None:
 
 def _search(args: Any) -> None:
     from vitviz_hf.atlas.search import SearchState, search
-    from vitviz_hf.atlas.store import make_atlas, merge_searches, search_folder
+    from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
     from vitviz_hf.stream import open_source
 
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)

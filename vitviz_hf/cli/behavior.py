@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.cli.options import IMAGE_HELP, add_knobs, add_model_options, add_verb, counter, load_view, open_picture
-from vitviz_hf.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.manifest import check_absent
 
 _SOURCE = "source: What Neurons Tell and How Neurons Behave, arXiv:2210.07646"

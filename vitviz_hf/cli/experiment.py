@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.cli.options import add_knobs, add_model_options, add_verb, counter, load_view
-from vitviz_hf.config import CONTROLS, IMAGENET, Boxed
+from vitviz_hf.config import CONTROLS, IMAGENET
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
+from vitviz_hf.experiments.config import Boxed
 from vitviz_hf.experiments.registry import EXPERIMENTS, Experiment
 from vitviz_hf.manifest import check_absent
 
@@ -125,7 +126,7 @@ def _run_all(args: Any) -> None:
 
 
 def _plain_ones(views: list[Any], source: Any) -> list[Any]:
-    from vitviz_hf.experiments.accuracy.study import as_classifiers
+    from vitviz_hf.experiments.accuracy.classifiers import as_classifiers
     from vitviz_hf.reading.tokens import check_plain
 
     able, reasons = [], []

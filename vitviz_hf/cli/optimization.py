@@ -17,12 +17,12 @@ from vitviz_hf.cli.options import (
     progress_bar,
     split_words,
 )
-from vitviz_hf.config import PRESETS, VisualizeConfig
 from vitviz_hf.manifest import check_absent
+from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
 from vitviz_hf.sites import parse_feature
 
 if TYPE_CHECKING:
-    from vitviz_hf.optimize.loop import Visualization
+    from vitviz_hf.optimize.recipe import Visualization
     from vitviz_hf.reading.reference import Reference
 
 
@@ -78,7 +78,8 @@ def _visualize(args: Any) -> None:
 def _replay(args: Any) -> None:
     import numpy as np
 
-    from vitviz_hf.optimize.loop import ReplayWarning, expected_difference, read_recipe, replay
+    from vitviz_hf.optimize.recipe import expected_difference, read_recipe
+    from vitviz_hf.optimize.replay import ReplayWarning, replay
 
     recipe = read_recipe(args.png)
     if args.out:

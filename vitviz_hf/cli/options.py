@@ -14,7 +14,7 @@ from vitviz_hf.sites import file_stem
 
 if TYPE_CHECKING:
     from vitviz_hf.models.view import ModelView
-    from vitviz_hf.optimize.loop import Visualization
+    from vitviz_hf.optimize.recipe import Visualization
     from vitviz_hf.reading.reference import Reference
 
 IMAGE_HELP = "a picture, or the name of a photograph that scikit-image or gradio brings: chelsea, coins, lion ..."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitviz_hf import config as c
+from vitviz_hf.experiments import config as c
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.accuracy.study import as_classifiers
+from vitviz_hf.experiments.accuracy.classifiers import as_classifiers
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.result import Result, claim, describe_run, with_control
 from vitviz_hf.models.view import ModelView, as_control

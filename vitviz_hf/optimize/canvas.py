@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from torch import Tensor
+
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+
 
 # Correlation of RGB over ImageNet photographs, as in lucid (Olah et al. 2017, "Feature Visualization", appendix).
 _COLOR = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
@@ -50,3 +56,9 @@ def fourier_canvas(size: tuple[int, int], generators: Sequence[torch.Generator],
     shape = (3, height, width // 2 + 1, 2)
     start = [0.01 * torch.randn(shape, generator=g) for g in generators]
     return Canvas(torch.stack(start).to(device), to_pixels, lambda p: None)
+
+
+def seeded_generator(seed: int, address: str) -> torch.Generator:
+    """Of the CPU, so that draws are the same whatever device makes the picture."""
+    digest = sha256(f"{seed} {address}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -66,28 +66,6 @@ def rotate_and_scale(images: Tensor, degrees: float, factor: float, generators: 
     return turned.reshape(images.shape)
 
 
-def total_variation(images: Tensor) -> Tensor:
-    """Roughness of each picture: L2 norm over (H, W) of the difference image, summed over four directions.
-
-    Args:
-        images: [N, M, 3, H, W].
-
-    Returns:
-        [N], mean over copies and colors. 0 for constant images.
-
-    Source: the code of Ghiasi et al. 2022, arXiv:2212.06727.
-    """
-    differences = (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
-    # vector_norm has gradient 0, not NaN, where the norm is 0.
-    norms = [torch.linalg.vector_norm(d, dim=(-2, -1)) for d in differences]
-    return torch.stack(norms).sum(0).mean(dim=(1, 2))
-
-
 def to_device(draws: Tensor, device: torch.device) -> Tensor:
     """What was drawn on the CPU, on the device, which is not waited for."""
     return draws.to(device, non_blocking=device.type == "cuda")

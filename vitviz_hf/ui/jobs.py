@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
 from vitviz_hf.atlas.store import Atlas, open_atlas, unusual_features
-from vitviz_hf.config import VisualizeConfig
 from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, ModelNotFoundError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
@@ -35,8 +34,10 @@ from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import BUILTIN, Snapshot, fetch_model
 from vitviz_hf.models.view import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
-from vitviz_hf.optimize.loop import Visualization, default_config, finish, visualize_steps
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
 from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import activation_map, rank_features, site_scores, unusualness
 from vitviz_hf.reading.recording import activations, record_with_logits

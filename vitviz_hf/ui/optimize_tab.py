@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.config import PRESETS
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.optimize.loop import Visualization
+from vitviz_hf.optimize.config import PRESETS
+from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
 from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, or_else, shown, whole
 from vitviz_hf.ui.jobs import Frame, gpu_seconds

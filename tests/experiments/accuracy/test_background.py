@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from tests.by_hand import Model, inside_box, interval, read_pictures, share
-from vitviz_hf.config import BackgroundConfig
 from vitviz_hf.experiments.accuracy.background import class_mask, hide, random_boxes
 from vitviz_hf.experiments.accuracy.boxes import Box
 from vitviz_hf.experiments.accuracy.paper import WITH_BOXES
+from vitviz_hf.experiments.config import BackgroundConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import Row, open_source
 

@@ -7,7 +7,6 @@ import pytest
 
 from tests.conftest import draw_noise
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import BackgroundConfig, OcclusionConfig
 from vitviz_hf.errors import DatasetError
 from vitviz_hf.experiments.accuracy.boxes import (
     ENDS_FIRST,
@@ -19,6 +18,7 @@ from vitviz_hf.experiments.accuracy.boxes import (
     box_mask,
     load_boxes,
 )
+from vitviz_hf.experiments.config import BackgroundConfig, OcclusionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import Row, open_source
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vitviz_hf.config import PositionConfig
 from vitviz_hf.experiments.accuracy.labels import LabelMatcher, candidates, match_names
+from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.models.loading import imagenet_synsets
 from vitviz_hf.stream import Row, open_source

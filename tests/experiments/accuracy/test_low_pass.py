@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.experiments.accuracy.test_token_mixing import read
 from vitviz_hf import at_size, to_pixels
-from vitviz_hf.config import LowPassConfig
 from vitviz_hf.experiments.accuracy.low_pass import KEPT, SHAPES, masks
+from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source

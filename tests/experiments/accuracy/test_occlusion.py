@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.by_hand import Model, inside_box, interval, read_pictures, share
-from vitviz_hf.config import OcclusionConfig
 from vitviz_hf.experiments.accuracy.occlusion import RATIOS
+from vitviz_hf.experiments.config import OcclusionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.by_hand import Model, interval, read_pictures, share
-from vitviz_hf.config import PositionConfig
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
 from vitviz_hf.experiments.accuracy.position import PAPER
+from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 

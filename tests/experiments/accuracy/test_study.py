@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vitviz_hf import classify
-from vitviz_hf.config import BackgroundConfig, OcclusionConfig, PositionConfig, TokenMixingConfig
 from vitviz_hf.errors import ModelError
 from vitviz_hf.experiments.accuracy import study
+from vitviz_hf.experiments.config import BackgroundConfig, OcclusionConfig, PositionConfig, TokenMixingConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch.nn import functional
 
 from vitviz_hf import at_size, open_image, to_pixels
-from vitviz_hf.config import TokenMixingConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy import token_mixing
 from vitviz_hf.experiments.accuracy.paper import Setting
+from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.reading.classification import ZeroShot, as_classifier, classify
 from vitviz_hf.stream import open_source

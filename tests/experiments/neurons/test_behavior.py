@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from tests.conftest import draw_noise
 from vitviz_hf import open_image, to_pixels
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError
+from vitviz_hf.experiments.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.neurons.clusters import MEASURES, embed_tokens, group_tokens, instances_to_patches
 from vitviz_hf.experiments.neurons.filters import (
     brightness,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from vitviz_hf import top_features
-from vitviz_hf.config import ViewsConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import ViewsConfig
 from vitviz_hf.experiments.neurons.filters import DARK, Filters, outshining, readable_filters
 from vitviz_hf.experiments.neurons.views import display_notes, parse_patches
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.conftest import draw_noise
 from vitviz_hf import load_model
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import GroupConfig
 from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
+from vitviz_hf.experiments.config import GroupConfig
 from vitviz_hf.experiments.neurons import group
 from vitviz_hf.experiments.neurons.clusters import MEASURES, group_tokens, instances_to_patches, permuted_measures
 from vitviz_hf.experiments.neurons.group import COLUMNS, PAPER, PAPER_MODEL, parse_variants, run_group, shown_blocks

@@ -9,10 +9,10 @@ from PIL import Image
 from scipy import stats
 
 from tests.experiments.neurons.test_group import own_module, own_states
-from tests.test_views import Own, corner_mask, drawn, pictures, same, to_stack
+from tests.experiments.neurons.test_views import Own, corner_mask, drawn, pictures, same, to_stack
 from vitviz_hf import open_image
-from vitviz_hf.config import OccludeConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import OccludeConfig
 from vitviz_hf.experiments.neurons import occlude as module
 from vitviz_hf.experiments.neurons.occlude import QUANTITIES, Seen, parse_runs, run_occlude
 from vitviz_hf.experiments.perturb import mask_to_model, occlude, salient_tiles, shuffle

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from tests.experiments.neurons.test_group import own_states
 from vitviz_hf import open_image
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import OccludeConfig, ViewsConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.masks import read_object
 from vitviz_hf.experiments.neurons.filters import FAINTEST, global_view, outshining, patch_filters, view_caption
 from vitviz_hf.experiments.neurons.live import views_by_level

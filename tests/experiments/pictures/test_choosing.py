@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from vitviz_hf import VisualizeConfig, activations, make_atlas, open_image, to_pixels, visualize
-from vitviz_hf.config import ProgressionConfig, SearchConfig, TripletsConfig
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.experiments.config import ProgressionConfig, TripletsConfig
 from vitviz_hf.experiments.pictures import choosing, progression
 from vitviz_hf.experiments.run import run_experiment
-from vitviz_hf.optimize.loop import read_recipe
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_photographs, open_source
 

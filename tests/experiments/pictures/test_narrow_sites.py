@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vitviz_hf.config import NarrowSitesConfig
+from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.pictures import narrow_sites
 from vitviz_hf.experiments.pictures.choosing import Picture
 from vitviz_hf.experiments.pictures.narrow_sites import directions, high_frequency_share
 from vitviz_hf.experiments.run import run_experiment
-from vitviz_hf.optimize.loop import read_recipe
 from vitviz_hf.optimize.objectives import Direction
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.sites import Site
 
 QUICK = NarrowSitesConfig(layers="0,2", columns=5, steps=2, preset="fast", seed=3)

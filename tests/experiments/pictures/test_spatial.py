@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vitviz_hf import activation_map, activations, open_atlas, open_image, parse_feature, to_pixels
-from vitviz_hf.config import SpatialConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import SpatialConfig
 from vitviz_hf.experiments.pictures.spatial import SHARES, Curves, measure
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.sites import Feature, Site

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from vitviz_hf.config import BackgroundConfig
 from vitviz_hf.errors import ImageError
 from vitviz_hf.experiments.accuracy.boxes import Box, Boxes, box_mask, check_used, clipped, load_boxes
+from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
 from vitviz_hf.experiments.accuracy.paper import WITH_BOXES
 from vitviz_hf.experiments.accuracy.pixels import model_bytes
 from vitviz_hf.experiments.accuracy.study import (
@@ -19,12 +19,12 @@ from vitviz_hf.experiments.accuracy.study import (
     Progress,
     Tally,
     accuracy,
-    check_classifiers,
     count_right,
     how_scored,
     paired_difference,
     right_pictures,
 )
+from vitviz_hf.experiments.config import BackgroundConfig
 from vitviz_hf.experiments.figures import Figure, bars, picture_grid
 from vitviz_hf.experiments.masks import read_mask
 from vitviz_hf.experiments.result import Result, describe_run

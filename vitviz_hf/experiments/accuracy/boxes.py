@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from vitviz_hf.config import Boxed
 from vitviz_hf.errors import DatasetError, first_line
+from vitviz_hf.experiments.config import Boxed
 from vitviz_hf.stream import SUFFIXES, Row, Source, is_wnid, open_source
 
 USED = "Boxes used"

@@ -10,19 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.config import LowPassConfig
 from vitviz_hf.errors import ImageError
+from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
 from vitviz_hf.experiments.accuracy.pixels import logits_of, model_bytes
-from vitviz_hf.experiments.accuracy.study import (
-    Example,
-    Flags,
-    Progress,
-    accuracy,
-    check_classifiers,
-    count_right,
-    how_scored,
-    is_right,
-)
+from vitviz_hf.experiments.accuracy.study import Example, Flags, Progress, accuracy, count_right, how_scored, is_right
+from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import Figure, curves, picture_grid
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table

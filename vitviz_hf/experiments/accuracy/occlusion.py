@@ -8,19 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitviz_hf.config import OcclusionConfig, parse_numbers
+from vitviz_hf.config import parse_numbers
 from vitviz_hf.experiments.accuracy.boxes import Boxes, box_mask, check_used, load_boxes
+from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
 from vitviz_hf.experiments.accuracy.pixels import model_bytes
 from vitviz_hf.experiments.accuracy.study import (
     Example,
     Flags,
     Progress,
     accuracy,
-    check_classifiers,
     count_right,
     how_scored,
     right_pictures,
 )
+from vitviz_hf.experiments.config import OcclusionConfig
 from vitviz_hf.experiments.figures import curves
 from vitviz_hf.experiments.perturb import MODES, Changed, Mask, Pixels, mask_to_model, occlude, salient_tiles, shuffle
 from vitviz_hf.experiments.result import Result, describe_run

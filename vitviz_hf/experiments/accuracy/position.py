@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitviz_hf.config import PositionConfig
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
 from vitviz_hf.experiments.accuracy.pixels import logits_of, model_bytes
 from vitviz_hf.experiments.accuracy.study import (
@@ -17,11 +17,11 @@ from vitviz_hf.experiments.accuracy.study import (
     Flags,
     Progress,
     accuracy,
-    check_classifiers,
     count_right,
     how_scored,
     is_right,
 )
+from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.figures import bars
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Interval, Table, paper_and_ours

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.errors import DatasetError, ImageError, NoClassifierError
+from vitviz_hf.errors import DatasetError, ImageError
+from vitviz_hf.experiments.accuracy.classifiers import find_places, zero_shot_note
 from vitviz_hf.experiments.accuracy.labels import LabelMatcher
 from vitviz_hf.experiments.accuracy.pixels import logits_of
 from vitviz_hf.experiments.tables import Interval
 from vitviz_hf.images import open_image
-from vitviz_hf.models.loading import imagenet_synsets
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import (
-    ZeroShot,
-    as_classifier,
-    imagenet_labels,
-    imagenet_templates,
-    load_zero_shot,
     not_finite,
 )
 from vitviz_hf.stream import Row, Source
@@ -37,7 +32,6 @@ from vitviz_hf.stream import Row, Source
 Flags = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 UNKNOWN, NOT_FINITE = 255, 254
-TEMPLATE = "a photo of a {}."
 _CHECKPOINT_SECONDS = 60.0
 _DECODERS = min(8, os.cpu_count() or 1)
 
@@ -83,52 +77,6 @@ class Tally:
         words = [column.partition(" ")[0] for column in self.columns]
         numbered = any(map(str.isdigit, words))
         return [i for i, word in enumerate(words) if not numbered or word == str(m)]
-
-
-def check_classifiers(views: Sequence[ModelView]) -> None:
-    """Raise unless every model has a trained classifier.
-
-    Raises:
-        NoClassifierError: one has none.
-    """
-    for view in views:
-        if view.labels is None:
-            raise NoClassifierError(
-                f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one; 'vitviz models' tells."
-            )
-
-
-def as_classifiers(views: Sequence[ModelView], source: Source) -> list[ModelView]:
-    """The models, those without a classifier as zero-shot ones over the dataset's classes.
-
-    If all classes are ImageNet's, or the dataset does not name them, the texts are the names and the 80 templates that
-    CLIP was tested with, else the dataset's names in 'a photo of a {}.'. Labels stay those of ImageNet or the dataset.
-
-    Raises:
-        NoClassifierError: a model has neither a trained classifier nor a text tower.
-        ModelError: no usable tokenizer.
-    """
-    return [view if view.labels is not None else _by_words(view, source) for view in views]
-
-
-def _by_words(view: ModelView, source: Source) -> ModelView:
-    labels: Sequence[str] = tuple(imagenet_synsets().values())
-    places = _places(labels, source.class_names) or list(range(len(labels)))
-    known = [place for place in places if place is not None]
-    if len(known) == len(places):
-        curated = imagenet_labels()
-        labels, texts, templates = [labels[i] for i in known], [curated[i] for i in known], imagenet_templates()
-    else:
-        labels, templates = source.class_names, (TEMPLATE,)
-        texts = [name.replace("_", " ") for name in labels]
-    try:
-        words = load_zero_shot(view, texts, templates)
-    except NoClassifierError as error:
-        raise NoClassifierError(
-            f"{view.model_id!r} has no trained classifier and no text tower. Choose a checkpoint with one of them; "
-            "'vitviz models' tells."
-        ) from error
-    return replace(as_classifier(view, words), labels=tuple(labels))
 
 
 def count_right(
@@ -353,9 +301,9 @@ def how_scored(tally: Tally, source: Source, views: Sequence[ModelView]) -> tupl
         )
     told += [f"{remark}: {n:,}." for remark, n in tally.remarks.most_common()]
     for m, view in enumerate(views):
-        told += [*_unscored_notes(tally, m, view), *_zero_shot_note(view)]
+        told += [*_unscored_notes(tally, m, view), *zero_shot_note(view)]
         n = len(view.labels or ())
-        used = set(_places(view.labels or (), source.class_names)) - {None}
+        used = set(find_places(view.labels or (), source.class_names)) - {None}
         unused = n - len(used) if source.class_names else 0
         if unused:
             told.append(f"{view.model_id} chooses among {n} labels, {unused} of which are no class of this dataset.")
@@ -377,23 +325,6 @@ def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
             f"{len(broken):,} images ({some}); they are left out there."
         )
     return told
-
-
-def _zero_shot_note(view: ModelView) -> list[str]:
-    words = view.head
-    if not isinstance(words, ZeroShot):
-        return []
-    if words.templates == imagenet_templates():
-        how = f"{len(words.labels):,} of ImageNet's classes by the names and the 80 templates that CLIP was tested with"
-    else:
-        how = f"the {len(words.labels):,} class names of the dataset in {', '.join(map(repr, words.templates))}"
-    return [f"{view.model_id} has no classifier and is used zero-shot: it chooses among {how}."]
-
-
-def _places(labels: Sequence[str], class_names: Sequence[str]) -> list[int | None]:
-    """For each class of a dataset its label."""
-    matcher = LabelMatcher(labels, class_names)
-    return [matcher.find(Row("", name, b"", i)) for i, name in enumerate(class_names)]
 
 
 def _save(tally: Tally, work: Path) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from vitviz_hf.config import TokenMixingConfig
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
 from vitviz_hf.experiments.accuracy.pixels import model_bytes
@@ -25,6 +24,7 @@ from vitviz_hf.experiments.accuracy.study import (
     how_scored,
     is_right,
 )
+from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.figures import Figure, curves, heat_map
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Interval, Table, paper_and_ours

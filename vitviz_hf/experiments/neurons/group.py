@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitviz_hf.config import GroupConfig
 from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
+from vitviz_hf.experiments.config import GroupConfig
 from vitviz_hf.experiments.figures import Figure, Scatter, curves, scatter_panels
 from vitviz_hf.experiments.neurons.clusters import (
     CONTROLLED,

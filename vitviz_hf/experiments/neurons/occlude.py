@@ -12,8 +12,9 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from vitviz_hf.config import OccludeConfig, parse_numbers
+from vitviz_hf.config import parse_numbers
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import OccludeConfig
 from vitviz_hf.experiments.figures import Figure, curves, picture_grid
 from vitviz_hf.experiments.neurons.filters import (
     Filters,

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.config import OccludeConfig, ViewsConfig, parse_numbers
+from vitviz_hf.config import parse_numbers
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.figures import Figure, Row, heat_map, picture_grid
 from vitviz_hf.experiments.neurons.filters import (
     DARK,

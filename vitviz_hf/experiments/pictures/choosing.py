@@ -10,16 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.page import check_model
 from vitviz_hf.atlas.search import SearchState
-from vitviz_hf.atlas.store import Atlas, make_atlas, open_atlas
-from vitviz_hf.config import SearchConfig, TripletsConfig, VisualizeConfig
+from vitviz_hf.atlas.store import Atlas, open_atlas
+from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.images import open_image
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.optimize.loop import is_alive, read_recipe, shows, visualize
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.loop import visualize
 from vitviz_hf.optimize.objectives import Direction
+from vitviz_hf.optimize.recipe import is_alive, read_recipe, shows
 from vitviz_hf.reading.reference import reference_scores
 from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
 from vitviz_hf.stream import Source, open_source

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.atlas.words import name_features
-from vitviz_hf.config import TripletsConfig
 from vitviz_hf.errors import NoClassifierError
 from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import how_chosen, pictured_features
 from vitviz_hf.experiments.result import Result, describe_run

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitviz_hf.config import NarrowSitesConfig
 from vitviz_hf.errors import ConfigError, SiteError
 from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.bootstrap import bootstrap
+from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import Picture, one_model, optimized, picture_config
 from vitviz_hf.experiments.result import Result, describe_run

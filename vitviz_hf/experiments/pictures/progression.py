@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitviz_hf.config import ProgressionConfig
 from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.experiments.config import ProgressionConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import (
     RULE,

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitviz_hf.config import SpatialConfig
 from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.bootstrap import bootstrap
+from vitviz_hf.experiments.config import SpatialConfig
 from vitviz_hf.experiments.figures import curves
 from vitviz_hf.experiments.pictures.choosing import atlas_for, one_model
 from vitviz_hf.experiments.result import Result, describe_run

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitviz_hf.atlas.page import map_hits
-from vitviz_hf.config import TripletsConfig
 from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import how_chosen, pictured_features
 from vitviz_hf.experiments.result import Result, describe_run

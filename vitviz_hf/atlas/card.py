@@ -1,0 +1,77 @@
+"""The card of an atlas on the Hub."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitviz_hf import __version__
+from vitviz_hf.atlas.fold import SKETCH_ERROR
+from vitviz_hf.hub import is_hub_id
+
+_WORDS_CONFIG = "  - config_name: words\n    data_files: words/*.parquet\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How the features of an atlas were named, see naming.py."""
+
+    namer: str
+    namer_revision: str | None
+    n_words: int
+    templates: tuple[str, ...]
+    chance: float
+    """The agreement that the best word of 95 % of random sets of k images stays below."""
+
+
+def _about_words(manifest: dict[str, Any], words: Words) -> str:
+    return f"""
+`words` names each feature by {words.n_words:,} words in the eyes of `{words.namer}` (revision
+{words.namer_revision or "-"}). Agreement: how many standard deviations the word's similarity to the feature's
+{manifest["k"]} most activating images lies above its mean over all stored images. The best word of 95 % of random sets
+of {manifest["k"]} images stays below {words.chance:.2f}.
+"""
+
+
+def _about_non_finite(manifest: dict[str, Any]) -> str:
+    if not (n := manifest["n_non_finite"]):
+        return ""
+    worst, m = max(manifest["non_finite"].items(), key=lambda pair: pair[1])
+    return f"""
+{n:,} gave non-finite activations and were left out of the sites where they did (most at {worst}: {m:,})."""
+
+
+def dataset_card(manifest: dict[str, Any], words: Words | None = None) -> str:
+    """README.md of an atlas."""
+    model, dataset = manifest["model_id"], manifest["dataset"]
+    linked = f"base_model: {model}\n" if is_hub_id(model) and "/" in model else ""
+    linked += f"source_datasets:\n  - {dataset}\n" if is_hub_id(dataset) and "/" in dataset else ""
+    return f"""---
+pretty_name: Atlas of {model}
+tags:
+  - vitviz
+  - interpretability
+  - feature-visualization
+  - vision-transformer
+{linked}configs:
+  - config_name: features
+    default: true
+    data_files: features/*.parquet
+  - config_name: images
+    data_files: images/*.parquet
+{"" if words is None else _WORDS_CONFIG}---
+
+# Atlas of {model}
+
+For every feature of {len(manifest["sites"])} sites of `{model}` (revision {manifest["revision"] or "-"}): the
+{manifest["k"]} most and least activating of {manifest["n_images"]:,} images of `{dataset}`
+(revision {manifest["dataset_revision"] or "-"}, split {manifest["split"] or "-"}), and the distribution of its scores.
+Score of an image: {manifest["reduce"]} over patch tokens of the activation, prefix tokens left out.
+
+`features` has a row for each feature; `top_rows` and `bottom_rows` count rows of `images`, from 0. Quantiles come
+from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001; beyond 1000 only the side is
+known. Rankings hold an image once, statistics count each of its copies.
+{manifest["n_skipped"]} images could not be read and were left out.{_about_non_finite(manifest)}
+The crops are what the model saw; the rights in them are those of the dataset.
+{"" if words is None else _about_words(manifest, words)}
+Made with vitviz_hf {__version__}: `vitviz search {model} {dataset}`; open it with
+`vitviz page {model} {next(iter(manifest["sites"]))}:0 --atlas THIS`.
+"""

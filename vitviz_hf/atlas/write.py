@@ -1,0 +1,214 @@
+"""From a search to the files of an atlas."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vitviz_hf.atlas.card import dataset_card
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, SiteFold, sketch_centers
+from vitviz_hf.atlas.search import (
+    LISTED,
+    SearchState,
+    check_result,
+    is_done,
+    load_state,
+    open_crops,
+    ranked_keys,
+    search,
+    search_recipe,
+)
+from vitviz_hf.atlas.store import IMAGES_TOGETHER, QUANTILES, SCHEMA, Atlas, open_atlas
+from vitviz_hf.manifest import check_absent, versions, write_dir
+from vitviz_hf.models.view import ModelView
+from vitviz_hf.sites import Feature, Site
+from vitviz_hf.stream import Source
+
+
+def make_atlas(
+    view: ModelView,
+    source: Source,
+    config: SearchConfig,
+    out: Path,
+    resume: bool = False,
+    progress: Callable[[SearchState], None] | None = None,
+) -> Atlas:
+    """Search a dataset and store the result as an atlas.
+
+    The unfinished search lies in `OUT.search` and is deleted when the atlas is complete.
+
+    Raises:
+        OutputExistsError: `out` exists, or an unfinished search that `resume` was not asked for.
+        DatasetError: the stream failed; go on with `resume`.
+    """
+    check_absent(out)
+    work = search_folder(out)
+    state = search(view, source, config, work / "rank-0", resume, progress=progress)
+    recipe = search_recipe(view, source, config)
+    write_atlas(out, recipe, state, [work / "rank-0"])
+    shutil.rmtree(work)
+    return open_atlas(str(out))
+
+
+def search_folder(out: Path) -> Path:
+    """Where the unfinished search for an atlas lies."""
+    return out.with_name(f"{out.name}.search")
+
+
+def merge_searches(view: ModelView, source: Source, config: SearchConfig, out: Path, n_ranks: int) -> Atlas:
+    """One atlas from the searches of several processes; waits until all have finished."""
+    folders = [search_folder(out) / f"rank-{r}" for r in range(n_ranks)]
+    recipe = search_recipe(view, source, config)
+    while not all(is_done(f) for f in folders):
+        time.sleep(1)
+    states = [
+        load_state(f / "state.safetensors", recipe | {"rank": r, "n_ranks": n_ranks}, view.device)
+        for r, f in enumerate(folders)
+    ]
+    whole = states[0]
+    for state in states[1:]:
+        for site, fold in state.folds.items():
+            whole.folds[site].merge(fold)
+        for name in ("n_images", "n_rows", "n_skipped", "n_non_finite"):
+            setattr(whole, name, getattr(whole, name) + getattr(state, name))
+        whole.skipped = sorted(whole.skipped + state.skipped)[:LISTED]
+    check_result(view, source, whole)
+    write_atlas(out, recipe, whole, folders)
+    shutil.rmtree(search_folder(out))
+    return open_atlas(str(out))
+
+
+def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Sequence[Path]) -> None:
+    """Write a complete atlas or none.
+
+    Raises:
+        OutputExistsError: `out` exists.
+    """
+    keys = sorted(ranked_keys(state))
+    rows = {key: row for row, key in enumerate(keys)}
+    manifest = {
+        **recipe,
+        "schema": SCHEMA,
+        "n_images": state.n_images,
+        "n_skipped": state.n_skipped,
+        "n_non_finite": state.n_non_finite,
+        "non_finite": {str(s): state.n_images - f.n for s, f in state.folds.items() if f.n < state.n_images},
+        "skipped": state.skipped,
+        "n_stored_images": len(keys),
+        "sketch_relative_error": SKETCH_ERROR,
+        "versions": versions(),
+        "sites": {str(s): len(f.mean) for s, f in state.folds.items()},
+    }
+    with write_dir(out) as folder:
+        for name in ("features", "images", "visualizations"):
+            (folder / name).mkdir()
+        _write_images(folder / "images" / "images.parquet", keys, crops)
+        schema = _feature_schema()
+        with pq.ParquetWriter(folder / "features" / "features.parquet", schema) as writer:
+            for site, fold in state.folds.items():
+                writer.write_table(_feature_rows(schema, site, fold, rows))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+        (folder / "README.md").write_text(dataset_card(manifest), "utf-8")
+
+
+def _feature_schema() -> Any:
+    import datasets
+
+    number, row = datasets.Value("float64"), datasets.Value("int32")
+    lists = {
+        "top_scores": "float32",
+        "top_rows": "int32",
+        "bottom_scores": "float32",
+        "bottom_rows": "int32",
+        "sketch_bins": "int16",
+        "sketch_counts": "int32",
+    }
+    columns = {"feature": datasets.Value("string"), "layer": row, "kind": datasets.Value("string"), "index": row}
+    columns |= {name: number for name in ("mean", "std", "sparsity", *(f"q{round(100 * q):02}" for q in QUANTILES))}
+    columns |= {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
+    return datasets.Features(columns).arrow_schema
+
+
+def _feature_rows(schema: Any, site: Site, fold: SiteFold, rows: dict[int, int]) -> Any:
+    n_features = len(fold.mean)
+    counts = fold.counts.cpu().numpy()
+    columns: dict[str, Any] = {
+        "feature": [str(Feature(site, i)) for i in range(n_features)],
+        "layer": [site.layer] * n_features,
+        "kind": [site.kind] * n_features,
+        "index": list(range(n_features)),
+        "mean": fold.mean,
+        "std": np.sqrt(np.maximum(fold.squares / fold.n, 0)),
+        "sparsity": 1 - fold.active / fold.n,
+    }
+    top, bottom = fold.top.values.cpu().numpy(), -fold.bottom.values.cpu().numpy()
+    quantiles = _quantiles(counts, bottom[:, 0], top[:, 0])
+    columns |= {f"q{round(100 * q):02}": quantiles[:, i] for i, q in enumerate(QUANTILES)}
+    place = np.vectorize(lambda key: rows.get(key, -1), otypes=[np.int32])
+    for name, ranking, scores in (("top", fold.top, top), ("bottom", fold.bottom, bottom)):
+        ranked = ranking.keys.cpu().numpy()
+        kept = ranked != NO_KEY
+        columns[f"{name}_scores"] = _lists(scores.astype(np.float32), kept)
+        columns[f"{name}_rows"] = _lists(place(ranked), kept)
+    filled = counts > 0
+    columns["sketch_bins"] = _lists(np.broadcast_to(np.arange(counts.shape[1], dtype=np.int16), counts.shape), filled)
+    columns["sketch_counts"] = _lists(counts, filled)
+    return pa.table(
+        [
+            pa.array(columns[f.name], f.type)
+            if not isinstance(columns[f.name], pa.Array)
+            else columns[f.name].cast(f.type)
+            for f in schema
+        ],
+        schema=schema,
+    )
+
+
+def _lists(values: NDArray[Any], kept: NDArray[np.bool_]) -> Any:
+    offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[kept]))
+
+
+def _quantiles(counts: NDArray[np.int32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float64]:
+    reached = counts.cumsum(1)
+    ranks = np.ceil(np.asarray(QUANTILES) * reached[:, -1:]).clip(1)
+    bins = (reached[:, None, :] < ranks[:, :, None]).sum(2)
+    return np.asarray(sketch_centers()[bins].clip(low[:, None], high[:, None]))
+
+
+def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> None:
+    import datasets
+
+    text = datasets.Value("string")
+    schema = datasets.Features({"key": text, "name": text, "label": text, "image": datasets.Image()}).arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(keys), IMAGES_TOGETHER):
+            some = keys[start : start + IMAGES_TOGETHER]
+            found: dict[int, tuple[str, str, bytes]] = {}
+            for key, *rest in (row for folder in crops for row in _read_crops(folder, some)):
+                found[key] = min(found.get(key, tuple(rest)), tuple(rest))  # the first by name, as in one process
+            ordered = [found[key] for key in some]
+            columns = [
+                [f"{key:016x}" for key in some],
+                [name for name, _, _ in ordered],
+                [label for _, label, _ in ordered],
+                [{"bytes": jpeg, "path": f"{key:016x}.jpg"} for key, (_, _, jpeg) in zip(some, ordered, strict=True)],
+            ]
+            writer.write_table(
+                pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+            )
+
+
+def _read_crops(folder: Path, keys: Sequence[int]) -> Iterator[Any]:
+    with closing(open_crops(folder)) as crops:
+        marks = ",".join("?" * len(keys))
+        yield from crops.execute(f"SELECT key, name, label, jpeg FROM crops WHERE key IN ({marks})", list(keys))

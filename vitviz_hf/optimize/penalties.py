@@ -1,0 +1,86 @@
+"""What is subtracted from an objective: total variation, and how much of it."""
+
+import math
+
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+import torch
+from torch import Tensor
+
+from vitviz_hf.models.measure import PRE_ACT
+from vitviz_hf.models.view import ModelView
+from vitviz_hf.optimize.canvas import seeded_generator
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.objectives import (
+    Logit,
+    Objective,
+    Target,
+)
+from vitviz_hf.reading.maps import split_tokens
+from vitviz_hf.reading.recording import record, record_with_logits
+from vitviz_hf.sites import Site
+
+
+def automatic_smoothness(view: ModelView, site: Site | None, strength: float) -> float:
+    """Weight of total variation that balances gradients, measured on the model and site.
+
+    The rule: `strength` times the gradient norm of a typical feature over the gradient norm of total variation, both
+    at uniform noise, where every optimization starts. The typical feature is the root mean square over all features
+    of the site (of their pre-activation, for mlp_act), estimated with four random probes.
+
+    Args:
+        site: None measures the logits.
+    """
+    generator = seeded_generator(0, str(site))
+    noise = torch.rand(4, 3, *view.input_size, generator=generator).to(view.device)
+    with torch.enable_grad():
+        noise.requires_grad_(True)
+        if site is None:
+            values = record_with_logits(view, noise, ())[1].float()
+        else:
+            has_pre_act = site.kind == "mlp_act" and PRE_ACT in view.layers[site.layer].taps
+            source = Site(site.layer, PRE_ACT) if has_pre_act else site
+            values = split_tokens(view, record(view, noise, [source])[source], source)[1].float().mean(1)
+        probes = torch.randn(values.shape, generator=generator).to(view.device)
+        (signal,) = torch.autograd.grad((values * probes).sum(), noise)
+        (roughness,) = torch.autograd.grad(total_variation(noise.unsqueeze(1)).sum(), noise)
+    typical = signal.norm() / math.sqrt(values.shape[1])
+    return strength * float(typical / roughness.norm())
+
+
+def smoothness_weights(view: ModelView, objectives: list[Objective], config: VisualizeConfig) -> Tensor:
+    """Weight [N] of total variation for each objective: the config's, or measured."""
+    if config.smoothness != "auto":
+        return torch.full((len(objectives),), float(config.smoothness), device=view.device)
+    measured: dict[Site | None, float] = {}
+
+    def weight(term: tuple[float, Target]) -> float:
+        site = None if isinstance(term[1], Logit) else term[1].site
+        if site not in measured:
+            measured[site] = automatic_smoothness(view, site, config.auto_strength)
+        return abs(term[0]) * measured[site]
+
+    return torch.tensor([max(map(weight, o.terms)) for o in objectives], device=view.device)
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Roughness of each picture: L2 norm over (H, W) of the difference image, summed over four directions.
+
+    Args:
+        images: [N, M, 3, H, W].
+
+    Returns:
+        [N], mean over copies and colors. 0 for constant images.
+
+    Source: the code of Ghiasi et al. 2022, arXiv:2212.06727.
+    """
+    differences = (
+        images[..., :, 1:] - images[..., :, :-1],
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., 1:, 1:] - images[..., :-1, :-1],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    )
+    # vector_norm has gradient 0, not NaN, where the norm is 0.
+    norms = [torch.linalg.vector_norm(d, dim=(-2, -1)) for d in differences]
+    return torch.stack(norms).sum(0).mean(dim=(1, 2))

@@ -1,0 +1,63 @@
+"""Making a picture again from its recipe."""
+
+import warnings
+from pathlib import Path
+
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+import torch
+from PIL import Image
+
+from vitviz_hf.errors import RecipeError, VitvizError
+from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.optimize.recipe import (
+    DTYPES,
+    Visualization,
+    expected_difference,
+    is_here,
+    objective_from,
+    read_recipe,
+)
+
+
+class ReplayWarning(UserWarning):
+    """A replayed picture will not be the one that the recipe made."""
+
+
+def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> Visualization:
+    """Make a picture again from the recipe in its PNG, on the recipe's device and with its dtype.
+
+    Where the device is missing here, another is used and a `ReplayWarning` says so.
+
+    Args:
+        view: saves loading, if it is the recipe's model and revision, of its dtype, and on its device.
+
+    Raises:
+        RecipeError: no recipe, or one this version cannot follow.
+        ModelError: the model cannot be loaded.
+    """
+    recipe = read_recipe(source)
+    try:
+        objective = objective_from(recipe["objective"])
+        config = VisualizeConfig.from_dict(recipe["config"])
+        height, width = (int(s) for s in recipe["input_size"])
+        model_id, revision = str(recipe["model_id"]), recipe["revision"]
+        control, _, control_seed = str(recipe.get("control") or "").partition(", seed ")
+        dtype, device = DTYPES[recipe["dtype"]], str(recipe["device"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, VitvizError):
+            raise RecipeError(f"the recipe cannot be followed: {error}") from error
+        raise RecipeError(f"the recipe is incomplete or damaged ({error!r}).") from error
+    if difference := expected_difference(recipe):
+        warnings.warn(difference, ReplayWarning, stacklevel=2)
+    wanted = torch.device(device) if is_here(device) else best_device()
+    view = view and at_size(view, (height, width))
+    if view is None or view.device.type != wanted.type or view.identity.difference(recipe):
+        view = load_model(model_id, revision, wanted, dtype)
+        view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
+        if difference := view.identity.difference(recipe):
+            raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
+    return visualize(view, [objective], config)[0]

@@ -1,0 +1,84 @@
+"""Objectives as numbers of pictures."""
+
+from collections.abc import Sequence
+
+from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from vitviz_hf.models.measure import PRE_ACT
+from vitviz_hf.models.view import ModelView
+from vitviz_hf.optimize import transforms
+from vitviz_hf.optimize.canvas import seeded_generator
+from vitviz_hf.optimize.objectives import (
+    Objective,
+    can_revive,
+    readout,
+)
+from vitviz_hf.reading.maps import split_tokens
+from vitviz_hf.reading.recording import record, record_with_logits
+from vitviz_hf.sites import Feature, Site
+
+
+def score_pixels(view: ModelView, objectives: Sequence[Objective], images: Tensor) -> Tensor:
+    """Objective n on each of its images [N, M, 3, H, W] in [0, 1] -> [N, M], without gradients."""
+    with torch.no_grad():
+        values = [Readout(view, [o])(image[None])[0] for o, image in zip(objectives, images, strict=True)]
+    return torch.cat(values)
+
+
+def transfer_scores(view: ModelView, objectives: Sequence[Objective], pixels: Tensor) -> Tensor:
+    """Score [N] of pictures under changes no preset optimizes for: does the feature see what a person sees?
+
+    Mean over eight fixed draws of rotation up to 20 degrees, zoom by up to e^0.25 and Gaussian blur of 1 pixel.
+    """
+    generators = [seeded_generator(0, "transfer") for _ in objectives]
+    images = pixels.unsqueeze(1).expand(-1, 8, -1, -1, -1)
+    images = transforms.rotate_and_scale(images, 20, 0.25, generators)
+    blurred = tv.gaussian_blur(images.flatten(0, 1), [5, 5], [1.0, 1.0]).view_as(images)
+    return score_pixels(view, objectives, blurred).mean(1)
+
+
+class Readout:
+    """Values of objectives that share sites, each on its own images: [N, M, 3, H, W] -> [N, M]."""
+
+    def __init__(self, view: ModelView, objectives: list[Objective]) -> None:
+        self.view = view
+        self.weights, self.logit_weights = readout(view, objectives)
+        self.revivable = torch.tensor([can_revive(view, o) for o in objectives], device=view.device)
+        sites = [t.site for o in objectives if can_revive(view, o) for _, t in o.terms if isinstance(t, Feature)]
+        self.pre_sites = {Site(s.layer, PRE_ACT): s for s in sites}
+        # torch 2.13 on a CPU: the gradient of a batch norm at rest is wrong for a single image where it arrives with
+        # the colors last, as in XCiT. Two copies of the image have the same mean and the right gradient.
+        batch_norms = any(isinstance(m, nn.BatchNorm2d) for m in view.module.modules())
+        self.twice = batch_norms and view.device.type == "cpu"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values, and values of the activation's inputs where a feature can be revived."""
+        if self.twice and images.shape[:2] == (1, 1):
+            values, pre = self._read(images.expand(1, 2, -1, -1, -1))
+            return values.mean(1, keepdim=True), None if pre is None else pre.mean(1, keepdim=True)
+        return self._read(images)
+
+    def _read(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        flat, copies = images.flatten(0, 1), images.shape[1]
+        wanted = set(self.weights) | set(self.pre_sites)
+        values = torch.zeros(images.shape[:2], device=images.device)
+        if self.logit_weights is None:
+            acts = record(self.view, flat, wanted)
+        else:
+            acts, logits = record_with_logits(self.view, flat, wanted)
+            values = values + torch.einsum("nmk,nk->nm", logits.float().unflatten(0, (-1, copies)), self.logit_weights)
+        for site, weights in self.weights.items():
+            values = values + self._mean_over_patches(acts[site], site, weights, copies)
+        if not self.pre_sites:
+            return values, None
+        pre = [self._mean_over_patches(acts[p], s, self.weights[s], copies) for p, s in self.pre_sites.items()]
+        return values, torch.stack(pre).sum(0)
+
+    def _mean_over_patches(self, acts: Tensor, site: Site, weights: Tensor, copies: int) -> Tensor:
+        patches = split_tokens(self.view, acts, site)[1].float().unflatten(0, (-1, copies))
+        return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)
