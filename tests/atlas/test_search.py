@@ -410,7 +410,7 @@ def test_datasets_that_cannot_be_used_are_named(tmp_path, parquet, hub):
         open_source("./nowhere")
     with pytest.raises(DatasetError, match="has no split 'tests'; it has validation"):
         open_source(str(parquet), "tests")
-    with pytest.raises(DatasetAccessError, match="no dataset on the Hub that this login can see"):
+    with pytest.raises(DatasetAccessError, match="'nobody/nothing' is not on the Hub, or it is private"):
         open_source("nobody/nothing")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     with pytest.raises(DatasetError, match="has no column of images; it has text"):
