@@ -21,6 +21,8 @@ class LoopbackHub:
     def __init__(self):
         self.repos = {}
         self.log = []
+        self.held = {}
+        """Repository -> event that its files wait for."""
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -142,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(repo_id, revision)
         if repo is None:
             return None
+        if repo_id in self.hub.held:
+            self.hub.held[repo_id].wait(60)
         if repo["gated"] and self.token != FRIEND:
             return self._fail(403 if self.token else 401, "GatedRepo")
         if name not in repo["files"]:

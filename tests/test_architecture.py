@@ -50,7 +50,14 @@ FLOORS = {
     ],
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
-    "ui": ["jobs", "common", "maps_tab", "optimize_tab features_tab behavior_tab experiments_tab", "app"],
+    "ui": [
+        "shelf lane stored link events",
+        "jobs",
+        "page",
+        "maps_tab",
+        "optimize_tab features_tab behavior_tab experiments_tab",
+        "app",
+    ],
     "cli": ["options", "atlas behavior experiment optimization picture", "main"],
 }
 """Inside a folder too."""

@@ -9,9 +9,9 @@ from vitviz_hf import activation_map, activations, open_image, parse_feature, to
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.app import TABS, App
 from vitviz_hf.ui.behavior_tab import BehaviorTab
-from vitviz_hf.ui.common import one_of, or_else, whole
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
+from vitviz_hf.ui.link import one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 
@@ -132,10 +132,30 @@ def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, mine)
 
     assert next(frames)[tab.status] == "Loading the model ..."
-    tab.stop(other)
+    assert tab.stop(other) == gr.skip()
     assert next(frames)[tab.status].startswith("Step ")
-    tab.stop(mine)
+    assert tab.stop(mine) == "Stopping ..."
     assert list(frames) == [{tab.status: "Cancelled."}]
+    assert tab.stop(mine) == gr.skip()
+
+
+def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_others(app):
+    tab, maps = app.page.tab(OptimizeTab), app.page.tab(MapsTab)
+    first, second = (SimpleNamespace(session_hash=name) for name in ("first", "second"))
+    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, first)
+    next(running)
+    assert next(running)[tab.status].startswith("Step ")
+    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, second)
+    next(waiting)
+
+    assert next(waiting)[tab.status].startswith("Waiting: one run before yours")
+    values = maps.map_feature(app.model.value, str(builtin_paths()["coins"]), "1.mlp_act:9", "heatmap")
+    assert "values" in values[maps.facts]
+    tab.stop(second)
+    assert list(waiting) == [{tab.status: "Cancelled."}]
+    assert next(running)[tab.status].startswith("Step ")
+    tab.stop(first)
+    assert list(running) == [{tab.status: "Cancelled."}]
 
 
 def test_mistakes_are_told_as_gradio_errors(app):

@@ -10,12 +10,15 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.models.gate import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.behavior_tab import BehaviorTab
-from vitviz_hf.ui.common import LANE, OPENED_JS, Gpu, Page, Tab, Values, shown
+from vitviz_hf.ui.events import LATEST, shown
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
-from vitviz_hf.ui.jobs import Jobs, stored_result
+from vitviz_hf.ui.link import OPENED_JS
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.page import Gpu, Page, Tab, Values
+from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.stored import stored_result
 
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
@@ -42,7 +45,7 @@ class App:
     """The model box, the tabs, and what concerns them all."""
 
     def __init__(self, own_model: str, gpu: Gpu, eager: bool) -> None:
-        self.jobs, self.eager = Jobs(own_model), eager
+        self.eager, shelf = eager, Shelf(own_model)
         with gr.Blocks(title="vitviz", analytics_enabled=False, delete_cache=(3600, 7200)) as self.demo:
             gr.Markdown(_INTRO)
             self.model = gr.Dropdown(
@@ -53,7 +56,7 @@ class App:
                 elem_id="model",
             )
             self.facts = gr.Markdown(elem_id="model-facts")
-            self.page = Page(self.jobs, gpu, self.model, self.facts)
+            self.page = Page(shelf, gpu, self.model, self.facts)
             pages = {}
             with gr.Tabs(elem_id="tabs") as self.page.tabs:
                 for kind in TABS:
@@ -61,20 +64,20 @@ class App:
                         self.page.laid_out.append(kind(self.page))
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
-        self.demo.queue(max_size=30, default_concurrency_limit=2)
+        self.demo.queue(max_size=30, default_concurrency_limit=8)
 
     def _connect(self, pages: dict[str, gr.Tab]) -> None:
         page, maps = self.page, self.page.tab(MapsTab)
         for tab in page.laid_out:
             tab.connect()
-        private: dict[str, Any] = {**LANE, "api_visibility": "private"}
+        private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         chosen = self.model.input(
             self.model_facts,
             [self.model, maps.kind, maps.layer],
             [self.facts, maps.kind, maps.layer],
             api_name="model_facts",
             show_progress_on=[self.facts],
-            **LANE,
+            **LATEST,
         )
         page.link(chosen.success(maps.move, [*maps.asked, maps.layout], maps.shown, **private))
         for key, tab_page in pages.items():
@@ -101,7 +104,7 @@ class App:
 
     def describe(self, model_id: str, kind: str, layer: int) -> Values:
         """A sentence about a model, its kinds and layers."""
-        known, maps = self.jobs.facts(self.jobs.prepare(model_id)), self.page.tab(MapsTab)
+        known, maps = self.page.jobs.facts(self.page.shelf.snapshot(model_id)), self.page.tab(MapsTab)
         grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(known.grids), min(known.grids))))
         text = (
             f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "

@@ -8,9 +8,11 @@ from PIL import Image
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import outline_patch
-from vitviz_hf.ui.common import LANE, Kept, Page, Values, open_photo, or_else, shown, whole
+from vitviz_hf.ui.events import LATEST, open_photo, shown
 from vitviz_hf.ui.jobs import Viewed
+from vitviz_hf.ui.link import Kept, or_else, whole
 from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.page import Page, Values
 
 _SIDE = 448
 _CHANGES = {
@@ -27,8 +29,8 @@ class BehaviorTab:
     key, title = "views", "Views and groups"
 
     def __init__(self, page: Page) -> None:
-        self.page, self.jobs = page, page.jobs
-        self.view_job, self.group_job = page.gpu(30)(page.jobs.views), page.gpu(60)(page.jobs.groups)
+        self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
+        self.view_job, self.group_job = page.on_device(30, page.jobs.patch_views), page.on_device(60, page.jobs.groups)
         gr.Markdown("The picture of Activation maps. Click a patch to see what its token has gathered, level by level.")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -102,7 +104,7 @@ class BehaviorTab:
     def connect(self) -> None:
         """Connect its events; the picture is that of the tab Activation maps."""
         page, model, photo = self.page, self.page.model, self.page.tab(MapsTab).photo
-        lane = {**LANE, "show_progress_on": [self.facts]}
+        lane = {**LATEST, "show_progress_on": [self.facts]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
         asked, showing = [model, photo, self.patch, self.filter, self.scale], [self.show_views.click, self.patch.submit]
@@ -130,7 +132,7 @@ class BehaviorTab:
     def look(self, model_id: str, photo: str | None, patch: str, number: int, scale: str, fresh: bool) -> Values:
         """Views of a patch of the unchanged picture."""
         options = ("", 0.0, 0, scale)
-        result = self.view_job(self.jobs.prepare(model_id), open_photo(photo), None, patch, number, *options)
+        result = self.view_job(self.shelf.snapshot(model_id), open_photo(photo), None, patch, number, *options)
         return self.drawn(result, fresh)
 
     @shown
@@ -184,12 +186,12 @@ class BehaviorTab:
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
         arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side), scale)
-        return self.drawn(self.view_job(self.jobs.prepare(model_id), *arguments), False)
+        return self.drawn(self.view_job(self.shelf.snapshot(model_id), *arguments), False)
 
     @shown
     def group_patches(self, model_id: str, photo: str, painted: dict[str, Any], layer: int) -> Values:
         """t-SNE of the patches."""
-        arguments = self.jobs.prepare(model_id), open_photo(photo), _painted(painted), int(layer or 0)
+        arguments = self.shelf.snapshot(model_id), open_photo(photo), _painted(painted), int(layer or 0)
         return {self.plot: str(self.group_job(*arguments))}
 
 

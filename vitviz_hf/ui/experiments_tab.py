@@ -2,14 +2,19 @@
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.experiments.registry import EXPERIMENTS
-from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, shown
-from vitviz_hf.ui.jobs import MAX_SAMPLE, Shown, experiment_seconds, stored_result, stored_results
+from vitviz_hf.ui.events import LATEST, Runs, shown
+from vitviz_hf.ui.jobs import MAX_SAMPLE, experiment_seconds
+from vitviz_hf.ui.lane import Stopped, Waiting
+from vitviz_hf.ui.link import Kept, one_of
+from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.stored import Shown, stored_result, stored_results
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
@@ -20,7 +25,7 @@ class ExperimentsTab:
     key, title = "experiments", "Experiments"
 
     def __init__(self, page: Page) -> None:
-        self.page, self.jobs, self.runs = page, page.jobs, Runs()
+        self.page, self.shelf, self.runs = page, page.shelf, Runs()
         self.job = page.gpu(lambda _, name, *__: experiment_seconds(name))(page.jobs.experiment)
         names = stored_results()
         with gr.Row():
@@ -91,7 +96,7 @@ class ExperimentsTab:
             [self.status, *result],
             api_name="run_experiment",
             show_progress="hidden",
-            **LANE,
+            **LATEST,
         )
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
 
@@ -129,21 +134,23 @@ class ExperimentsTab:
         Returns:
             A sentence, tables as markdown, and figures.
         """
-        yield {self.status: "Loading ..."}
         ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
         with self.runs.one_for(request) as stop:
-            snapshots = [self.jobs.prepare(i) for i in ids]
-            for item in self.job(snapshots, experiment, (dataset or "").strip(), int(limit or 0)):
-                if stop.is_set():
-                    yield {self.status: "Cancelled."}
-                    return
-                if isinstance(item, Shown):
-                    yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
-                else:
-                    done, n = item
-                    yield {self.status: f"{experiment}: {done}" + (f" of {n}" if n else "") + " done"}
+            yield {self.status: "Loading ..."}
+            snapshots = [self.shelf.snapshot(i) for i in ids]
+            frames = self.job(snapshots, experiment, (dataset or "").strip(), int(limit or 0))
+            try:
+                for item in self.page.lane.run(frames, stop):
+                    if isinstance(item, Waiting):
+                        yield {self.status: str(item)}
+                    elif isinstance(item, Shown):
+                        yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
+                    else:
+                        done, n = item
+                        yield {self.status: f"{experiment}: {done}" + (f" of {n}" if n else "") + " done"}
+            except Stopped:
+                yield {self.status: "Cancelled."}
 
-    def stop(self, request: gr.Request) -> str:
-        """Ends the visitor's run."""
-        self.runs.stop(request)
-        return "Cancelled."
+    def stop(self, request: gr.Request) -> Any:
+        """End the visitor's run, which may still be waiting."""
+        return self.runs.stop(request)

@@ -7,8 +7,10 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.sites import Feature, parse_feature, parse_site
-from vitviz_hf.ui.common import LANE, Kept, Page, Values, open_photo, or_else, shown
+from vitviz_hf.ui.events import LATEST, open_photo, shown
+from vitviz_hf.ui.link import Kept, or_else
 from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.page import Page, Values
 
 _SHOWN = 24
 _SORTS = {
@@ -24,8 +26,8 @@ class FeaturesTab:
     key, title = "features", "Features"
 
     def __init__(self, page: Page) -> None:
-        self.page, self.jobs = page, page.jobs
-        self.page_job, self.find_job = page.gpu(30)(page.jobs.page), page.gpu(30)(page.jobs.find)
+        self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
+        self.page_job, self.find_job = page.on_device(30, page.jobs.page), page.on_device(30, page.jobs.find)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self._lay_out_atlas()
@@ -84,12 +86,12 @@ class FeaturesTab:
     def connect(self) -> None:
         """Connect its events."""
         page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
-        private: dict[str, Any] = {**LANE, "api_visibility": "private"}
+        private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         sorting = [self.atlas, self.site, self.sort]
-        gr.Button(visible=False).click(self.sort_features, sorting, tiles, api_name="sort_features", **LANE)
-        self.word.submit(self.find_word, [self.atlas, self.word], tiles, api_name="find_word", **LANE)
+        gr.Button(visible=False).click(self.sort_features, sorting, tiles, api_name="sort_features", **LATEST)
+        self.word.submit(self.find_word, [self.atlas, self.word], tiles, api_name="find_word", **LATEST)
         shown_page = [self.atlas, self.feature]
-        page.link(self.feature.submit(self.feature_page, shown_page, self.html, api_name="feature_page", **LANE))
+        page.link(self.feature.submit(self.feature_page, shown_page, self.html, api_name="feature_page", **LATEST))
         opening = [self.open_button.click, self.atlas.submit]
         page.link(gr.on(opening, self.open, [self.atlas, self.sort], [self.facts, self.site, *tiles], **private))
         gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
@@ -119,12 +121,14 @@ class FeaturesTab:
 
     def show(self, name: str, feature: str) -> Values:
         """The page of a feature."""
-        return {self.html: str(self.page_job(self.jobs.prepare_atlas(name), name, parse_feature(feature)))}
+        return {
+            self.html: str(self.page_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, parse_feature(feature)))
+        }
 
     @shown
     def open(self, name: str, sort: str) -> Values:
         """An atlas, at the middle one of its sites."""
-        known = self.jobs.atlas(name)
+        known = self.shelf.atlas(name)
         sites = [str(s) for s in known.sites]
         m = known.manifest
         text = (
@@ -164,7 +168,7 @@ class FeaturesTab:
     @shown
     def find_features(self, name: str, photo: str | None) -> Values:
         """Features that the picture of the tab Activation maps excites more than the atlas's images do."""
-        found = self.find_job(self.jobs.prepare_atlas(name), name, open_photo(photo), _SHOWN)
+        found = self.find_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, open_photo(photo), _SHOWN)
         return self.tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
 
     @shown
@@ -192,6 +196,6 @@ class FeaturesTab:
     @shown
     def give(self, atlas: str, feature: str) -> Values:
         """The feature to the tab Activation maps, with its model."""
-        model_id = self.jobs.atlas(atlas).manifest["model_id"]
+        model_id = self.shelf.atlas(atlas).manifest["model_id"]
         values = {self.page.model: model_id, self.page.tab(MapsTab).feature: str(parse_feature(feature))}
         return {**values, **self.page.go(MapsTab)}

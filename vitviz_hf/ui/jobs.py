@@ -1,13 +1,11 @@
 """What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
 
 import html
-import json
 import os
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import Queue
@@ -20,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
-from vitviz_hf.atlas.store import Atlas, open_atlas, unusual_features
-from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, ModelNotFoundError
+from vitviz_hf.atlas.store import unusual_features
+from vitviz_hf.errors import ConfigError, DatasetAccessError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
@@ -32,8 +30,8 @@ from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.models.gate import BUILTIN, Snapshot, fetch_model
-from vitviz_hf.models.view import ModelView, at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
+from vitviz_hf.models.gate import BUILTIN, Snapshot
+from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
 from vitviz_hf.optimize.objectives import to_objective
@@ -45,6 +43,8 @@ from vitviz_hf.reading.reference import best_photograph, reference_scores
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import open_source
+from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.stored import Shown
 
 _KEEP = 2
 _FRAME_SECONDS = 0.4
@@ -116,83 +116,19 @@ class Viewed:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the app shows of an experiment."""
-
-    text: str
-    """Markdown."""
-    figures: dict[str, bytes]
-    """Title -> PNG or WebP."""
-
-
 class _Stopped(BaseException):
     """A visitor cancelled."""
 
 
 class Jobs:
-    """Jobs on models that strangers name. Keeps the last few models loaded."""
+    """Jobs on the models and atlases of a shelf."""
 
-    def __init__(self, own_model: str) -> None:
-        """`own_model` is the server's default; it may be a local folder, a visitor's may not."""
-        self._own_model = own_model
-        self._lock = threading.Lock()
-        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
-        self._views: OrderedDict[str, ModelView] = OrderedDict()
-        self._atlases: OrderedDict[str, Atlas] = OrderedDict()
-
-    def prepare(self, model_id: str, revision: str | None = None) -> Snapshot:
-        """Checked local files; downloads, but needs no GPU. Asks the Hub without the server's token.
-
-        Raises:
-            ModelError: one subclass for each reason.
-        """
-        model_id = (model_id or "").strip()
-        if model_id not in (BUILTIN, self._own_model) and not is_hub_id(model_id):
-            raise ModelNotFoundError(
-                f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
-            )
-        with self._lock:
-            known = self._snapshots.get(model_id)
-            if known is None or revision not in (None, known.revision):
-                known = self._snapshots[model_id] = fetch_model(model_id, revision, token=False)
-            return known
-
-    def view(self, snapshot: Snapshot) -> ModelView:
-        """The loaded model."""
-        with self._lock:
-            known = self._views.get(snapshot.model_id)
-            if known is None or known.revision != snapshot.revision:
-                self._views[snapshot.model_id] = load_snapshot(snapshot)
-                while len(self._views) > _KEEP:
-                    self._views.popitem(last=False)
-            self._views.move_to_end(snapshot.model_id)
-            return self._views[snapshot.model_id]
-
-    def atlas(self, name: str) -> Atlas:
-        """An atlas by Hub id, or the server's own (`VITVIZ_ATLAS`), which may be a folder.
-
-        Raises:
-            AtlasError: nothing given, a path, or no usable atlas.
-        """
-        name = (name or "").strip()
-        if name != os.environ.get("VITVIZ_ATLAS") and not (is_hub_id(name) and "/" in name):
-            raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
-        with self._lock:
-            if name not in self._atlases:
-                self._atlases[name] = open_atlas(name, token=False)
-                while len(self._atlases) > _KEEP:
-                    self._atlases.popitem(last=False)
-            return self._atlases[name]
-
-    def prepare_atlas(self, name: str) -> Snapshot:
-        """Checked files of the model that an atlas is of, at its revision."""
-        manifest = self.atlas(name).manifest
-        return self.prepare(str(manifest["model_id"]), manifest["revision"])
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
 
     def sorted_features(self, name: str, site: Site, sort: str, n: int) -> list[tuple[Feature, float]]:
         """The first n features of a site by `maximum`, `unusual` or `sparse`, with that value."""
-        table = self.atlas(name).table(site)
+        table = self._shelf.atlas(name).table(site)
         sorts: dict[str, NDArray[np.floating]] = {
             "maximum": table.top_scores[:, 0],
             "unusual": (table.top_scores[:, 0] - table.mean) / np.maximum(table.std, 1e-12),
@@ -205,24 +141,24 @@ class Jobs:
 
     def best_crops(self, name: str, features: list[Feature]) -> list[tuple[Image.Image, str]]:
         """The most activating image of each feature, and its best word if it has one."""
-        atlas = self.atlas(name)
+        atlas = self._shelf.atlas(name)
         words = [next((w for w, _ in atlas.feature_words(f)), "") for f in features]
         crops = [open_image(atlas.image(atlas.hits(f)[0].row).jpeg) for f in features]
         return list(zip(crops, words, strict=True))
 
     def find_word(self, name: str, word: str, n: int) -> list[tuple[Feature, float]]:
         """The n features that a word names best, with the agreement."""
-        return self.atlas(name).find_word(word or "", n)
+        return self._shelf.atlas(name).find_word(word or "", n)
 
     def page(self, snapshot: Snapshot, name: str, feature: Feature) -> str:
         """The page of a feature as HTML."""
-        atlas = self.atlas(name)
-        return feature_page(at_size(self.view(snapshot), tuple(atlas.manifest["input_size"])), atlas, feature)
+        atlas = self._shelf.atlas(name)
+        return feature_page(at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"])), atlas, feature)
 
     def find(self, snapshot: Snapshot, name: str, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
         """The features whose statistics a picture exceeds most, with the deviations above the mean."""
-        atlas = self.atlas(name)
-        view = at_size(self.view(snapshot), tuple(atlas.manifest["input_size"]))
+        atlas = self._shelf.atlas(name)
+        view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
         check_model(view, atlas)
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
@@ -232,9 +168,8 @@ class Jobs:
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
         """Layers, kinds and sizes of a model. Needs no GPU."""
-        view = self._views.get(snapshot.model_id) or (
-            load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
-        )
+        zero = os.environ.get("SPACES_ZERO_GPU")  # no device outside of jobs there
+        view = load_snapshot(snapshot, "cpu") if zero else self._shelf.view(snapshot)
         find_tap(view, Site(0, "mlp_act"))
         kinds = tuple(k for k in KINDS if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
@@ -262,7 +197,7 @@ class Jobs:
         Args:
             chosen_on: the patch grid that `patch` was chosen on, if it is to be moved to the same place on this one.
         """
-        view = self.view(snapshot)
+        view = self._shelf.view(snapshot)
         pixels = to_pixels(view, image)
         grid = find_tap(view, site).patch_grid
         if patch and chosen_on:
@@ -283,7 +218,7 @@ class Jobs:
 
     def map(self, snapshot: Snapshot, image: Image.Image, feature: Feature) -> MapResult:
         """The activation map of one feature."""
-        view = self.view(snapshot)
+        view = self._shelf.view(snapshot)
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
@@ -292,7 +227,7 @@ class Jobs:
         unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
         return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 
-    def views(
+    def patch_views(
         self,
         snapshot: Snapshot,
         image: Image.Image,
@@ -313,7 +248,7 @@ class Jobs:
             change: `random`, `salient`, `non-salient` or `shuffle`; empty for none.
             scale: of brightness, `linear` or `log`.
         """
-        view = self.view(snapshot)
+        view = self._shelf.view(snapshot)
         filters, grid, n = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
         index = index if index >= 0 else readable_filters(filters, 1)[0]
         check_filter(filters, index)
@@ -341,7 +276,7 @@ class Jobs:
 
     def groups(self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, layer: int) -> str:
         """t-SNE of the patches of a picture as HTML; `layer` counts from 1, 0 is the last."""
-        view = self.view(snapshot)
+        view = self._shelf.view(snapshot)
         check_sequence(view)
         if not 0 <= layer <= len(view.layers):
             raise ConfigError(f"layers go from 1 to {len(view.layers)} here, 0 is the last; got {layer}.")
@@ -351,7 +286,7 @@ class Jobs:
 
     def experiment(
         self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
-    ) -> Iterator["tuple[int, int] | Shown"]:
+    ) -> Generator["tuple[int, int] | Shown"]:
         """A small sample of an experiment: how far it is, every 0.4 s, and at the end what it found.
 
         Raises:
@@ -364,11 +299,12 @@ class Jobs:
         known = {f.name for f in fields(experiment.config)}
         wanted = {"limit": max(1, min(limit, MAX_SAMPLE)), "batch": 16, **_SAMPLE}
         config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
-        views = [self.view(s) for s in snapshots]
+        views = [self._shelf.view(s) for s in snapshots]
         told: Queue[tuple[int, int]] = Queue()
-        stop = threading.Event()
+        going, stop = threading.Event(), threading.Event()
 
         def progress(done: int, n: int) -> None:
+            going.wait()  # between two frames it is another job's turn
             if stop.is_set():
                 raise _Stopped
             told.put((done, n))
@@ -384,19 +320,19 @@ class Jobs:
             running = pool.submit(work)
             try:
                 while not running.done():
-                    time.sleep(_FRAME_SECONDS)
-                    latest = None
-                    while not told.empty():
-                        latest = told.get()
-                    if latest:
-                        yield latest
+                    going.set()
+                    wait([running], timeout=_FRAME_SECONDS)
+                    going.clear()
+                    if not told.empty():
+                        yield [told.get() for _ in range(told.qsize())][-1]
                 yield running.result()
             finally:
                 stop.set()
+                going.set()
 
-    def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Iterator[Frame]:
+    def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Generator[Frame]:
         """Frames of an optimization, at most every 0.4 s, the last one with the result."""
-        view = self.view(snapshot)
+        view = self._shelf.view(snapshot)
         changes = {"seed": seed} | ({"steps": steps} if steps else {})
         base = default_config(view) if preset == "auto" else VisualizeConfig.preset(preset)
         config = VisualizeConfig.from_dict({**base.to_dict(), **changes})
@@ -423,32 +359,6 @@ class Jobs:
 def experiment_seconds(name: str) -> int:
     """GPU time to ask for."""
     return 60 if EXPERIMENTS[name].dataset == "labelled" else 120
-
-
-def results_folder() -> Path:
-    """Where stored results lie: `VITVIZ_RESULTS`, else those that come with the source."""
-    return Path(os.environ.get("VITVIZ_RESULTS") or Path(__file__).parents[2] / "docs" / "results")
-
-
-def stored_results() -> list[str]:
-    """Names of the stored results."""
-    return sorted(path.parent.name for path in results_folder().glob("*/manifest.json"))
-
-
-def stored_result(name: str) -> Shown:
-    """A stored result.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if name not in stored_results():
-        raise ConfigError(f"there is no stored result {name!r}; there are {', '.join(stored_results()) or 'none'}.")
-    folder = results_folder() / name
-    facts = json.loads((folder / "manifest.json").read_text("utf-8"))
-    models = ", ".join(m["model_id"] for m in facts["models"])
-    tables = "\n".join(path.read_text("utf-8") for path in sorted(folder.glob("*.md")))
-    figures = {p.stem: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".png", ".webp")}
-    return Shown(f"## {facts['experiment']} of {models}\nSource: {facts['source']}.\n\n{tables}", figures)
 
 
 def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:

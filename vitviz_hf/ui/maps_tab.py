@@ -11,8 +11,10 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import color_bar, heatmap, map_range, outline_patch, overlay
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.common import LANE, Kept, Page, Values, one_of, open_photo, or_else, photo_input, shown, whole
+from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
 from vitviz_hf.ui.jobs import RankResult
+from vitviz_hf.ui.link import Kept, one_of, or_else, whole
+from vitviz_hf.ui.page import Page, Values
 
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
@@ -26,8 +28,8 @@ class MapsTab:
     key, title = "maps", "Activation maps"
 
     def __init__(self, page: Page) -> None:
-        self.page, self.jobs = page, page.jobs
-        self.rank_job, self.map_job = page.gpu(60)(page.jobs.rank), page.gpu(60)(page.jobs.map)
+        self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
+        self.rank_job, self.map_job = page.on_device(60, page.jobs.rank), page.on_device(60, page.jobs.map)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self._lay_out_picture()
@@ -156,7 +158,7 @@ class MapsTab:
     def connect(self) -> None:
         """One handler for each gesture: a chain would ask for the GPU at every link."""
         page, model = self.page, self.page.model
-        lane = {**LANE, "show_progress_on": [self.status]}
+        lane = {**LATEST, "show_progress_on": [self.status]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         mapped = [model, self.photo, self.feature, self.style]
         place = [model, self.photo, self.kind, self.layer, self.rank_by, self.style]
@@ -191,7 +193,7 @@ class MapsTab:
     ) -> tuple[RankResult, Values]:
         """The strongest features, and how they are shown."""
         unusual, site, at = rank_by == "unusual", Site(int(layer), kind), _parse_patch(patch)
-        snapshot = self.jobs.prepare(model_id)
+        snapshot = self.shelf.snapshot(model_id)
         result: RankResult = self.rank_job(snapshot, open_photo(image), site, at, unusual, _SHOWN, chosen_on)
         at = result.patch
         tiles = [
@@ -214,7 +216,7 @@ class MapsTab:
 
     def draw(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
         """The map of one feature."""
-        result = self.map_job(self.jobs.prepare(model_id), open_photo(image), parse_feature(feature or ""))
+        result = self.map_job(self.shelf.snapshot(model_id), open_photo(image), parse_feature(feature or ""))
         scale, crop = map_range(result.values), _large(result.crop)
         drawn = heatmap(result.values, crop.size, scale) if style == "heatmap" else overlay(crop, result.values, scale)
         rows, cols = result.values.shape

@@ -11,9 +11,12 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
-from vitviz_hf.ui.common import LANE, Kept, Page, Runs, Values, one_of, or_else, shown, whole
+from vitviz_hf.ui.events import LATEST, Runs, shown
 from vitviz_hf.ui.jobs import Frame, gpu_seconds
+from vitviz_hf.ui.lane import Stopped, Waiting
+from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
+from vitviz_hf.ui.page import Page, Values
 
 _MAX_STEPS = 1000
 
@@ -24,7 +27,7 @@ class OptimizeTab:
     key, title = "optimize", "Feature optimization"
 
     def __init__(self, page: Page) -> None:
-        self.page, self.jobs, self.runs = page, page.jobs, Runs()
+        self.page, self.shelf, self.runs = page, page.shelf, Runs()
         self.job = page.gpu(_duration)(page.jobs.optimize)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -85,7 +88,7 @@ class OptimizeTab:
             "inputs": [page.model, self.objective, self.preset, self.steps, self.seed],
             "outputs": [self.live, self.status, self.download],
             "show_progress": "hidden",
-            **LANE,
+            **LATEST,
         }
         self.start.click(**options, api_name="visualize")
         self.objective.submit(**options, api_visibility="private")
@@ -120,13 +123,17 @@ class OptimizeTab:
             raise ConfigError(f"unknown preset {preset!r}; presets are auto, {', '.join(PRESETS)}.")
         if not 0 <= int(steps or 0) <= _MAX_STEPS:
             raise ConfigError(f"steps must be 0 to {_MAX_STEPS} here; got {steps}.")
-        yield {self.status: "Loading the model ...", self.download: gr.update(interactive=False)}
         with self.runs.one_for(request) as stop:
-            for frame in self.job(self.jobs.prepare(model_id), feature or "", preset, int(steps or 0), int(seed or 0)):
-                if stop.is_set():
-                    yield {self.status: "Cancelled."}
-                    return
-                yield self.shows(frame, feature)
+            yield {self.status: "Loading the model ...", self.download: gr.update(interactive=False)}
+            asked = (self.shelf.snapshot(model_id), feature or "", preset, int(steps or 0), int(seed or 0))
+            try:
+                for frame in self.page.lane.run(self.job(*asked), stop):
+                    if isinstance(frame, Waiting):
+                        yield {self.status: str(frame)}
+                    else:
+                        yield self.shows(frame, feature)
+            except Stopped:
+                yield {self.status: "Cancelled."}
 
     def shows(self, frame: Frame, feature: str) -> Values:
         """A moment of the run; the last one brings the file."""
@@ -142,10 +149,9 @@ class OptimizeTab:
             self.download: gr.update(value=str(path), interactive=True),
         }
 
-    def stop(self, request: gr.Request) -> str:
-        """Ends the visitor's run at its next frame."""
-        self.runs.stop(request)
-        return "Cancelled."
+    def stop(self, request: gr.Request) -> Any:
+        """End the visitor's run, which may still be waiting."""
+        return self.runs.stop(request)
 
 
 def _duration(snapshot: Any, _: str, preset: str, steps: int, __: int) -> int:

@@ -1,0 +1,152 @@
+"""Turns on the device: short jobs between the frames of long ones, long ones one after the other."""
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from vitviz_hf.ui.lane import Lane, Stopped, Waiting
+
+
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    return thread
+
+
+def test_turns_do_not_overlap_and_come_in_the_order_of_asking():
+    lane, spans, order = Lane(), [], []
+
+    def job(name):
+        with lane.turn():
+            order.append(name)
+            start = time.monotonic()
+            time.sleep(0.02)
+            spans.append((start, time.monotonic()))
+
+    threads = []
+    with lane.turn():
+        for name in range(5):
+            threads.append(in_thread(job, name))
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+
+    assert order == [0, 1, 2, 3, 4]
+    assert all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
+
+
+def test_a_short_job_waits_for_one_frame_of_a_long_one():
+    lane, happened = Lane(), []
+
+    def frames():
+        for i in range(6):
+            happened.append(i)
+            if i == 1:
+                threads.append(in_thread(short))
+            time.sleep(0.05)
+            yield i
+
+    def short():
+        with lane.turn():
+            happened.append("short")
+
+    threads = []
+    assert list(lane.run(frames(), threading.Event())) == [0, 1, 2, 3, 4, 5]
+    threads[0].join()
+    assert happened.index("short") <= 3
+
+
+def test_long_jobs_go_one_after_the_other_and_say_how_many_are_before():
+    lane, order, heard = Lane(), [], []
+
+    def frames(name):
+        for _ in range(3):
+            order.append(name)
+            time.sleep(0.05)
+            yield name
+
+    def second():
+        heard.extend(lane.run(frames("b"), threading.Event()))
+
+    first = lane.run(frames("a"), threading.Event())
+    next(first)
+    thread = in_thread(second)
+    time.sleep(0.05)
+    assert list(first) == ["a", "a"]
+    thread.join()
+
+    assert order == ["a"] * 3 + ["b"] * 3
+    assert heard[0] == Waiting(1, 0.0) and str(heard[0]) == "Waiting: one run before yours."
+    assert heard[-3:] == ["b"] * 3
+    assert str(Waiting(2, 31.4)) == "Waiting: 2 runs before yours, about 31 s."
+
+
+def test_the_wait_is_estimated_by_the_time_of_the_last_runs():
+    lane = Lane()
+
+    def frames():
+        time.sleep(0.2)
+        yield 0
+
+    assert list(lane.run(frames(), threading.Event())) == [0]
+    running = lane.run(frames(), threading.Event())
+    next(running)
+    waits = lane.run(frames(), threading.Event())
+
+    told = next(waits)
+    waits.close()
+
+    assert told.before == 1 and 0.2 <= told.seconds < 2
+
+
+def test_a_stopped_run_that_waits_never_starts_and_one_that_runs_ends_at_its_frame():
+    lane, made, stop = Lane(), [], threading.Event()
+
+    def frames(name):
+        for i in range(5):
+            made.append((name, i))
+            yield i
+
+    first = lane.run(frames("first"), stop)
+    next(first)
+    waiting_stop = threading.Event()
+    waits = lane.run(frames("waiting"), waiting_stop)
+    assert isinstance(next(waits), Waiting)
+    waiting_stop.set()
+    with pytest.raises(Stopped):
+        next(waits)
+    stop.set()
+    with pytest.raises(Stopped):
+        next(first)
+
+    assert made == [("first", 0)]
+    assert list(lane.run(frames("next"), threading.Event())) == [0, 1, 2, 3, 4]
+
+
+def test_a_job_that_fails_or_is_abandoned_leaves_the_device():
+    lane = Lane()
+
+    def failing():
+        yield 1
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(lane.run(failing(), threading.Event()))
+    closed = []
+
+    def frames():
+        try:
+            yield from (1, 2, 3)
+        finally:
+            closed.append(True)
+
+    abandoned = lane.run(frames(), threading.Event())
+    next(abandoned)
+    abandoned.close()
+
+    with lane.turn():
+        pass
+    assert closed == [True]
+    assert list(lane.run(frames(), threading.Event())) == [1, 2, 3]

@@ -1,0 +1,109 @@
+"""What handlers share: shown errors, runs that a visitor can stop, the picture input."""
+
+import functools
+import html
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from PIL import Image
+
+from vitviz_hf.errors import ImageError, VitvizError
+from vitviz_hf.images import open_image
+
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": None}
+"""Of clicks that wait, the last counts. Whose turn it is on the device, lane.py says."""
+
+
+class Runs:
+    """The visitors' long runs, one each.
+
+    A flag that is read between frames ends one in order; gradio's own `cancels` ends it with an error badge.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, Event] = {}
+
+    @contextmanager
+    def one_for(self, request: gr.Request) -> Iterator[Event]:
+        """The flag of a run that goes on inside the block."""
+        session, stop = str(request.session_hash), Event()
+        self._running[session] = stop
+        try:
+            yield stop
+        finally:
+            if self._running.get(session) is stop:
+                del self._running[session]
+
+    def stop(self, request: gr.Request) -> Any:
+        """Raise the flag of a visitor's run; what the status then says, nothing new if nothing runs."""
+        stop = self._running.get(str(request.session_hash))
+        if stop is None:
+            return gr.skip()
+        stop.set()
+        return "Stopping ..."
+
+
+_log = logging.getLogger(__name__)
+
+
+def photo_input(**options: Any) -> gr.Image:
+    """An image input that hands over the file as it came: `open_image` is the gate that decodes it."""
+    component = gr.Image(type="filepath", image_mode=None, **options)
+    decode = component.preprocess
+
+    def preprocess(payload: ImageData | None) -> Any:
+        if payload is None or payload.path is None or (payload.url and payload.url.startswith("data:")):
+            return decode(payload)
+        return payload.path
+
+    component.preprocess = preprocess
+    return component
+
+
+def open_photo(path: str | None) -> Image.Image:
+    """The visitor's picture.
+
+    Raises:
+        ImageError: none given, or not usable.
+    """
+    if not path:
+        raise ImageError("there is no picture yet: upload one or choose an example photograph.")
+    return open_image(path)
+
+
+def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a user's error with its text; log anything else and say one neutral sentence."""
+
+    def told(error: Exception) -> gr.Error:
+        if isinstance(error, VitvizError):
+            return gr.Error(html.escape(str(error)), print_exception=False)
+        if isinstance(error, gr.Error):
+            return error
+        _log.exception("handler %s failed", handler.__name__)
+        return gr.Error("Something went wrong on the server; it has been logged.", print_exception=False)
+
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(*args: Any, **kwargs: Any) -> Any:
+            try:
+                yield from handler(*args, **kwargs)
+            except Exception as error:
+                raise told(error) from error
+
+        return stream
+
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except Exception as error:
+            raise told(error) from error
+
+    return call

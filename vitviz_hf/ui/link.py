@@ -1,0 +1,52 @@
+"""The address bar: which components it keeps, under which key, and how each is read back."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A component that the address bar keeps."""
+
+    key: str
+    component: Any
+    parse: Callable[[str | None], Any]
+    """Text in the link, None if it has none -> value; what cannot be used gives the default."""
+
+
+def or_else(default: str) -> Callable[[str | None], str]:
+    """Any text."""
+    return lambda text: default if text is None else text
+
+
+def one_of(choices: Iterable[str], default: str | None) -> Callable[[str | None], str | None]:
+    """One of some words."""
+    known = tuple(choices)
+    return lambda text: text if text in known else default
+
+
+def whole(default: int) -> Callable[[str | None], int]:
+    """A whole number of at most nine digits."""
+    return lambda text: int(text) if text and text.isdecimal() and len(text) < 10 else default
+
+
+def link_js(keys: Sequence[str]) -> str:
+    """Keeps the address bar in step with the components of these keys.
+
+    A Space's page is told as well, since the app lives in a frame there. Until the page has read its own link, nothing
+    may write it: the request that opens the page sends the address bar as it is then.
+    """
+    return f"""(...values) => {{
+  if (!window.vitvizOpened) return;
+  const keys = {list(keys)}, query = new URLSearchParams();
+  keys.forEach((key, i) => {{
+    const value = values[i];
+    if (value !== null && value !== undefined && value !== "") query.set(key, value);
+  }});
+  history.replaceState(null, "", "?" + query.toString());
+  if (window.parent !== window) window.parent.postMessage({{queryString: query.toString()}}, "*");
+}}"""
+
+
+OPENED_JS = "() => { window.vitvizOpened = true; }"

@@ -1,0 +1,88 @@
+"""The page that the tabs stand on, and how they find each other."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+import gradio as gr
+
+from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.lane import Lane
+from vitviz_hf.ui.link import Kept, link_js, one_of, or_else
+from vitviz_hf.ui.shelf import Shelf
+
+Gpu = Callable[[Any], Callable[[Callable[..., Any]], Callable[..., Any]]]
+"""Duration in seconds, or a function of the job's arguments -> decorator, as spaces.GPU."""
+
+Values = dict[Any, Any]
+"""Component -> its new value; the others stay as they are."""
+
+
+class Tab(Protocol):
+    """A tab: components are attributes, handlers are methods that return `Values`."""
+
+    key: str
+    """In the link."""
+    title: str
+
+    def __init__(self, page: "Page") -> None:
+        """Lay it out."""
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps of it."""
+
+    def connect(self) -> None:
+        """Connect its events, when all tabs are laid out."""
+
+
+T = TypeVar("T")
+
+
+class Page:
+    """What stands around the tabs, and how they find each other."""
+
+    def __init__(self, shelf: Shelf, gpu: Gpu, model: gr.Dropdown, facts: gr.Markdown) -> None:
+        self.shelf, self.jobs, self.lane, self.gpu = shelf, Jobs(shelf), Lane(), gpu
+        self.model, self.facts = model, facts
+        self.tabs: gr.Tabs
+        self.tab_key: gr.Textbox
+        self.laid_out: list[Tab] = []
+
+    def on_device(self, duration: Any, job: Callable[..., T]) -> Callable[..., T]:
+        """A short job that takes its turn on the device.
+
+        Args:
+            duration: seconds of a ZeroGPU that it may take.
+        """
+        run = self.gpu(duration)(job)
+
+        def take_turn(*args: Any) -> T:
+            with self.lane.turn():
+                return cast(T, run(*args))
+
+        return take_turn
+
+    def tab(self, kind: type[T]) -> T:
+        """The tab of a class."""
+        return cast(T, next(tab for tab in self.laid_out if isinstance(tab, kind)))
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What the address bar keeps, in its order."""
+        keys = [tab.key for tab in self.laid_out]
+        own = [Kept("tab", self.tab_key, one_of(keys, keys[0])), Kept("model", self.model, or_else(self.model.value))]
+        return own + [kept for tab in self.laid_out for kept in tab.kept]
+
+    def go(self, kind: type[Tab]) -> Values:
+        """Opens the tab of a class."""
+        return {self.tabs: gr.update(selected=kind.key), self.tab_key: kind.key}
+
+    @property
+    def going(self) -> list[Any]:
+        """The components of `go`."""
+        return [self.tabs, self.tab_key]
+
+    def link(self, event: Any) -> None:
+        """Write the address bar after an event."""
+        kept = self.kept
+        event.then(None, [k.component for k in kept], None, js=link_js([k.key for k in kept]), api_visibility="private")

@@ -1,0 +1,87 @@
+"""What strangers name, ready for use: checked models, loaded models, opened atlases.
+
+Two visitors who ask for the same thing at once wait for one loading; whoever asks for another thing does not wait.
+What was not used for longest is put away when the shelf is full.
+"""
+
+import os
+from threading import Condition
+
+from cachetools import LRUCache, TTLCache, cachedmethod
+from cachetools.keys import hashkey
+
+from vitviz_hf.atlas.store import Atlas, open_atlas
+from vitviz_hf.errors import AtlasError, ModelNotFoundError
+from vitviz_hf.hub import is_hub_id, size_limit
+from vitviz_hf.models.gate import BUILTIN, Snapshot, fetch_model
+from vitviz_hf.models.view import ModelView, load_snapshot
+
+_SNAPSHOTS, _SNAPSHOT_SECONDS, _ATLASES = 256, 3600, 16
+
+
+def kept_bytes() -> int:
+    """Most bytes of weights that stay loaded: `VITVIZ_KEEP_GB` (default 8), at least one model of any accepted size."""
+    return max(int(float(os.environ.get("VITVIZ_KEEP_GB", "8")) * 1e9), size_limit())
+
+
+def weight_bytes(view: ModelView) -> int:
+    """Bytes of a loaded model's weights, as they lie on its device."""
+    held = [*view.module.parameters(), *view.module.buffers()]
+    return min(sum(t.numel() * t.element_size() for t in held), kept_bytes())
+
+
+class Shelf:
+    """Models and atlases that visitors use."""
+
+    def __init__(self, own_model: str) -> None:
+        """`own_model` is the server's default; it may be a local folder, a visitor's may not."""
+        self._own_model = own_model
+        self._snapshots: TTLCache[object, Snapshot] = TTLCache(_SNAPSHOTS, _SNAPSHOT_SECONDS)
+        self._views: LRUCache[object, ModelView] = LRUCache(kept_bytes(), weight_bytes)
+        self._atlases: LRUCache[object, Atlas] = LRUCache(_ATLASES)
+        self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
+
+    def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
+        """Checked local files; downloads, but needs no device. Asks the Hub without the server's token.
+
+        Raises:
+            ModelError: one subclass for each reason.
+        """
+        model_id = (model_id or "").strip()
+        if model_id not in (BUILTIN, self._own_model) and not is_hub_id(model_id):
+            raise ModelNotFoundError(
+                f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
+            )
+        return self._fetched(model_id, revision)
+
+    @cachedmethod(lambda self: self._snapshots, condition=lambda self: self._fetching)
+    def _fetched(self, model_id: str, revision: str | None) -> Snapshot:
+        return fetch_model(model_id, revision, token=False)
+
+    @cachedmethod(
+        lambda self: self._views,
+        key=lambda self, snapshot: hashkey(snapshot.model_id, snapshot.revision),
+        condition=lambda self: self._loading,
+    )
+    def view(self, snapshot: Snapshot) -> ModelView:
+        """The loaded model."""
+        return load_snapshot(snapshot)
+
+    def atlas(self, name: str) -> Atlas:
+        """An atlas by Hub id, or the server's own (`VITVIZ_ATLAS`), which may be a folder.
+
+        Raises:
+            AtlasError: nothing given, a path, or no usable atlas.
+        """
+        name = (name or "").strip()
+        if name != os.environ.get("VITVIZ_ATLAS") and not (is_hub_id(name) and "/" in name):
+            raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
+        return self._opened(name)
+
+    @cachedmethod(lambda self: self._atlases, condition=lambda self: self._opening)
+    def _opened(self, name: str) -> Atlas:
+        return open_atlas(name, token=False)
+
+    def snapshot_of(self, atlas: Atlas) -> Snapshot:
+        """Checked files of the model that an atlas is of, at its revision."""
+        return self.snapshot(str(atlas.manifest["model_id"]), atlas.manifest["revision"])
