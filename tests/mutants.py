@@ -161,8 +161,8 @@ MUTANTS = [
         ),
         (
             "terms on one feature overwrite each other",
-            "[n, target.index] += weight\n            elif isinstance(target, Direction)",
-            "[n, target.index] = weight**2\n            elif isinstance(target, Direction)",
+            "weights[site][n], factor)",
+            "weights[site][n].zero_(), factor**2)",
             "optimize/loop::an_objective_is_the_weighted_sum_of_its_targets",
         ),
     ),
