@@ -10,7 +10,6 @@ that is no finite number is left out of that site's rankings and statistics, cou
 
 import itertools
 import json
-import os
 import sqlite3
 import time
 import warnings
@@ -35,6 +34,7 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError, DatasetError, ImageError, ModelError, OutputExistsError
 from vitviz_hf.images import encode, open_image, pixels_to_image
+from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import load_preprocessing, sized_pixels
 from vitviz_hf.models.view import ModelView, find_tap, list_sites
@@ -268,9 +268,8 @@ def _checkpoint(state: SearchState, recipe: Mapping[str, Any], path: Path, crops
     crops.commit()
     facts = {k: getattr(state, k) for k in (*_FACTS, "skipped")} | {"recipe": dict(recipe)}
     tensors = {f"{s}/{n}": t.contiguous().cpu() for s, f in state.folds.items() for n, t in f.tensors().items()}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, {"state": json.dumps(facts)})
-    os.replace(part, path)
+    with replace_file(path) as part:
+        save_file(tensors, part, {"state": json.dumps(facts)})
 
 
 def _prune(state: SearchState, crops: sqlite3.Connection) -> None:

@@ -96,7 +96,7 @@ def _run_one(
 
 def _run_all(args: Any) -> None:
     from vitviz_hf.experiments.result import claim, describe_run, report
-    from vitviz_hf.manifest import write_file
+    from vitviz_hf.manifest import replace_file
 
     out = Path(args.out)
     if not args.resume:
@@ -120,8 +120,8 @@ def _run_all(args: Any) -> None:
             print(f"{name}: {error}")
     if len(failed) == len(EXPERIMENTS):
         raise ConfigError("no experiment could be run.")
-    (out / "report.md").unlink(missing_ok=True)
-    write_file(out / "report.md", report(out, failed).encode())
+    with replace_file(out / "report.md") as part:
+        part.write_text(report(out, failed), "utf-8")
     print(out / "report.md")
 
 

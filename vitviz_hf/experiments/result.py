@@ -11,7 +11,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.figures import Figure, encode_figure
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.tables import Table
-from vitviz_hf.manifest import versions, write_dir
+from vitviz_hf.manifest import replace_file, versions, write_dir
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import ZeroShot
 from vitviz_hf.stream import Source
@@ -100,8 +100,8 @@ def claim(work: Path, manifest: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"'{work}' holds something that is no run of this version; delete it, or choose another --out."
         )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1), "utf-8")
+    with replace_file(path) as part:
+        part.write_text(json.dumps(own, indent=1), "utf-8")
 
 
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:

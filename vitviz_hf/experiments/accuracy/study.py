@@ -23,6 +23,7 @@ from vitviz_hf.experiments.accuracy.labels import LabelMatcher
 from vitviz_hf.experiments.accuracy.pixels import logits_of
 from vitviz_hf.experiments.tables import Interval
 from vitviz_hf.images import open_image
+from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import (
     not_finite,
@@ -328,18 +329,15 @@ def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
 
 
 def _save(tally: Tally, work: Path) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     facts = {
         "n_rows": tally.n_rows,
         "left_out": tally.left_out,
         "remarks": tally.remarks,
         "position": tally.position,
     }
-    part = work / "flags.part"
-    with part.open("wb") as file:
-        blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
-        np.savez(file, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
-    os.replace(part, work / "flags.npz")
+    blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
+    with replace_file(work / "flags.npz") as part:
+        np.savez(part, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
 
 
 def _load(work: Path, columns: Sequence[str]) -> Tally:
