@@ -47,7 +47,7 @@ class Visualization:
     @property
     def image(self) -> Image.Image:
         """As an 8-bit picture."""
-        return pixels_to_image(self.pixels.numpy())
+        return pixels_to_image(self.pixels)
 
     def png(self) -> bytes:
         """PNG file that carries the recipe."""

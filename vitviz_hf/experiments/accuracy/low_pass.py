@@ -18,7 +18,7 @@ from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import Figure, curves, picture_grid
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table
-from vitviz_hf.images import open_image
+from vitviz_hf.images import bytes_to_image, image_to_bytes, open_image
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import Source
 
@@ -149,14 +149,14 @@ def _each_filtered(pixels: Tensor, several: Tensor) -> Iterator[Tensor]:
 
 def filtered_files(image: Image.Image, keep: str = "low") -> list[Image.Image]:
     """The picture under every mask, at its own resolution, in 8 bits."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    pixels = image_to_bytes(image).float()
     pictures = islice(_each_filtered(pixels[None], masks(pixels.shape[1], pixels.shape[2], keep)), 1, None)
     return [to_image(p[0]) for p in pictures]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """[3, H, W] in 0 to 255, clipped and rounded."""
-    return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    return bytes_to_image(pixels.round().clamp(0, 255).to(torch.uint8))
 
 
 def removed_energy(pixels: Tensor, several: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _mean_removed(view: ModelView, source: Source, config: LowPassConfig) -> NDA
 def _filtered_at(view: ModelView, config: LowPassConfig) -> Callable[[Image.Image], Tensor]:
     if config.filter_at == "input":
         return lambda image: model_bytes(view, image)
-    return lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return image_to_bytes
 
 
 def _pictures(source: Source, limit: int) -> Iterator[Image.Image]:

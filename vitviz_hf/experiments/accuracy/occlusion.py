@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vitviz_hf.config import parse_numbers
@@ -26,6 +25,7 @@ from vitviz_hf.experiments.figures import curves
 from vitviz_hf.experiments.perturb import MODES, Changed, Mask, Pixels, mask_to_model, occlude, salient_tiles, shuffle
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table
+from vitviz_hf.images import bytes_to_image, image_to_bytes
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import Source
 
@@ -63,14 +63,14 @@ def run(
         prepared, without = [], set[str]()
         for view in views:
             natural = model_bytes(view, example.image)
-            pixels, mask = natural.permute(1, 2, 0).numpy(), mask_to_model(view, inside)
+            pixels, mask = np.array(bytes_to_image(natural)), mask_to_model(view, inside)
             salient = salient_tiles(mask, config.grid)
             exist = {"salient": salient.any(), "non-salient": salient.any() and not salient.all()}
             without |= {mode for mode in exist if boxes and not exist[mode]}
             forms: list[Tensor | None] = [natural]
             for (mode, _), change in changes.items():
                 changed = change(pixels, mask, seed).pixels if exist.get(mode, True) else None
-                forms.append(None if changed is None else torch.from_numpy(changed).permute(2, 0, 1))
+                forms.append(None if changed is None else image_to_bytes(changed))
             prepared.append(forms)
         example.remarks.extend([NO_TILES] if "salient" in without else [ALL_TILES] if without else [])
         return prepared

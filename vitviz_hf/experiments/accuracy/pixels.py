@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitviz_hf.images import bytes_to_pixels, pixels_to_bytes
 from vitviz_hf.models.loading import sized_pixels
 from vitviz_hf.models.view import ModelView, logits
 
 
 def model_bytes(view: ModelView, image: Image.Image) -> Tensor:
     """The model's own resize and crop of an RGB picture, [3, H, W] in 0 to 255."""
-    pixels = sized_pixels(view.preprocess, image, view.input_size)
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels_to_bytes(sized_pixels(view.preprocess, image, view.input_size))
 
 
 def logits_of(view: ModelView, pictures: Sequence[Tensor] | Tensor, batch: int) -> Tensor:
@@ -23,5 +23,5 @@ def logits_of(view: ModelView, pictures: Sequence[Tensor] | Tensor, batch: int) 
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
             stack = some if isinstance(some, Tensor) else torch.stack(list(some))
-            parts.append(logits(view, stack.to(view.device).float() / 255).float().cpu())
+            parts.append(logits(view, bytes_to_pixels(stack.to(view.device))).float().cpu())
     return torch.cat(parts)

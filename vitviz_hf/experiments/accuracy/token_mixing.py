@@ -28,6 +28,7 @@ from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.figures import Figure, curves, heat_map
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Interval, Table, paper_and_ours
+from vitviz_hf.images import bytes_to_pixels
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record_with_logits
@@ -190,7 +191,7 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
         return both
 
     def score(examples: list[Example], prepared: list[Tensor]) -> Flags:
-        pixels = torch.stack(prepared).to(view.device).float() / 255
+        pixels = bytes_to_pixels(torch.stack(prepared).to(view.device))
         with torch.no_grad():
             acts, natural = record_with_logits(view, pixels, [site])
         isolated = None if plan.isolation else isolated_logits(view, pixels)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
@@ -26,6 +25,7 @@ from vitviz_hf.experiments.neurons.views import SOURCE
 from vitviz_hf.experiments.perturb import MODES, Changed, Mask, Pixels, mask_to_model, occlude, shuffle
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table
+from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.view import ModelView, to_pixels
 from vitviz_hf.reading.attention import attention_weights, joint_attention
 from vitviz_hf.reading.maps import name_precision
@@ -95,7 +95,7 @@ def run_group(
     seen = used = 0
     for scene in scenes:
         seen += 1
-        pixels = (to_pixels(view, scene.image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+        pixels = np.array(pixels_to_image(to_pixels(view, scene.image)[0]))
         mask = mask_to_model(view, scene.mask)
         try:
             measured = _measure_variants(view, pixels, mask, scene.names, variants, config, used)
@@ -206,7 +206,7 @@ def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
     Raises:
         NonFiniteError: they are not finite.
     """
-    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+    stack = image_to_pixels(pixels)[None].to(view.device)
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     acts = activations(view, stack, sites)
     outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
@@ -292,7 +292,7 @@ def tsne_panels(view: ModelView, scene: Scene, pixels: Pixels, mask: Mask, confi
     """t-SNE of the patch tokens of a scene after four blocks, objects by color, points sized as configured."""
     n, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     outputs = block_outputs(view, pixels)
-    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+    stack = image_to_pixels(pixels)[None].to(view.device)
     joint = joint_attention(attention_weights(view, stack)[:, 0], n)
     owners = majority(mask, grid)
     names = {_BACKGROUND: "background"} | {i + 1: name for i, name in enumerate(scene.names)}

@@ -48,7 +48,7 @@ from vitviz_hf.experiments.perturb import (
 )
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table
-from vitviz_hf.images import pixels_to_image
+from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.view import ModelView, normalize, to_pixels
 from vitviz_hf.reading.attention import JointAttention, attention_weights, joint_attention
 from vitviz_hf.reading.recording import activations, record_with_logits
@@ -86,7 +86,7 @@ class _Variant:
 
 def look(view: ModelView, pixels: Pixels, residual: float) -> Seen:
     """One picture [H, W, 3] through the model: once for tokens and logits, once for the attention."""
-    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+    stack = image_to_pixels(pixels)[None].to(view.device)
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     probabilities = None
     if view.labels:
@@ -117,7 +117,7 @@ def run_occlude(
         ModelError: the attention cannot be read.
     """
     filters, layer = patch_filters(view), view.layers[0]
-    pixels = (to_pixels(view, image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = np.array(pixels_to_image(to_pixels(view, image)[0]))
     on_objects = None if mask is None else mask_to_model(view, (mask != 0).astype(np.int64))
     fits = config.grid <= min(pixels.shape[:2])
     if on_objects is not None and fits and not salient_tiles(on_objects, config.grid).any():

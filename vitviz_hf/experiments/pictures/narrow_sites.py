@@ -16,7 +16,7 @@ from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import Picture, one_model, optimized, picture_config
 from vitviz_hf.experiments.result import Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Interval, Table
-from vitviz_hf.images import cover
+from vitviz_hf.images import cover, image_to_bytes
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.sites import Feature, Site
@@ -110,7 +110,7 @@ def directions(view: ModelView, site: Site, way: str, n: int, seed: int) -> list
 
 def high_frequency_share(image: Image.Image) -> float:
     """Share of a picture's spectral energy beyond half the highest frequency, its mean color left out."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
+    pixels = image_to_bytes(image).double()
     energy = torch.fft.fft2(pixels - pixels.mean((1, 2), keepdim=True)).abs().square().sum(0)
     fy, fx = (torch.fft.fftfreq(n) * 2 for n in energy.shape)
     high = torch.hypot(fy[:, None], fx[None]) > 0.5
