@@ -167,6 +167,60 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "optimize/objectives",
+        (
+            "a recipe names a direction by its site too",
+            '"name": self.name}',
+            '"name": str(self)}',
+            "optimize/recipe::an_objective_in_a_recipe_is_as_it_always_was_and_comes_back_the_same",
+        ),
+    ),
+    *_of(
+        "images",
+        (
+            "pixels are cut down to 8 bits, not rounded",
+            "(pixels.clamp(0, 1) * 255).round()",
+            "(pixels.clamp(0, 1) * 255)",
+            "images::pixels_are_rounded_and_cut_off_at_both_ends",
+        ),
+    ),
+    *_of(
+        "manifest",
+        (
+            "a file is written over in place",
+            "        part.replace(path)",
+            "        path.write_bytes(part.read_bytes())\n        path.chmod(0o600)",
+            "manifest::a_file_is_replaced_when_it_is_whole",
+        ),
+        (
+            "what failed takes the place of the file",
+            "        part.unlink(missing_ok=True)",
+            "        part.replace(path) if part.exists() else None",
+            "manifest::a_file_whose_writing_fails_stays_as_it_was",
+        ),
+    ),
+    *_of(
+        "reading/batches",
+        (
+            "a row beyond the limit is asked for",
+            "stream = islice(rows, limit)",
+            "stream = iter(rows)",
+            "reading/batches::no_row_beyond_the_limit_is_asked_for",
+        ),
+        (
+            "nothing is worked on ahead",
+            "len(waiting) > _WAITING_BATCHES",
+            "waiting",
+            "reading/batches::three_batches_are_on_their_way_while_one_is_used",
+        ),
+        (
+            "what is left out counts as usable",
+            "if not i.problem and i.value is not None]",
+            "]",
+            "reading/batches::what_is_left_out_says_why_and_the_rest_is_usable",
+        ),
+    ),
+    *_of(
         "optimize/config",
         (
             "preset paper has no smoothness",

@@ -4,9 +4,9 @@ import json
 import os
 import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from vitviz_hf.experiments.tables import Interval
 from vitviz_hf.images import open_image
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.reading.classification import (
-    not_finite,
-)
+from vitviz_hf.reading.batches import Batch, Made, read_batches
+from vitviz_hf.reading.classification import not_finite
 from vitviz_hf.stream import Row, Source
 
 Flags = NDArray[np.uint8]
@@ -111,32 +110,11 @@ def count_right(
     saved, warned = time.monotonic(), set[int]()
     n_all = min(x for x in (source.n_rows, limit or None, 10**12) if x is not None)
 
-    def ready(row: Row) -> tuple[Example | None, Any]:
-        targets = tuple(m.find(row) for m in matchers)
-        if all(t is None for t in targets):
-            several = any(len(m.fitting(row)) > 1 for m in matchers)
-            return None, (
-                f"the label {row.label or row.wnid!r} fits several of the model's classes"
-                if several
-                else f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
-            )
-        try:
-            example = Example(row, open_image(row.data), targets)
-        except ImageError:
-            return None, "the image cannot be read"
-        return example, prepare(example)
-
     with ThreadPoolExecutor(_DECODERS) as pool:
-        rows = source.read(0, 1, tally.position)
+        rows, left = source.read(0, 1, tally.position), max(0, limit - tally.n_rows) if limit else None
         try:
-            for items, position in _batches(rows, lambda row: pool.submit(ready, row), batch, limit, tally.n_rows):
-                tally.n_rows += len(items)
-                tally.position = position
-                tally.left_out.update(prepared for _, prepared in items if isinstance(prepared, str))
-                tally.remarks.update(remark for example, _ in items if example for remark in example.remarks)
-                usable = [item for item in items if not isinstance(item[1], str)]
-                if usable:
-                    tally.blocks.append(score([e for e, _ in usable], [p for _, p in usable]))
+            for some in read_batches(rows, lambda row: pool.submit(_ready, matchers, prepare, row), batch, left):
+                if _take_in(tally, some, score):
                     warned |= _warn(tally, views, warned)
                 if progress:
                     progress(tally.n_rows, n_all if n_all < 10**12 else 0)
@@ -145,6 +123,40 @@ def count_right(
                     saved = time.monotonic()
         finally:
             _save(tally, work)
+    _check(tally, source, views)
+    return tally
+
+
+def _ready(matchers: Sequence[LabelMatcher], prepare: Callable[[Example], Any], row: Row) -> Made[tuple[Example, Any]]:
+    targets = tuple(m.find(row) for m in matchers)
+    if all(t is None for t in targets):
+        if any(len(m.fitting(row)) > 1 for m in matchers):
+            return None, f"the label {row.label or row.wnid!r} fits several of the model's classes"
+        return None, f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
+    try:
+        example = Example(row, open_image(row.data), targets)
+    except ImageError:
+        return None, "the image cannot be read"
+    prepared = prepare(example)
+    return (example, prepared), prepared if isinstance(prepared, str) else ""
+
+
+def _take_in(
+    tally: Tally, batch: Batch[tuple[Example, Any]], score: Callable[[list[Example], list[Any]], Flags]
+) -> bool:
+    """Score a batch; whether there was anything to score."""
+    tally.n_rows += len(batch.items)
+    tally.position = batch.position
+    tally.left_out.update(why for _, why in batch.left_out)
+    tally.remarks.update(remark for item in batch.items if item.value for remark in item.value[0].remarks)
+    usable = [pair for _, pair in batch.usable]
+    if usable:
+        tally.blocks.append(score([e for e, _ in usable], [p for _, p in usable]))
+    return bool(usable)
+
+
+def _check(tally: Tally, source: Source, views: Sequence[ModelView]) -> None:
+    """Refuse a result that says nothing."""
     if not tally.n_images:
         reasons = [f"{n} because {why}" for why, n in tally.left_out.most_common(3)]
         reasons += [f"{remark}: {n}" for remark, n in tally.remarks.most_common(3)]
@@ -154,7 +166,6 @@ def count_right(
         own = flags[:, tally.of_model(m)]
         if (own == NOT_FINITE).any() and not (own <= 1).any():
             raise not_finite(view, "every picture")
-    return tally
 
 
 def _warn(tally: Tally, views: Sequence[ModelView], warned: set[int]) -> set[int]:
@@ -168,27 +179,6 @@ def _warn(tally: Tally, views: Sequence[ModelView], warned: set[int]) -> set[int
             stacklevel=3,
         )
     return broken
-
-
-def _batches(
-    rows: Iterator[tuple[Row, Callable[[], Any]]], submit: Callable[[Row], Future[Any]], n: int, limit: int, n_read: int
-) -> Iterator[tuple[list[Any], Any]]:
-    """Batches of n results, with the position after them; two more are on their way."""
-    waiting: deque[tuple[list[Future[Any]], Any]] = deque()
-    while True:
-        batch: list[Future[Any]] = []
-        position: Callable[[], Any] | None = None
-        while len(batch) < n and (not limit or n_read < limit) and (item := next(rows, None)) is not None:
-            row, position = item
-            batch.append(submit(row))
-            n_read += 1
-        if position is not None:
-            waiting.append((batch, position()))
-        if waiting and (not batch or len(waiting) > 2):
-            done, after = waiting.popleft()
-            yield [future.result() for future in done], after
-        elif not batch:
-            return
 
 
 def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
