@@ -1,6 +1,7 @@
 """Search, atlas and feature page, against sorting everything, and after interruptions."""
 
 import contextlib
+import html
 import io
 import itertools
 import json
@@ -40,10 +41,10 @@ from vitviz_hf import (
 )
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
-from vitviz_hf.atlas.page import feature_page, map_hits
+from vitviz_hf.atlas.page import feature_page, map_hits, page_document
 from vitviz_hf.atlas.search import search
 from vitviz_hf.atlas.store import QUANTILES, open_atlas, push_atlas, unusual_features
-from vitviz_hf.atlas.words import TEMPLATES, agreements, chance_agreement, name_features, vocabulary
+from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import (
@@ -410,7 +411,7 @@ def test_datasets_that_cannot_be_used_are_named(tmp_path, parquet, hub):
         open_source("./nowhere")
     with pytest.raises(DatasetError, match="has no split 'tests'; it has validation"):
         open_source(str(parquet), "tests")
-    with pytest.raises(DatasetAccessError, match="no dataset on the Hub that this login can see"):
+    with pytest.raises(DatasetAccessError, match="'nobody/nothing' is not on the Hub, or it is private"):
         open_source("nobody/nothing")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     with pytest.raises(DatasetError, match="has no column of images; it has text"):
@@ -535,6 +536,32 @@ def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictu
 
     with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
         open_atlas("odd/huge")
+
+
+def test_html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text(tiny_view, tmp_path):
+    evil = "<b onclick=alert(1)>&'\""
+    (tmp_path / evil / evil).mkdir(parents=True)
+    for i in range(4):
+        draw(i).save(tmp_path / evil / evil / f"{i}.png")
+    view = replace(tiny_view("vit"), model_id=f"model{evil}")
+    atlas = atlas_of(view, tmp_path / evil, tmp_path / "atlas", k=2)
+    best = {site: (np.zeros((n, 1), int), np.ones((n, 1), np.float32)) for site, n in atlas.sites.items()}
+    write_words(atlas, Words(f"namer{evil}", None, 1, TEMPLATES, 0.5), [f"word{evil}"], best)
+    feature = parse_feature("1.mlp_act:3")
+
+    page = page_document(feature_page(view, atlas, feature), f"{feature} of {view.model_id}")
+
+    shown = html.escape(evil).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    assert "<b onclick" not in page
+    for text in (
+        f"of model{shown}</h2>",
+        f"{shown}; score:",
+        f'alt="{shown}"',
+        f"<b>word{shown}</b>",
+        f"namer{shown} sees",
+    ):
+        assert text in page
+    assert f"<title>{feature} of model{shown}</title>" in page and "<svg viewBox" in page
 
 
 def test_names_from_a_dataset_cannot_inject_html(tiny_view, tmp_path):
