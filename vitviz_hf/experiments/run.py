@@ -48,7 +48,7 @@ def run_experiment(
         raise ConfigError(f"{name} needs a dataset with labels.")
     if control and getattr(config, "atlas", ""):
         raise ConfigError("a control has no atlas; give the dataset that is to be searched instead of --atlas.")
-    module = importlib.import_module(f"vitviz_hf.experiments.registry.{experiment.module}")
+    module = importlib.import_module(f"vitviz_hf.experiments.{experiment.module}")
     if experiment.dataset == "labelled" and source is not None:
         views = as_classifiers(views, source)
 
