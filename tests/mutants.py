@@ -489,8 +489,8 @@ MUTANTS = [
         ),
         (
             "shuffled scenes are not",
-            "changed.pixels, changed.mask, names, config, number)",
-            "pixels, mask, names, config, number)",
+            "changed.photo, changed.mask, names, config, number)",
+            "photo, mask, names, config, number)",
             "experiments/neurons/group::every_number_of_every_variant",
         ),
     ),
@@ -624,14 +624,14 @@ MUTANTS = [
         "experiments/accuracy/position",
         (
             "nothing is zeroed",
-            "logits_of(zeroed, natural, config.batch)",
-            "logits_of(view, natural, config.batch)",
+            "crop_logits(zeroed, natural, config.batch)",
+            "crop_logits(view, natural, config.batch)",
             "experiments/accuracy/position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
         ),
         (
             "nothing is shuffled",
-            "logits_of(view, shuffled, config.batch)",
-            "logits_of(view, natural, config.batch)",
+            "crop_logits(view, shuffled, config.batch)",
+            "crop_logits(view, natural, config.batch)",
             "experiments/accuracy/position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
         ),
     ),
@@ -747,8 +747,8 @@ MUTANTS = [
         "experiments/accuracy/occlusion",
         (
             "blacked out tiles are not",
-            "changed = change(pixels, mask, seed).pixels if",
-            "changed = pixels if",
+            "else change(photo, mask, seed).photo for",
+            "else photo for",
             "experiments/accuracy/occlusion::every_row_is_that_of_tiles_changed_by_hand",
         ),
         (

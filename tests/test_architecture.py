@@ -43,7 +43,7 @@ FLOORS = {
         "run",
     ],
     "experiments.accuracy": [
-        "pixels labels boxes paper",
+        "crops labels boxes paper",
         "classifiers",
         "study",
         "token_mixing background low_pass position occlusion",

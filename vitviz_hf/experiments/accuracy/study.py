@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vitviz_hf.errors import DatasetError, ImageError
 from vitviz_hf.experiments.accuracy.classifiers import find_places, zero_shot_note
+from vitviz_hf.experiments.accuracy.crops import crop_logits
 from vitviz_hf.experiments.accuracy.labels import LabelMatcher
-from vitviz_hf.experiments.accuracy.pixels import logits_of
+from vitviz_hf.experiments.result import Progress
 from vitviz_hf.experiments.tables import Interval
 from vitviz_hf.images import open_image
 from vitviz_hf.manifest import replace_file
@@ -30,14 +31,13 @@ from vitviz_hf.reading.classification import not_finite
 from vitviz_hf.stream import Row, Source
 
 Flags = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
 UNKNOWN, NOT_FINITE = 255, 254
 _CHECKPOINT_SECONDS = 60.0
 _DECODERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Labelled:
     """A labelled picture."""
 
     row: Row
@@ -48,12 +48,34 @@ class Example:
     """What `prepare` has to say about it: each is counted below the table."""
 
 
+class Column(NamedTuple):
+    """What a flag is about; `str(column)` leaves out the model and `top`."""
+
+    form: str
+    """Of the picture or of the model."""
+    detail: str | float | tuple[int, int] | None = None
+    """Which of several such forms."""
+    top: int = 1
+    """Right is to be among so many."""
+    model: int | None = 0
+    """Which of the compared ones; None for a fact about the picture."""
+
+    def __str__(self) -> str:
+        match self.detail:
+            case None:
+                return self.form
+            case str():
+                return f"{self.form}: {self.detail}"
+            case tuple():
+                return f"{self.form} {self.detail[0]},{self.detail[1]}"
+        return f"{self.form} {self.detail:g}"
+
+
 @dataclass(slots=True)
 class Tally:
     """What a pass found: 1 right, 0 wrong, 254 where logits are not finite, 255 where there is nothing to score."""
 
-    columns: tuple[str, ...]
-    """Starting with the number of the model if there are several: `0 background, top-1`."""
+    columns: tuple[Column, ...]
     blocks: list[Flags] = field(default_factory=list)
     n_rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -62,9 +84,11 @@ class Tally:
     """Remark -> how often it was made."""
     position: Any = None
 
-    def flags(self, column: str) -> Flags:
-        """Of one column, [n]."""
-        i = self.columns.index(column)
+    def flags(
+        self, form: str, detail: str | float | tuple[int, int] | None = None, top: int = 1, model: int | None = 0
+    ) -> Flags:
+        """Of one `Column`, [n]."""
+        i = self.columns.index(Column(form, detail, top, model))
         return np.concatenate([block[:, i] for block in self.blocks])
 
     @property
@@ -74,19 +98,17 @@ class Tally:
 
     def of_model(self, m: int) -> list[int]:
         """Places of a model's columns."""
-        words = [column.partition(" ")[0] for column in self.columns]
-        numbered = any(map(str.isdigit, words))
-        return [i for i, word in enumerate(words) if not numbered or word == str(m)]
+        return [i for i, column in enumerate(self.columns) if column.model == m]
 
 
 def count_right(
     views: Sequence[ModelView],
     source: Source,
-    columns: Sequence[str],
-    prepare: Callable[[Example], Any],
-    score: Callable[[list[Example], list[Any]], Flags],
+    columns: Sequence[Column],
+    prepare: Callable[[Labelled], Any],
+    score: Callable[[list[Labelled], list[Any]], Flags],
     batch: int,
-    limit: int,
+    limit: int | None,
     work: Path,
     progress: Progress | None = None,
 ) -> Tally:
@@ -95,7 +117,7 @@ def count_right(
     Args:
         prepare: runs in threads ahead of the models; a text that it returns instead is the reason to leave it out.
         score: examples and what was prepared for them -> flags [B, number of columns].
-        limit: rows to read; 0 for all.
+        limit: rows to read; None for all.
         work: folder for checkpoints; what lies there is gone on with (`claim` made sure that it is of this run).
 
     Raises:
@@ -108,12 +130,19 @@ def count_right(
     matchers = [LabelMatcher(view.labels or (), source.class_names) for view in views]
     tally = _load(work, columns)
     saved, warned = time.monotonic(), set[int]()
-    n_all = min(x for x in (source.n_rows, limit or None, 10**12) if x is not None)
+    n_all = min(x for x in (source.n_rows, limit, 10**12) if x is not None)
+
+    def ready(row: Row) -> Made[tuple[Labelled, Any]]:
+        example = _labelled(row, matchers)
+        if isinstance(example, str):
+            return None, example
+        prepared = prepare(example)
+        return (example, prepared), prepared if isinstance(prepared, str) else ""
 
     with ThreadPoolExecutor(_DECODERS) as pool:
-        rows, left = source.read(0, 1, tally.position), max(0, limit - tally.n_rows) if limit else None
+        rows, left = source.read(0, 1, tally.position), None if limit is None else max(0, limit - tally.n_rows)
         try:
-            for some in read_batches(rows, lambda row: pool.submit(_ready, matchers, prepare, row), batch, left):
+            for some in read_batches(rows, lambda row: pool.submit(ready, row), batch, left):
                 if _take_in(tally, some, score):
                     warned |= _warn(tally, views, warned)
                 if progress:
@@ -123,26 +152,25 @@ def count_right(
                     saved = time.monotonic()
         finally:
             _save(tally, work)
-    _check(tally, source, views)
+    _check_scored(tally, views, source)
     return tally
 
 
-def _ready(matchers: Sequence[LabelMatcher], prepare: Callable[[Example], Any], row: Row) -> Made[tuple[Example, Any]]:
+def _labelled(row: Row, matchers: Sequence[LabelMatcher]) -> Labelled | str:
+    """A row with its place among the labels of each model, or why it is left out."""
     targets = tuple(m.find(row) for m in matchers)
     if all(t is None for t in targets):
         if any(len(m.fitting(row)) > 1 for m in matchers):
-            return None, f"the label {row.label or row.wnid!r} fits several of the model's classes"
-        return None, f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
+            return f"the label {row.label or row.wnid!r} fits several of the model's classes"
+        return f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
     try:
-        example = Example(row, open_image(row.data), targets)
+        return Labelled(row, open_image(row.data), targets)
     except ImageError:
-        return None, "the image cannot be read"
-    prepared = prepare(example)
-    return (example, prepared), prepared if isinstance(prepared, str) else ""
+        return "the image cannot be read"
 
 
 def _take_in(
-    tally: Tally, batch: Batch[tuple[Example, Any]], score: Callable[[list[Example], list[Any]], Flags]
+    tally: Tally, batch: Batch[tuple[Labelled, Any]], score: Callable[[list[Labelled], list[Any]], Flags]
 ) -> bool:
     """Score a batch; whether there was anything to score."""
     tally.n_rows += len(batch.items)
@@ -155,8 +183,8 @@ def _take_in(
     return bool(usable)
 
 
-def _check(tally: Tally, source: Source, views: Sequence[ModelView]) -> None:
-    """Refuse a result that says nothing."""
+def _check_scored(tally: Tally, views: Sequence[ModelView], source: Source) -> None:
+    """Raise if nothing was scored, or a model is finite on no picture."""
     if not tally.n_images:
         reasons = [f"{n} because {why}" for why, n in tally.left_out.most_common(3)]
         reasons += [f"{remark}: {n}" for remark, n in tally.remarks.most_common(3)]
@@ -202,24 +230,24 @@ def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
 
 def right_pictures(
     views: Sequence[ModelView],
-    examples: Sequence[Example],
-    pictures: Sequence[Sequence[Sequence[Tensor | None]]],
+    examples: Sequence[Labelled],
+    crops: Sequence[Sequence[Sequence[Tensor | None]]],
     batch: int,
     ks: Sequence[int] = (1,),
 ) -> Flags:
     """Whether each model is right on each form of each example, [B, models x forms x ks].
 
     Args:
-        pictures: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
+        crops: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
             exist, which counts as unknown.
-        batch: pictures in one forward pass.
+        batch: crops in one forward pass.
         ks: right is to be among so many highest logits.
     """
     blocks = []
     for m, view in enumerate(views):
-        flat = [(e, i, p) for e, item in enumerate(pictures) for i, p in enumerate(item[m]) if p is not None]
-        logits = logits_of(view, [p for _, _, p in flat], batch)
-        block = np.full((len(examples), len(pictures[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
+        flat = [(e, i, p) for e, item in enumerate(crops) for i, p in enumerate(item[m]) if p is not None]
+        logits = crop_logits(view, [p for _, _, p in flat], batch)
+        block = np.full((len(examples), len(crops[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
         for j, k in enumerate(ks):
             right = is_right(logits, [examples[e].targets[m] for e, _, _ in flat], k)
             block[[e for e, _, _ in flat], [i for _, i, _ in flat], j] = right
@@ -308,7 +336,7 @@ def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
         told.append(f"{view.model_id} does not know the class of {unknown:,} of the images; they do not count for it.")
     broken = flags == NOT_FINITE
     if broken.any():
-        names = [tally.columns[i].removeprefix(f"{m} ").partition(", top-")[0] for i in columns]
+        names = [str(tally.columns[i]) for i in columns]
         found = list(dict.fromkeys(name for name, column in zip(names, broken.T, strict=True) if column.any()))
         some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         told.append(
@@ -330,7 +358,7 @@ def _save(tally: Tally, work: Path) -> None:
         np.savez(part, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
 
 
-def _load(work: Path, columns: Sequence[str]) -> Tally:
+def _load(work: Path, columns: Sequence[Column]) -> Tally:
     path = work / "flags.npz"
     if not path.is_file():
         return Tally(tuple(columns))
