@@ -329,6 +329,24 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "atlas/config",
+        (
+            "layers are searched twice",
+            "sorted(set(parse_runs(text, name)))",
+            "sorted(parse_runs(text, name))",
+            "atlas/config::the_command_line_gives_the_config_its_types",
+        ),
+    ),
+    *_of(
+        "atlas/page",
+        (
+            "HTML of strangers is kept as it is",
+            "autoescape=True",
+            "autoescape=False",
+            "atlas/search::html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text",
+        ),
+    ),
+    *_of(
         "atlas/words",
         (
             "absent images count as zeros",

@@ -18,6 +18,7 @@ def knob(
     *,
     blank: Any = None,
     parse: Callable[[str, str], Any] | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A field of `Checked`.
 
@@ -27,8 +28,10 @@ def knob(
         high: largest number.
         blank: how files and the command line write None.
         parse: (text, name of the option) -> a value that is no single number or word.
+        metavar: how the help shows its value, if not by its type.
     """
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "blank": blank, "parse": parse})
+    facts = {"help": text, "low": low, "high": high, "blank": blank, "parse": parse, "metavar": metavar}
+    return field(default=default, metadata=facts)
 
 
 class Checked:
@@ -65,6 +68,11 @@ def read(option: "Field[Any]", value: Any) -> Any:
     if blank is not None and value == blank:
         return None
     return parse(value, option.name) if parse else value
+
+
+def parse_words(text: str, name: str) -> tuple[str, ...]:
+    """Words with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_numbers(text: str, name: str) -> tuple[int, ...]:

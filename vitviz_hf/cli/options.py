@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from vitviz_hf.config import parse_runs, plain, read, required
+from vitviz_hf.config import plain, read, required
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.sites import file_stem
@@ -35,22 +35,27 @@ def add_model_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
 
 
-def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str, defaults: bool = False) -> None:
+def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str | None, defaults: bool = False) -> None:
     """An option for every field of a config; one that is not given is absent from the arguments.
 
     Args:
-        defaults: tell the class's own.
+        title: of their group in the help; None puts them among the command's other options.
+        defaults: tell the class's own, where the help does not.
     """
-    group = parser.add_argument_group(title)
+    group = parser if title is None else parser.add_argument_group(title)
     types = get_type_hints(config)
     for knob in fields(config):
         kind, help_text = required(types[knob.name]), knob.metadata["help"]
-        if defaults and (shown := plain(knob, knob.default)) not in ("", None):
+        if defaults and "default:" not in help_text and (shown := plain(knob, knob.default)) not in ("", None):
             help_text += f" (default: {shown})"
-        options: dict[str, Any] = {"type": str if knob.metadata["parse"] else _reader(kind), "metavar": _metavar(kind)}
+        options: dict[str, Any] = {
+            "type": str if knob.metadata["parse"] else _reader(kind),
+            "metavar": knob.metadata["metavar"] or _metavar(kind),
+        }
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        group.add_argument("--" + knob.name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text, **options)
+        flag = "-" if len(knob.name) == 1 else "--"
+        group.add_argument(flag + knob.name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text, **options)
 
 
 def read_knobs(args: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
@@ -151,15 +156,6 @@ def parse_pair(text: str, separator: str, message: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
         raise ConfigError(f"{message}; got {text!r}.")
     return int(parts[0]), int(parts[1])
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Layers such as `3-7,11`.
-
-    Raises:
-        ConfigError: something else.
-    """
-    return tuple(sorted(set(parse_runs(text, "--layers")))) if text else None
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
