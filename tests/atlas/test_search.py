@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -108,6 +109,11 @@ def whole(tiny_view, pictures):
 def atlas_of(view, source, out, **options):
     config = SearchConfig(**({"k": 5, "batch": 7, "layers": (1, 2)} | options))
     return make_atlas(view, open_source(str(source)), config, out)
+
+
+def metadata_of(atlas):
+    """What the Hub reads of the card."""
+    return yaml.safe_load((atlas.folder / "README.md").read_text().split("---\n")[1])
 
 
 def test_the_ranked_images_are_those_of_sorting_everything(whole, tiny_view, pictures, tmp_path):
@@ -452,7 +458,20 @@ def test_an_atlas_is_a_dataset_that_datasets_reads_with_its_pictures(tiny_view, 
     best = images[features[70]["top_rows"][0]]
     assert best["image"].size == (32, 32)
     assert best["name"] == atlas.image(atlas.hits(parse_feature("2.mlp_act:6"))[0].row).name
-    assert "base_model" not in (atlas.folder / "README.md").read_text()  # a folder is no Hub id
+    assert not {"base_model", "source_datasets"} & set(metadata_of(atlas))  # folders are no Hub ids
+
+
+def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_path):
+    for name in ("owner/a-model", "C: 'a' \"b\" #c"):
+        out = tmp_path / name.replace("/", "-")
+        metadata = metadata_of(atlas_of(replace(tiny_view("vit"), model_id=name), pictures, out))
+
+        assert metadata.get("base_model") == (name if "/" in name else None)
+        assert metadata["pretty_name"] == f"Atlas of {name}" and "vision-transformer" in metadata["tags"]
+        assert metadata["configs"] == [
+            {"config_name": "features", "default": True, "data_files": "features/*.parquet"},
+            {"config_name": "images", "data_files": "images/*.parquet"},
+        ]
 
 
 def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pictures, tmp_path):
@@ -586,7 +605,7 @@ def test_a_dataset_is_streamed_from_the_hub_pinned_to_its_commit(hub, parquet, p
     assert {r.name for r in rows} == {p.name for p in pictures.rglob("*.png")}
     atlas = atlas_of(tiny_view("vit"), "odd/pictures", tmp_path / "atlas", limit=5)
     assert atlas.manifest["n_images"] == 5
-    assert "source_datasets:\n  - odd/pictures" in (atlas.folder / "README.md").read_text()
+    assert metadata_of(atlas)["source_datasets"] == ["odd/pictures"] and "base_model" not in metadata_of(atlas)
 
 
 def test_a_folder_of_pictures_on_the_hub_is_read(hub, tmp_path):
@@ -731,7 +750,8 @@ def test_words_are_on_the_page_in_the_card_and_found_again(named):
     assert (feature, strength) in atlas.find_word(word.upper(), 10_000)
     assert found.chance < strength
     card = (atlas.folder / "README.md").read_text()
-    assert "config_name: words" in card and f"stays below {found.chance:.2f}" in card
+    assert [c["config_name"] for c in metadata_of(atlas)["configs"]] == ["features", "images", "words"]
+    assert f"stays below {found.chance:.2f}" in card
     with pytest.raises(AtlasError, match="is named 'zebra'"):
         atlas.find_word("zebra", 5)
 
