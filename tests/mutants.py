@@ -161,9 +161,63 @@ MUTANTS = [
         ),
         (
             "terms on one feature overwrite each other",
-            "[n, target.index] += weight\n            elif isinstance(target, Direction)",
-            "[n, target.index] = weight**2\n            elif isinstance(target, Direction)",
+            "weights[site][n], factor)",
+            "weights[site][n].zero_(), factor**2)",
             "optimize/loop::an_objective_is_the_weighted_sum_of_its_targets",
+        ),
+    ),
+    *_of(
+        "optimize/objectives",
+        (
+            "a recipe names a direction by its site too",
+            '"name": self.name}',
+            '"name": str(self)}',
+            "optimize/recipe::an_objective_in_a_recipe_is_as_it_always_was_and_comes_back_the_same",
+        ),
+    ),
+    *_of(
+        "images",
+        (
+            "pixels are cut down to 8 bits, not rounded",
+            "(pixels.clamp(0, 1) * 255).round()",
+            "(pixels.clamp(0, 1) * 255)",
+            "images::pixels_are_rounded_and_cut_off_at_both_ends",
+        ),
+    ),
+    *_of(
+        "manifest",
+        (
+            "a file is written over in place",
+            "        part.replace(path)",
+            "        path.write_bytes(part.read_bytes())\n        path.chmod(0o600)",
+            "manifest::a_file_is_replaced_when_it_is_whole",
+        ),
+        (
+            "what failed takes the place of the file",
+            "        part.unlink(missing_ok=True)",
+            "        part.replace(path) if part.exists() else None",
+            "manifest::a_file_whose_writing_fails_stays_as_it_was",
+        ),
+    ),
+    *_of(
+        "reading/batches",
+        (
+            "a row beyond the limit is asked for",
+            "stream = islice(rows, limit)",
+            "stream = iter(rows)",
+            "reading/batches::no_row_beyond_the_limit_is_asked_for",
+        ),
+        (
+            "nothing is worked on ahead",
+            "len(waiting) > _WAITING_BATCHES",
+            "waiting",
+            "reading/batches::three_batches_are_on_their_way_while_one_is_used",
+        ),
+        (
+            "what is left out counts as usable",
+            "if not i.problem and i.value is not None]",
+            "]",
+            "reading/batches::what_is_left_out_says_why_and_the_rest_is_usable",
         ),
     ),
     *_of(
@@ -272,6 +326,24 @@ MUTANTS = [
             "zip(range(after, limit)",
             "zip(range(after, limit * n_ranks)",
             "atlas/search::a_limit_means_the_same_rows_for_any_number_of_processes",
+        ),
+    ),
+    *_of(
+        "atlas/config",
+        (
+            "layers are searched twice",
+            "sorted(set(parse_runs(text, name)))",
+            "sorted(parse_runs(text, name))",
+            "atlas/config::the_command_line_gives_the_config_its_types",
+        ),
+    ),
+    *_of(
+        "atlas/page",
+        (
+            "HTML of strangers is kept as it is",
+            "autoescape=True",
+            "autoescape=False",
+            "atlas/search::html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text",
         ),
     ),
     *_of(
@@ -435,8 +507,8 @@ MUTANTS = [
         ),
         (
             "shuffled scenes are not",
-            "changed.pixels, changed.mask, names, config, number)",
-            "pixels, mask, names, config, number)",
+            "changed.photo, changed.mask, names, config, number)",
+            "photo, mask, names, config, number)",
             "experiments/neurons/group::every_number_of_every_variant",
         ),
     ),
@@ -570,14 +642,14 @@ MUTANTS = [
         "experiments/accuracy/position",
         (
             "nothing is zeroed",
-            "logits_of(zeroed, natural, config.batch)",
-            "logits_of(view, natural, config.batch)",
+            "crop_logits(zeroed, natural, config.batch)",
+            "crop_logits(view, natural, config.batch)",
             "experiments/accuracy/position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
         ),
         (
             "nothing is shuffled",
-            "logits_of(view, shuffled, config.batch)",
-            "logits_of(view, natural, config.batch)",
+            "crop_logits(view, shuffled, config.batch)",
+            "crop_logits(view, natural, config.batch)",
             "experiments/accuracy/position::every_column_is_that_of_a_model_and_pictures_changed_by_hand",
         ),
     ),
@@ -693,8 +765,8 @@ MUTANTS = [
         "experiments/accuracy/occlusion",
         (
             "blacked out tiles are not",
-            "changed = change(pixels, mask, seed).pixels if",
-            "changed = pixels if",
+            "else change(photo, mask, seed).photo for",
+            "else photo for",
             "experiments/accuracy/occlusion::every_row_is_that_of_tiles_changed_by_hand",
         ),
         (

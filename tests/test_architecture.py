@@ -32,7 +32,7 @@ WINGS = [
 """Imports go down: a module may import what stands before it, or beside it."""
 FLOORS = {
     "models": ["families hooks builtin", "gate measure", "loading", "view"],
-    "reading": ["recording", "maps classification tokens", "attention reference"],
+    "reading": ["recording batches", "maps classification tokens", "attention reference"],
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold card", "search", "store", "write words page"],
     "experiments": [
@@ -43,7 +43,7 @@ FLOORS = {
         "run",
     ],
     "experiments.accuracy": [
-        "pixels labels boxes paper",
+        "crops labels boxes paper",
         "classifiers",
         "study",
         "token_mixing background low_pass position occlusion",

@@ -6,19 +6,25 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitviz_hf import open_image
 from vitviz_hf.errors import ImageError
 from vitviz_hf.images import (
+    bytes_to_image,
+    bytes_to_pixels,
     color_bar,
     contact_sheet,
     heatmap,
+    image_to_bytes,
+    image_to_pixels,
     is_signed,
     map_panel,
     map_range,
     outline_patch,
     overlay,
+    pixels_to_bytes,
     pixels_to_image,
     to_rgb,
 )
@@ -241,3 +247,22 @@ def test_the_outlined_patch_is_framed():
     assert framed[20, 50].min() == 255
     assert framed[30, 50].max() == 0
     assert framed[5, 5].max() == 0
+
+
+def test_a_picture_as_bytes_pixels_and_array_is_the_same_picture(gradient):
+    array = np.array(gradient)
+
+    values, pixels = image_to_bytes(gradient), image_to_pixels(gradient)
+
+    assert values.shape == (3, 48, 64) and values.dtype == torch.uint8 and pixels.dtype == torch.float32
+    assert values[2, 5, 7] == array[5, 7, 2] and float(pixels[2, 5, 7]) == np.float32(array[5, 7, 2]) / np.float32(255)
+    assert torch.equal(image_to_bytes(array), values) and torch.equal(bytes_to_pixels(values), pixels)
+    assert torch.equal(pixels_to_bytes(pixels), values)
+    for picture in (bytes_to_image(values), pixels_to_image(pixels), pixels_to_image(pixels.numpy())):
+        assert np.array_equal(picture, array)
+
+
+def test_pixels_are_rounded_and_cut_off_at_both_ends():
+    pixels = torch.tensor([-0.3, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 7.0])
+
+    assert pixels_to_bytes(pixels).tolist() == [0, 0, 0, 1, 255, 255, 255]

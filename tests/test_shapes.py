@@ -49,7 +49,7 @@ def test_each_condition_costs_accuracy(name, config, table, natural, same, train
 
 
 def test_blacked_out_and_shuffled_tiles_cost_accuracy(trained, shapes, tmp_path):
-    config = OcclusionConfig(grid=8, shuffles="2,8", batch=100)
+    config = OcclusionConfig(grid=8, shuffles=(2, 8), batch=100)
 
     result = run_experiment("occlusion", [trained], open_source(str(shapes)), config, tmp_path)
 

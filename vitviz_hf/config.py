@@ -1,15 +1,37 @@
-"""How options are declared and checked. No torch here, so that the command line starts at once."""
+"""How options are declared, read and checked. No torch here, so that the command line starts at once."""
 
 import re
-from dataclasses import Field, asdict, field, fields
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable
+from dataclasses import Field, field, fields
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.sites import Feature, parse_feature
 
 
-def knob(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
-    """A field of `Checked`: its default, help text and range."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+def knob(
+    default: Any,
+    text: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    blank: Any = None,
+    parse: Callable[[str, str], Any] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of `Checked`.
+
+    Args:
+        text: help.
+        low: least number.
+        high: largest number.
+        blank: how files and the command line write None.
+        parse: (text, name of the option) -> a value that is no single number or word.
+        metavar: how the help shows its value, if not by its type.
+    """
+    facts = {"help": text, "low": low, "high": high, "blank": blank, "parse": parse, "metavar": metavar}
+    return field(default=default, metadata=facts)
 
 
 class Checked:
@@ -24,11 +46,36 @@ class Checked:
                 _check(option, types[option.name], getattr(self, option.name))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        """As plain values, written as on the command line."""
+        return {option.name: plain(option, getattr(self, option.name)) for option in fields(self)}  # type: ignore[arg-type]
 
 
-def parse_numbers(text: str, name: str) -> list[int]:
+def plain(option: "Field[Any]", value: Any) -> Any:
+    """A value of an option as a number or words, as `read` takes it: (3, 714) is '3,714'."""
+    if value is None:
+        return option.metadata.get("blank")
+    return _words(value) if isinstance(value, tuple) else value
+
+
+def read(option: "Field[Any]", value: Any) -> Any:
+    """What a command line gives for an option, as a value of its type.
+
+    Raises:
+        ConfigError: it is not written as the option is.
+    """
+    blank, parse = option.metadata["blank"], option.metadata["parse"]
+    value = value.strip() if parse else value
+    if blank is not None and value == blank:
+        return None
+    return parse(value, option.name) if parse else value
+
+
+def parse_words(text: str, name: str) -> tuple[str, ...]:
+    """Words with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_numbers(text: str, name: str) -> tuple[int, ...]:
     """Numbers with commas between.
 
     Raises:
@@ -36,14 +83,91 @@ def parse_numbers(text: str, name: str) -> list[int]:
     """
     if not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", text):
         raise ConfigError(f"{name} must be numbers with commas between, such as 3,714; got {text!r}.")
-    return [int(part) for part in text.split(",") if part.strip()]
+    return tuple(int(part) for part in text.split(",") if part.strip())
 
 
-def _check(option: "Field[Any]", kind: Any, value: Any) -> None:
-    name, low, high = option.name, option.metadata["low"], option.metadata["high"]
+def parse_runs(text: str, name: str) -> tuple[int, ...]:
+    """Numbers and runs such as `3,7-9`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+            raise ConfigError(f"{name} must be numbers and runs such as 3,7-9; got {text!r}.")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def parse_patches(text: str, name: str = "patches") -> tuple[tuple[int, int], ...]:
+    """Patches as row,column with spaces between.
+
+    Raises:
+        ConfigError: something else.
+    """
+    patches = []
+    for part in text.split():
+        match = re.fullmatch(r"(\d+),(\d+)", part)
+        if match is None:
+            raise ConfigError(f"{name} are row,column with spaces between, such as '0,0 4,6'; got {part!r}.")
+        patches.append((int(match[1]), int(match[2])))
+    return tuple(patches)
+
+
+def parse_patch(text: str, name: str) -> tuple[int, int]:
+    """One of them.
+
+    Raises:
+        ConfigError: something else.
+    """
+    patches = parse_patches(text, name)
+    if len(patches) != 1:
+        raise ConfigError(f"{name} must be one row,column such as 4,6; got {text!r}.")
+    return patches[0]
+
+
+def parse_features(text: str, name: str = "features") -> tuple[Feature, ...]:
+    """Addresses with commas between.
+
+    Raises:
+        SiteError: a malformed address.
+    """
+    return tuple(parse_feature(part) for part in text.split(",") if part.strip())
+
+
+def required(kind: Any) -> Any:
+    """A type without None."""
+    return next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
+
+
+def _words(value: Any) -> str:
+    between = " " if value and isinstance(value[0], tuple) else ","
+    return between.join(_words(part) if isinstance(part, tuple) else str(part) for part in value)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; numbers in tuples are whole and not below 0."""
+    if get_origin(kind) is not tuple:
+        return isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
+    kinds = get_args(kind)
+    if not isinstance(value, tuple) or (kinds[-1] is not ... and len(value) != len(kinds)):
+        return False
+    return all(map(_fits, value, kinds[:1] * len(value) if kinds[-1] is ... else kinds))
+
+
+def _check(option: "Field[Any]", declared: Any, value: Any) -> None:
+    name, low, high, kind = option.name, option.metadata["low"], option.metadata["high"], required(declared)
+    if value is None and kind is not declared:
+        return
     if kind is str:
         if not isinstance(value, str):
             raise ConfigError(f"{name} must be text; got {value!r}.")
+        return
+    if get_origin(kind) is tuple:
+        if not _fits(value, kind):
+            raise ConfigError(f"{name} must be a {kind}, with numbers from 0; got {value!r}.")
         return
     choices = [c for part in (kind, *get_args(kind)) for c in get_args(part) if isinstance(c, str)]
     if low is None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 from cachetools.func import ttl_cache
-from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
@@ -164,6 +164,11 @@ def find_cached(of: Repositories, repo_id: str, revision: str | None, file: str)
     ]
     complete = [r for r in named if (r.snapshot_path / file).is_file()]
     return max(complete, key=lambda r: r.last_modified).snapshot_path if complete else None
+
+
+def write_card(text: str, metadata: Mapping[str, Any]) -> str:
+    """README.md of a dataset repository, with what the Hub reads of it; None is left out."""
+    return str(DatasetCard(f"---\n{DatasetCardData(**metadata).to_yaml()}\n---\n\n{text}"))
 
 
 def upload_folder(of: Repositories, folder: Path, repo_id: str, message: str, private: bool, token: Token) -> str:

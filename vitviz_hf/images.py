@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
+from torch import Tensor
 
 from vitviz_hf.errors import ImageError
 
@@ -88,9 +90,34 @@ def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return resized.crop((left, top, left + width, top + height))
 
 
-def pixels_to_image(pixels: Floats) -> Image.Image:
+def pixels_to_bytes(pixels: Tensor) -> Tensor:
+    """[..., 3, H, W] in [0, 1], what is outside cut off -> the same in 8 bits."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def bytes_to_pixels(values: Tensor) -> Tensor:
+    """[..., 3, H, W] in 8 bits -> the same as float32 in [0, 1]."""
+    return values.float() / 255
+
+
+def image_to_bytes(image: Image.Image | NDArray[np.uint8]) -> Tensor:
+    """RGB picture, or an array [H, W, 3] of one -> [3, H, W] in 8 bits."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def bytes_to_image(values: Tensor) -> Image.Image:
+    """[3, H, W] in 8 bits -> picture; `np.array` of it is [H, W, 3]."""
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def image_to_pixels(image: Image.Image | NDArray[np.uint8]) -> Tensor:
+    """RGB picture, or an array [H, W, 3] of one -> [3, H, W] in [0, 1]. For a model's resize see `to_pixels`."""
+    return bytes_to_pixels(image_to_bytes(image))
+
+
+def pixels_to_image(pixels: Tensor | Floats) -> Image.Image:
     """[3, H, W] in [0, 1] -> 8-bit picture."""
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    return bytes_to_image(pixels_to_bytes(torch.as_tensor(pixels)))
 
 
 def is_signed(values: Floats) -> bool:

@@ -72,15 +72,34 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OutputExistsError: `path` exists already.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(part).chmod(0o644)
+    with _part(path) as part:
+        part.write_bytes(data)
         try:
             os.link(part, path)
         except FileExistsError as error:
             raise OutputExistsError(f"'{path}' already exists; choose another --out.") from error
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a file to write that takes the place of `path` when the block succeeds and vanishes when it fails.
+
+    So there is the old file or the new one at every moment, whoever is killed.
+    """
+    with _part(path) as part:
+        yield part
+        part.replace(path)
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, of the same ending; gone after the block if it still has its own name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        part.chmod(0o644)
+        yield part
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ there attn_in and attn_mix are what comes out of these.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from vitviz_hf.errors import SiteError
 
@@ -65,6 +66,14 @@ class Feature:
 
     def __str__(self) -> str:
         return f"{self.site}:{self.index}"
+
+    def add_weights(self, weights: Any, factor: float) -> None:
+        """Add to the weights [F] of its site's features so that their weighted sum has `factor` times this one."""
+        weights[self.index] += factor
+
+    def to_json(self) -> dict[str, str]:
+        """As recipes have it."""
+        return {"target": str(self)}
 
 
 def parse_site(address: str) -> Site:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -173,25 +174,10 @@ def _files(dataset: str, paths: dict[str, Path]) -> Source:
 
 
 def _streamed(dataset: str, split: str | None, token: Token) -> Source:
-    import datasets
-    from datasets import exceptions
-
-    local = Path(dataset).expanduser().exists()
-    revision = _local_digest(Path(dataset).expanduser()) if local else find_commit(DATASET, dataset, token)
-    try:
-        options: dict[str, Any] = {"streaming": True} | ({} if local else {"token": token, "revision": revision})
-        if dataset.endswith(".parquet"):
-            splits = {"train": datasets.load_dataset("parquet", data_files=dataset, split="train", streaming=True)}
-        else:
-            splits = datasets.load_dataset(dataset, **options)
-    except exceptions.DatasetNotFoundError as error:
-        if "gated dataset" in str(error):
-            raise DatasetAccessError(
-                f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'."
-            ) from error
-        raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
+    path = Path(dataset).expanduser()
+    local = path.exists()
+    revision = _local_digest(path) if local else find_commit(DATASET, dataset, token)
+    splits = _load_splits(dataset, {} if local else {"token": token, "revision": revision})
     split = split or ("validation" if "validation" in splits else next(iter(splits)))
     if split not in splits:
         raise DatasetError(f"{dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
@@ -199,62 +185,91 @@ def _streamed(dataset: str, split: str | None, token: Token) -> Source:
     first = next(iter(stream.decode(False)), None)
     if first is None:
         raise DatasetError(f"split {split!r} of {dataset!r} is empty.")
-    image = _image_column(dataset, stream, first)
     n_rows = getattr(stream.info.splits.get(split), "num_examples", None) if stream.info.splits else None
     if local:
         files = [dataset] if dataset.endswith(".parquet") else _files_of(dataset, split)
         n_rows = sum(pq.read_metadata(f).num_rows for f in files) if files else None
     names = _class_names(stream)
+    to_row = partial(_to_row, _image_column(dataset, stream, first), names, local, token)
+    return Source(
+        dataset=dataset,
+        revision=revision,
+        split=split,
+        n_rows=n_rows,
+        class_names=next((tuple(names[c]) for c in _LABELS if c in names), ()),
+        read=partial(_read_streamed, dataset, stream, to_row),
+    )
 
-    def to_row(item: dict[str, Any]) -> Row:
-        value = item[image]
-        data = value.get("bytes") if isinstance(value, dict) else value
-        path = (value.get("path") if isinstance(value, dict) else None) or ""
-        if data is None and path:
-            data = _read_named(path, local, token)
-        name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
-        label, class_id = _label(item, names)
-        wnid = next((str(x) for x in (item.get("wnid"), label) if isinstance(x, str) and is_wnid(x)), "")
-        return Row(name, label, data or b"", class_id, wnid, _boxes(item), *_mask(item))
 
-    def read(rank: int, n_ranks: int, position: Any) -> Iterator[tuple[Row, Callable[[], Any]]]:
-        from datasets.distributed import split_dataset_by_node
+def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
+    """The streams of a dataset by split; of one file the split train."""
+    import datasets
+    from datasets import exceptions
 
-        part = stream.decode(False)
-        if n_ranks > 1:
-            part = split_dataset_by_node(part, rank, n_ranks)
-        known, since = position or part.state_dict(), 0  # a position that was asked for, and rows read after it
+    try:
+        if dataset.endswith(".parquet"):
+            return {"train": datasets.load_dataset("parquet", data_files=dataset, split="train", streaming=True)}
+        return datasets.load_dataset(dataset, streaming=True, **options)
+    except exceptions.DatasetNotFoundError as error:
+        if "gated dataset" in str(error):
+            raise DatasetAccessError(
+                f"{dataset!r} is gated. Accept its terms on the Hub, then run 'hf auth login'."
+            ) from error
+        raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, exceptions.DatasetsError) as error:
+        raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
 
-        def mark() -> Any:
-            nonlocal known, since
-            known, since = part.state_dict(), 0
-            return known
 
-        failures = 0
-        while True:
-            part.load_state_dict(known)
-            again = since
-            try:
-                for item in part:
-                    if again:
-                        again -= 1
-                        continue
-                    row = to_row(item)  # before it counts as read: it may have to be fetched
-                    since += 1
-                    failures = 0
-                    yield row, mark
-                return
-            except (OSError, RuntimeError, httpx2.HTTPError) as error:
-                if failures == len(_RETRIES):
-                    raise DatasetError(
-                        f"the connection to {dataset!r} was lost ({first_line(error)}). What was read is kept; "
-                        "run the same command with --resume."
-                    ) from error
-                time.sleep(_RETRIES[failures])
-                failures += 1
+def _to_row(image: str, names: dict[str, list[str]], local: bool, token: Token, item: dict[str, Any]) -> Row:
+    value = item[image]
+    data = value.get("bytes") if isinstance(value, dict) else value
+    path = (value.get("path") if isinstance(value, dict) else None) or ""
+    if data is None and path:
+        data = _read_named(path, local, token)
+    name = next((str(item[c]) for c in _NAMES if isinstance(item.get(c), str | int)), "") or Path(path).name
+    label, class_id = _label(item, names)
+    wnid = next((str(x) for x in (item.get("wnid"), label) if isinstance(x, str) and is_wnid(x)), "")
+    return Row(name, label, data or b"", class_id, wnid, _boxes(item), *_mask(item))
 
-    classes = next((tuple(names[c]) for c in _LABELS if c in names), ())
-    return Source(dataset=dataset, revision=revision, split=split, n_rows=n_rows, class_names=classes, read=read)
+
+def _read_streamed(
+    dataset: str, stream: Any, to_row: Callable[[dict[str, Any]], Row], rank: int, n_ranks: int, position: Any
+) -> Iterator[tuple[Row, Callable[[], Any]]]:
+    """Rows of a stream as `Source.read` gives them; where the connection is lost, it is taken up again."""
+    from datasets.distributed import split_dataset_by_node
+
+    part = stream.decode(False)
+    if n_ranks > 1:
+        part = split_dataset_by_node(part, rank, n_ranks)
+    known, since = position or part.state_dict(), 0  # a position that was asked for, and rows read after it
+
+    def mark() -> Any:
+        nonlocal known, since
+        known, since = part.state_dict(), 0
+        return known
+
+    failures = 0
+    while True:
+        part.load_state_dict(known)
+        again = since
+        try:
+            for item in part:
+                if again:
+                    again -= 1
+                    continue
+                row = to_row(item)  # before it counts as read: it may have to be fetched
+                since += 1
+                failures = 0
+                yield row, mark
+            return
+        except (OSError, RuntimeError, httpx2.HTTPError) as error:
+            if failures == len(_RETRIES):
+                raise DatasetError(
+                    f"the connection to {dataset!r} was lost ({first_line(error)}). What was read is kept; "
+                    "run the same command with --resume."
+                ) from error
+            time.sleep(_RETRIES[failures])
+            failures += 1
 
 
 def _read_named(path: str, local: bool, token: Token) -> bytes:

@@ -1,6 +1,7 @@
 """Search, atlas and feature page, against sorting everything, and after interruptions."""
 
 import contextlib
+import html
 import io
 import itertools
 import json
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -40,10 +42,10 @@ from vitviz_hf import (
 )
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
-from vitviz_hf.atlas.page import feature_page, map_hits
+from vitviz_hf.atlas.page import feature_page, map_hits, page_document
 from vitviz_hf.atlas.search import search
 from vitviz_hf.atlas.store import QUANTILES, open_atlas, push_atlas, unusual_features
-from vitviz_hf.atlas.words import TEMPLATES, agreements, chance_agreement, name_features, vocabulary
+from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import (
@@ -107,6 +109,11 @@ def whole(tiny_view, pictures):
 def atlas_of(view, source, out, **options):
     config = SearchConfig(**({"k": 5, "batch": 7, "layers": (1, 2)} | options))
     return make_atlas(view, open_source(str(source)), config, out)
+
+
+def metadata_of(atlas):
+    """What the Hub reads of the card."""
+    return yaml.safe_load((atlas.folder / "README.md").read_text().split("---\n")[1])
 
 
 def test_the_ranked_images_are_those_of_sorting_everything(whole, tiny_view, pictures, tmp_path):
@@ -451,7 +458,20 @@ def test_an_atlas_is_a_dataset_that_datasets_reads_with_its_pictures(tiny_view, 
     best = images[features[70]["top_rows"][0]]
     assert best["image"].size == (32, 32)
     assert best["name"] == atlas.image(atlas.hits(parse_feature("2.mlp_act:6"))[0].row).name
-    assert "base_model" not in (atlas.folder / "README.md").read_text()  # a folder is no Hub id
+    assert not {"base_model", "source_datasets"} & set(metadata_of(atlas))  # folders are no Hub ids
+
+
+def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_path):
+    for name in ("owner/a-model", "C: 'a' \"b\" #c"):
+        out = tmp_path / name.replace("/", "-")
+        metadata = metadata_of(atlas_of(replace(tiny_view("vit"), model_id=name), pictures, out))
+
+        assert metadata.get("base_model") == (name if "/" in name else None)
+        assert metadata["pretty_name"] == f"Atlas of {name}" and "vision-transformer" in metadata["tags"]
+        assert metadata["configs"] == [
+            {"config_name": "features", "default": True, "data_files": "features/*.parquet"},
+            {"config_name": "images", "data_files": "images/*.parquet"},
+        ]
 
 
 def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pictures, tmp_path):
@@ -537,6 +557,32 @@ def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictu
         open_atlas("odd/huge")
 
 
+def test_html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text(tiny_view, tmp_path):
+    evil = "<b onclick=alert(1)>&'\""
+    (tmp_path / evil / evil).mkdir(parents=True)
+    for i in range(4):
+        draw(i).save(tmp_path / evil / evil / f"{i}.png")
+    view = replace(tiny_view("vit"), model_id=f"model{evil}")
+    atlas = atlas_of(view, tmp_path / evil, tmp_path / "atlas", k=2)
+    best = {site: (np.zeros((n, 1), int), np.ones((n, 1), np.float32)) for site, n in atlas.sites.items()}
+    write_words(atlas, Words(f"namer{evil}", None, 1, TEMPLATES, 0.5), [f"word{evil}"], best)
+    feature = parse_feature("1.mlp_act:3")
+
+    page = page_document(feature_page(view, atlas, feature), f"{feature} of {view.model_id}")
+
+    shown = html.escape(evil).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    assert "<b onclick" not in page
+    for text in (
+        f"of model{shown}</h2>",
+        f"{shown}; score:",
+        f'alt="{shown}"',
+        f"<b>word{shown}</b>",
+        f"namer{shown} sees",
+    ):
+        assert text in page
+    assert f"<title>{feature} of model{shown}</title>" in page and "<svg viewBox" in page
+
+
 def test_names_from_a_dataset_cannot_inject_html(tiny_view, tmp_path):
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()
@@ -559,7 +605,7 @@ def test_a_dataset_is_streamed_from_the_hub_pinned_to_its_commit(hub, parquet, p
     assert {r.name for r in rows} == {p.name for p in pictures.rglob("*.png")}
     atlas = atlas_of(tiny_view("vit"), "odd/pictures", tmp_path / "atlas", limit=5)
     assert atlas.manifest["n_images"] == 5
-    assert "source_datasets:\n  - odd/pictures" in (atlas.folder / "README.md").read_text()
+    assert metadata_of(atlas)["source_datasets"] == ["odd/pictures"] and "base_model" not in metadata_of(atlas)
 
 
 def test_a_folder_of_pictures_on_the_hub_is_read(hub, tmp_path):
@@ -704,7 +750,8 @@ def test_words_are_on_the_page_in_the_card_and_found_again(named):
     assert (feature, strength) in atlas.find_word(word.upper(), 10_000)
     assert found.chance < strength
     card = (atlas.folder / "README.md").read_text()
-    assert "config_name: words" in card and f"stays below {found.chance:.2f}" in card
+    assert [c["config_name"] for c in metadata_of(atlas)["configs"]] == ["features", "images", "words"]
+    assert f"stays below {found.chance:.2f}" in card
     with pytest.raises(AtlasError, match="is named 'zebra'"):
         atlas.find_word("zebra", 5)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vitviz_hf import Site, activations, classify, open_image, to_pixels
 from vitviz_hf.cli.main import main
+from vitviz_hf.config import parse_features
 from vitviz_hf.errors import ConfigError, NoClassifierError, OutputExistsError, SiteError
 from vitviz_hf.experiments.accuracy import low_pass, study
 from vitviz_hf.experiments.accuracy.labels import LabelMatcher, match_names
@@ -327,7 +328,7 @@ def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):
         ("background", ("vit", "resnet"), BackgroundConfig(batch=4)),
         ("low-pass", ("vit", "timm-resnet"), LowPassConfig(batch=40, filter_at="original")),
         ("position", ("vit", "resnet"), PositionConfig(batch=4)),
-        ("occlusion", ("vit", "resnet"), OcclusionConfig(batch=16, grid=4, shuffles="2")),
+        ("occlusion", ("vit", "resnet"), OcclusionConfig(batch=16, grid=4, shuffles=(2,))),
     ],
 )
 def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
@@ -381,7 +382,7 @@ def test_the_accuracy_of_masked_pictures_is_that_of_pictures_masked_by_hand(vit,
 
 def test_occlusion_counts_what_occluding_by_hand_gives(vit, labelled, tmp_path):
     source = open_source(str(labelled))
-    config = OcclusionConfig(grid=4, shuffles="4")
+    config = OcclusionConfig(grid=4, shuffles=(4,))
 
     result = run_experiment("occlusion", [vit], source, config, tmp_path / "w")
 
@@ -389,7 +390,7 @@ def test_occlusion_counts_what_occluding_by_hand_gives(vit, labelled, tmp_path):
     for row, _ in source.read(0, 1, None):
         if row.label != "zebra":
             pixels = (to_pixels(vit, open_image(row.data))[0] * 255).round().byte().permute(1, 2, 0).numpy()
-            changed = occlude(pixels, None, "random", 0.5, 4, row.key % 2**63).pixels
+            changed = occlude(pixels, None, "random", 0.5, 4, row.key % 2**63).photo
             seen = torch.from_numpy(changed).permute(2, 0, 1)[None].float() / 255
             right.append(classify(vit, seen).top(1)[0][0][0] == row.label)
     rows = {(r["change"], r["ratio, or tiles in a row"]): r["top-1, %"] for r in result.tables["table"].records()}
@@ -409,21 +410,25 @@ def test_progression_has_a_row_of_pictures_for_each_layer(vit, tmp_path):
     assert again.tables["table"].to_csv() == result.tables["table"].to_csv()
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "w" / "pictures").iterdir()} == made
     chosen = run_experiment(
-        "progression", [vit], None, ProgressionConfig(features="2.mlp_act:3, 0.attn_k:1", steps=3), tmp_path / "x"
+        "progression",
+        [vit],
+        None,
+        ProgressionConfig(features=parse_features("2.mlp_act:3, 0.attn_k:1"), steps=3),
+        tmp_path / "x",
     )
     assert [r["feature"] for r in chosen.tables["table"].records()] == ["0.attn_k:1", "2.mlp_act:3"]
 
 
 def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
     result = run_experiment(
-        "narrow-sites", [vit], None, NarrowSitesConfig(layers="0,2", columns=2, steps=2, preset="fast"), tmp_path / "w"
+        "narrow-sites", [vit], None, NarrowSitesConfig(layers=(0, 2), columns=2, steps=2, preset="fast"), tmp_path / "w"
     )
 
     rows = result.tables["table"].records()
     kinds = [k for k in narrow_sites.KINDS if k in vit.layers[0].taps] + ["mlp_act, random", "mlp_act, rotated"]
     assert [(r["layer"], r["kind"]) for r in rows] == [(layer, kind) for layer in (0, 2) for kind in kinds]
     with pytest.raises(SiteError, match="layers 0-2; got 7"):
-        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers="7"), tmp_path / "x")
+        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers=(7,)), tmp_path / "x")
 
 
 def test_spatial_triplets_and_concepts_search_first_where_there_is_no_atlas(vit, labelled, tmp_path):
@@ -473,7 +478,7 @@ def test_the_command_writes_a_folder_and_overwrites_none(tiny_folder, labelled, 
         (["background", "{vit}", "builtin"], "has no boxes"),
         (["low-pass", "{vit}", "builtin"], "no picture of 'builtin' could be scored"),
         (["position", "{vit}", "{data}", "--tile", "7"], "do not divide the input"),
-        (["position", "{vit}", "{data}", "--limit", "-3"], "limit must be a whole number from 0"),
+        (["position", "{vit}", "{data}", "--limit", "-3"], "limit must be a whole number from 1"),
         (["progression", "{resnet}"], "has no features"),
         (["progression", "{vit}", "--features", "9.mlp_act:1"], "has layers 0-2"),
         (["spatial", "{vit}", "--atlas", "/nowhere"], "there is no atlas"),

@@ -9,7 +9,7 @@ import torch
 from vitviz_hf import SearchConfig, VisualizeConfig, activations, load_model, make_atlas, open_source
 from vitviz_hf.atlas.page import check_model
 from vitviz_hf.cli.main import main
-from vitviz_hf.config import CONTROLS
+from vitviz_hf.config import CONTROLS, parse_features
 from vitviz_hf.errors import AtlasError, ConfigError, RecipeError
 from vitviz_hf.experiments.config import ProgressionConfig, SpatialConfig, TokenMixingConfig, TripletsConfig
 from vitviz_hf.experiments.result import Result, claim, with_control
@@ -173,7 +173,7 @@ def test_a_control_needs_a_dataset_not_an_atlas(vit, tmp_path):
 
 
 def test_a_control_has_pictures_of_its_own(vit, tmp_path):
-    config = ProgressionConfig(features="0.mlp_act:3", steps=2)
+    config = ProgressionConfig(features=parse_features("0.mlp_act:3"), steps=2)
     result = run_experiment("progression", [vit], None, config, tmp_path, None, "shuffled-weights")
     (own, other) = result.tables["table"].rows
     null = as_control(vit, "shuffled-weights")
@@ -210,7 +210,7 @@ def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(moved, labelled, tm
     view = load_model(str(moved), device="cpu")
     atlas = make_atlas(view, open_source(str(labelled)), SearchConfig(k=1), tmp_path / "atlas")
     stale.save(atlas.folder / "visualizations" / "1.mlp_act-5.png")
-    config = TripletsConfig(atlas=str(tmp_path / "atlas"), features="1.mlp_act:5", steps=1)
+    config = TripletsConfig(atlas=str(tmp_path / "atlas"), features=parse_features("1.mlp_act:5"), steps=1)
     (row,) = run_experiment("triplets", [view], None, config, tmp_path / "work").tables["table"].records()
     assert row["picture's score"] == visualize(view, ["1.mlp_act:5"], how)[0].score != stale.score
     assert read_recipe(atlas.folder / "visualizations" / "1.mlp_act-5.png")["weights"] == before.weights

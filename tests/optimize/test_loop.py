@@ -27,7 +27,7 @@ from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.objectives import can_revive, to_objective
-from vitviz_hf.optimize.penalties import automatic_smoothness
+from vitviz_hf.optimize.penalties import automatic_smoothness, total_variation
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.sites import Site
@@ -241,7 +241,7 @@ def test_more_smoothness_gives_a_smoother_picture(vit):
     )
 
     def roughness(result):
-        return transforms.total_variation(result.pixels[None, None]).item()
+        return total_variation(result.pixels[None, None]).item()
 
     assert roughness(smooth) < 0.8 * roughness(rough)
 
@@ -400,7 +400,7 @@ def test_a_picture_without_a_recipe_is_refused(tmp_path):
 def test_total_variation_is_zero_for_a_constant_and_has_no_nan_gradient():
     images = torch.full((2, 3, 3, 8, 8), 0.4, requires_grad=True)
 
-    value = transforms.total_variation(images)
+    value = total_variation(images)
     value.sum().backward()
 
     assert value.tolist() == [0, 0]
@@ -420,7 +420,7 @@ def test_total_variation_equals_the_formula_written_out():
                     if 0 <= c + dc < 6
                 ]
                 total += float(sum(squares)) ** 0.5
-    assert transforms.total_variation(image).item() == pytest.approx(total / 6, rel=1e-5)
+    assert total_variation(image).item() == pytest.approx(total / 6, rel=1e-5)
 
 
 @settings(max_examples=20, deadline=None)

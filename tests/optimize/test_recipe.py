@@ -27,9 +27,13 @@ from vitviz_hf import (
 from vitviz_hf.cli.main import main
 from vitviz_hf.cli.options import describe
 from vitviz_hf.errors import RecipeError
-from vitviz_hf.optimize import loop as opt
+from vitviz_hf.optimize import objectives
+from vitviz_hf.optimize import recipe as recipes
+from vitviz_hf.optimize import replay as replaying
 from vitviz_hf.optimize.config import PRESETS, PresetName
-from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.objectives import Objective, parse_objective, to_objective
+from vitviz_hf.optimize.penalties import automatic_smoothness
+from vitviz_hf.optimize.scores import transfer_scores
 from vitviz_hf.sites import Site
 
 QUICK = VisualizeConfig.preset("fast", steps=3, copies=2, margin=4)
@@ -207,7 +211,7 @@ def test_automatic_smoothness_is_its_rule_written_out(address, vit):
     (signal,) = torch.autograd.grad((values * probes).sum(), start)
     (rough,) = torch.autograd.grad(sum(roughness(x[None]) for x in start), start)
 
-    found = opt.automatic_smoothness(vit, site, 3.0)
+    found = automatic_smoothness(vit, site, 3.0)
 
     assert found == pytest.approx(3 * float(signal.norm() / math.sqrt(values.shape[1]) / rough.norm()), rel=1e-4)
 
@@ -216,7 +220,7 @@ def test_transfer_is_scored_on_eight_fixed_turns_zooms_and_blurs(vit):
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     objectives = [to_objective("1.mlp_act:5"), to_objective("1.mlp_act:9")]
 
-    found = opt.transfer_scores(vit, objectives, pixels)
+    found = transfer_scores(vit, objectives, pixels)
 
     angle, zoom = torch.rand(2, 8, generator=generator_of("0 transfer")) * 2 - 1
     weights = torch.exp(-(torch.arange(-2.0, 3) ** 2) / 2)
@@ -260,7 +264,7 @@ def test_the_paper_preset_for_clip_learns_faster_and_is_smoother():
 
 def _picture(score, objective, dead_steps=0, steps=4):
     recipe = {"objective": objective, "score": score, "config": {"steps": steps}, "dead_steps": dead_steps}
-    return opt.Visualization(
+    return recipes.Visualization(
         pixels=torch.zeros(3, 8, 8), score=score, transfer_score=0.0, dead_steps=dead_steps, recipe=recipe
     )
 
@@ -289,8 +293,33 @@ def test_a_picture_is_alive_if_its_feature_fires_on_it_at_the_end():
 def test_only_sums_of_features_and_directions_can_be_dead(objective, alive, vit):
     recipe = visualize(vit, [objective], QUICK)[0].recipe
 
-    assert opt.is_alive({**recipe, "score": -1.0}) == alive
-    assert opt.is_alive({**recipe, "score": 1.0})
+    assert recipes.is_alive({**recipe, "score": -1.0}) == alive
+    assert recipes.is_alive({**recipe, "score": 1.0})
+
+
+# The JSON form
+
+
+def test_an_objective_in_a_recipe_is_as_it_always_was_and_comes_back_the_same():
+    direction = Direction(Site(1, "resid"), (0.5, -2.0), "up")
+    objective = parse_objective("1.mlp_act:5 - 0.5*2.attn_q:3 + 2*logit:1") + to_objective(direction)
+    text = (
+        '[{"weight": 1.0, "target": "1.mlp_act:5"}, {"weight": -0.5, "target": "2.attn_q:3"}, '
+        '{"weight": 2.0, "target": "logit:1"}, '
+        '{"weight": 1.0, "site": "1.resid", "float32": "AAAAPwAAAMA=", "name": "up"}]'
+    )
+
+    assert json.dumps(objective.to_json()) == text
+    assert Objective.from_json(json.loads(text)) == objective
+
+
+def test_an_address_is_parsed_once_on_its_way_to_the_picture(vit, tmp_path, monkeypatch):
+    parsed, parse = [], objectives.parse_feature
+    monkeypatch.setattr(objectives, "parse_feature", lambda text: parsed.append(text) or parse(text))
+
+    visualize(vit, ["1.mlp_act:5"], QUICK)[0].save(tmp_path / "a.png")
+
+    assert parsed == ["1.mlp_act:5"]
 
 
 # Replaying
@@ -320,16 +349,19 @@ def test_a_replay_has_the_dtype_of_the_recipe_whatever_view_is_at_hand(vit, tiny
 
 
 def test_a_fitting_view_saves_loading(vit, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(opt, "load_model", lambda *_: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(replaying, "load_model", lambda *_: pytest.fail("the model was loaded again"))
 
     assert replay(saved(tmp_path / "a.png", recipe), vit).score == recipe["score"]
 
 
 def test_a_recipe_of_a_missing_device_is_followed_with_a_warning(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(opt, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(recipes, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(replaying, "best_device", lambda: torch.device("cpu"))
     path = saved(tmp_path / "a.png", {**recipe, "device": "cuda"})
 
-    with pytest.warns(opt.ReplayWarning, match="'cuda', which is not here: it is made again on 'cpu' from the same"):
+    with pytest.warns(
+        replaying.ReplayWarning, match="'cuda', which is not here: it is made again on 'cpu' from the same"
+    ):
         assert replay(path).score == recipe["score"]
     assert main(["replay", str(path)]) == 0
     told = capsys.readouterr()
@@ -340,7 +372,7 @@ def test_a_recipe_of_a_missing_device_is_followed_with_a_warning(recipe, tmp_pat
 def test_a_recipe_whose_draws_were_the_devices_says_that_the_picture_will_be_another(recipe, tmp_path):
     old = {k: v for k, v in recipe.items() if k != "draws"}
 
-    with pytest.warns(opt.ReplayWarning, match="earlier version, which drew its random numbers on 'cuda'"):
+    with pytest.warns(replaying.ReplayWarning, match="earlier version, which drew its random numbers on 'cuda'"):
         replay(saved(tmp_path / "a.png", {**old, "device": "cuda"}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -349,9 +381,9 @@ def test_a_recipe_whose_draws_were_the_devices_says_that_the_picture_will_be_ano
 
 def test_a_recipe_of_the_cpu_is_followed_on_the_cpu_though_there_is_a_better_device(recipe, tmp_path, monkeypatch):
     asked = []
-    load = opt.load_model
-    monkeypatch.setattr(opt, "best_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(opt, "load_model", lambda *args: asked.append(args) or load(*args))
+    load = replaying.load_model
+    monkeypatch.setattr(recipes, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(replaying, "load_model", lambda *args: asked.append(args) or load(*args))
 
     replay(saved(tmp_path / "a.png", recipe))
 

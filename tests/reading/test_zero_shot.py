@@ -156,7 +156,7 @@ def test_other_words_are_another_run(tiny_view, labelled, tmp_path, monkeypatch)
 
 def test_they_stand_beside_classifiers_in_every_experiment(vit, tiny_view, labelled, tmp_path):
     views, source = [vit, tiny_view("clip"), tiny_view("siglip")], open_source(str(labelled))
-    for name, config in (("position", PositionConfig()), ("occlusion", OcclusionConfig(grid=4, shuffles="2"))):
+    for name, config in (("position", PositionConfig()), ("occlusion", OcclusionConfig(grid=4, shuffles=(2,)))):
         table = run_experiment(name, views, source, config, tmp_path / name).tables["table"]
         assert {row[0] for row in table.rows} == {v.model_id for v in views}
     low = run_experiment("position", views[1:], source, PositionConfig(), tmp_path / "x", None, "random-weights")

@@ -5,14 +5,12 @@ from typing import Any
 
 from vitviz_hf import __version__
 from vitviz_hf.atlas.fold import SKETCH_ERROR
-from vitviz_hf.hub import is_hub_id
-
-_WORDS_CONFIG = "  - config_name: words\n    data_files: words/*.parquet\n"
+from vitviz_hf.hub import is_hub_id, write_card
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How the features of an atlas were named, see naming.py."""
+    """How the features of an atlas were named, see words.py."""
 
     namer: str
     namer_revision: str | None
@@ -42,24 +40,28 @@ def _about_non_finite(manifest: dict[str, Any]) -> str:
 def dataset_card(manifest: dict[str, Any], words: Words | None = None) -> str:
     """README.md of an atlas."""
     model, dataset = manifest["model_id"], manifest["dataset"]
-    linked = f"base_model: {model}\n" if is_hub_id(model) and "/" in model else ""
-    linked += f"source_datasets:\n  - {dataset}\n" if is_hub_id(dataset) and "/" in dataset else ""
-    return f"""---
-pretty_name: Atlas of {model}
-tags:
-  - vitviz
-  - interpretability
-  - feature-visualization
-  - vision-transformer
-{linked}configs:
-  - config_name: features
-    default: true
-    data_files: features/*.parquet
-  - config_name: images
-    data_files: images/*.parquet
-{"" if words is None else _WORDS_CONFIG}---
+    configs = [
+        {"config_name": "features", "default": True, "data_files": "features/*.parquet"},
+        {"config_name": "images", "data_files": "images/*.parquet"},
+        {"config_name": "words", "data_files": "words/*.parquet"},
+    ]
+    metadata = {
+        "pretty_name": f"Atlas of {model}",
+        "tags": ["vitviz", "interpretability", "feature-visualization", "vision-transformer"],
+        "base_model": model if _on_the_hub(model) else None,
+        "source_datasets": [dataset] if _on_the_hub(dataset) else None,
+        "configs": configs if words else configs[:2],
+    }
+    return write_card(_text(manifest, words), metadata)
 
-# Atlas of {model}
+
+def _on_the_hub(name: str) -> bool:
+    return is_hub_id(name) and "/" in name
+
+
+def _text(manifest: dict[str, Any], words: Words | None) -> str:
+    model, dataset = manifest["model_id"], manifest["dataset"]
+    return f"""# Atlas of {model}
 
 For every feature of {len(manifest["sites"])} sites of `{model}` (revision {manifest["revision"] or "-"}): the
 {manifest["k"]} most and least activating of {manifest["n_images"]:,} images of `{dataset}`

@@ -3,41 +3,36 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vitviz_hf.config import Checked, knob, parse_runs, parse_words
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS
 
 
+def _parse_layers(text: str, name: str) -> tuple[int, ...]:
+    return tuple(sorted(set(parse_runs(text, name))))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Checked):
     """Options of a search for the most activating images.
 
     Raises:
         ConfigError: a value outside its range.
     """
 
-    kinds: tuple[str, ...] = ("mlp_act",)
+    kinds: tuple[str, ...] = knob(("mlp_act",), "default: mlp_act, the neurons", parse=parse_words, metavar="A,B")
     """Kinds of sites, see sites.py."""
-    layers: tuple[int, ...] | None = None
-    """All if None."""
-    k: int = 20
-    """Images kept for each feature, at either end."""
-    reduce: Literal["mean", "max"] = "mean"
-    """Score of an image: mean or maximum over its patches."""
-    limit: int | None = None
-    """Rows to read; all if None."""
-    batch: int = 32
-    """Images in one forward pass."""
-    workers: int = 0
-    """Processes that decode images; 0 decodes in threads of this one."""
+    layers: tuple[int, ...] | None = knob(
+        None, "for example 3-7,11 (default: all)", blank="", parse=_parse_layers, metavar="A-B,C"
+    )
+    limit: int | None = knob(None, "rows to read (default: all)", 1, 10**12)
+    k: int = knob(20, "images for each feature at either end", 1, 1000)
+    reduce: Literal["mean", "max"] = knob("mean", "score over patches", metavar="{mean,max}")
+    batch: int = knob(32, "images in a forward pass", 1, 4096)
+    workers: int = knob(0, "processes that decode (default: by the CPU count)", 0, 256)
+    """0 decodes in threads of this process; only the command line has another default."""
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)  # super() does not know a class with slots
         if unknown := [k for k in self.kinds if k not in KINDS]:
             raise ConfigError(f"unknown kind {unknown[0]!r}; kinds are {', '.join(KINDS)}.")
-        if self.reduce not in ("mean", "max"):
-            raise ConfigError(f"reduce must be one of mean, max; got {self.reduce!r}.")
-        for name, low, high in (("k", 1, 1000), ("batch", 1, 4096), ("workers", 0, 256), ("limit", 1, 10**12)):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
-            ):
-                raise ConfigError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")

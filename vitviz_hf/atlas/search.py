@@ -8,36 +8,29 @@ A ranking holds an image once, however many rows have its bytes; statistics are 
 that is no finite number is left out of that site's rankings and statistics, counted and named.
 """
 
-import itertools
 import json
-import os
 import sqlite3
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
-from vitviz_hf.errors import ConfigError, DatasetError, ImageError, ModelError, OutputExistsError
-from vitviz_hf.images import encode, open_image, pixels_to_image
-from vitviz_hf.models.gate import Snapshot, fetch_model
-from vitviz_hf.models.loading import load_preprocessing, sized_pixels
+from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
+from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
+from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, find_tap, list_sites
+from vitviz_hf.reading.batches import Batch, Bytes, decoders, read_batches
 from vitviz_hf.reading.maps import name_precision, site_scores, split_tokens
 from vitviz_hf.reading.recording import record_each
 from vitviz_hf.sites import Site, parse_site
@@ -45,7 +38,6 @@ from vitviz_hf.stream import Row, Source
 
 LISTED = 1000
 """Skipped images that are named."""
-_WAITING_BATCHES = 3
 
 
 @dataclass(slots=True)
@@ -174,10 +166,10 @@ def _read_on(
 ) -> None:
     state_file, sites = folder / "state.safetensors", list(state.folds)
     saved = time.monotonic()
-    with closing(open_crops(folder)) as crops, _decoders(view, config.workers) as (pool, decode):
+    with closing(open_crops(folder)) as crops, decoders(view, config.workers) as submit:
         rows = _rows(source, config.limit, recipe["rank"], recipe["n_ranks"], state)
         try:
-            for batch in _decoded(rows, pool, decode, config.batch):
+            for batch in read_batches(rows, submit, config.batch):
                 _take_in(view, state, sites, config.reduce, batch, crops)
                 if progress:
                     progress(state)
@@ -268,9 +260,8 @@ def _checkpoint(state: SearchState, recipe: Mapping[str, Any], path: Path, crops
     crops.commit()
     facts = {k: getattr(state, k) for k in (*_FACTS, "skipped")} | {"recipe": dict(recipe)}
     tensors = {f"{s}/{n}": t.contiguous().cpu() for s, f in state.folds.items() for n, t in f.tensors().items()}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, {"state": json.dumps(facts)})
-    os.replace(part, path)
+    with replace_file(path) as part:
+        save_file(tensors, part, {"state": json.dumps(facts)})
 
 
 def _prune(state: SearchState, crops: sqlite3.Connection) -> None:
@@ -287,35 +278,20 @@ def ranked_keys(state: SearchState) -> set[int]:
     return set(torch.cat(keys).unique().tolist()) - {NO_KEY}
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    row: Row
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None
-    """[3, H, W]"""
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    items: list[_Decoded]
-    position: Any
-
-
 def _take_in(
-    view: ModelView, state: SearchState, sites: list[Site], reduce: str, batch: _Batch, crops: sqlite3.Connection
+    view: ModelView, state: SearchState, sites: list[Site], reduce: str, batch: Batch[Bytes], crops: sqlite3.Connection
 ) -> None:
     state.n_rows += len(batch.items)
     state.position = batch.position
-    usable = [d for d in batch.items if d.pixels is not None]
-    unusable = [d for d in batch.items if d.pixels is None]
-    state.n_skipped += len(unusable)
-    _list_skipped(state, [(d.row, d.problem) for d in unusable])
-    if not usable:
+    state.n_skipped += len(batch.left_out)
+    _list_skipped(state, batch.left_out)
+    if not batch.usable:
         return
-    state.n_images += len(usable)
-    stack = torch.from_numpy(np.stack([d.pixels for d in usable if d.pixels is not None]))
-    pixels = stack.to(view.device, non_blocking=True).float() / 255
-    keys = torch.tensor([d.row.key for d in usable], device=view.device)
+    rows = [row for row, _ in batch.usable]
+    stack = torch.from_numpy(np.stack([values for _, values in batch.usable]))
+    state.n_images += len(rows)
+    pixels = bytes_to_pixels(stack.to(view.device, non_blocking=True))
+    keys = torch.tensor([row.key for row in rows], device=view.device)
     ranked: list[Tensor] = []
     finite: dict[Site, Tensor] = {}
 
@@ -330,29 +306,33 @@ def _take_in(
 
     with torch.no_grad():
         record_each(view, pixels, sites, fold)
-    _note_non_finite(state, usable, torch.stack([finite[s] for s in sites]).cpu(), sites)
-    entered = set(keys[torch.isin(keys, torch.cat(ranked))].tolist())
+    _note_non_finite(state, rows, torch.stack([finite[s] for s in sites]).cpu(), sites)
+    _keep_crops(crops, rows, stack, set(keys[torch.isin(keys, torch.cat(ranked))].tolist()))
+
+
+def _keep_crops(crops: sqlite3.Connection, rows: list[Row], stack: Tensor, entered: set[int]) -> None:
+    """Store the pictures [B, 3, H, W] whose keys entered a ranking."""
     crops.executemany(
         "INSERT OR IGNORE INTO crops VALUES (?, ?, ?, ?)",
         [
-            (d.row.key, d.row.name, d.row.label, _jpeg(d.pixels))
-            for d in usable
-            if d.pixels is not None and d.row.key in entered
+            (row.key, row.name, row.label, encode(bytes_to_image(values), "JPEG", quality=92, subsampling=0))
+            for row, values in zip(rows, stack, strict=True)
+            if row.key in entered
         ],
     )
     # Of rows with the same bytes, the first by name stands for all, whatever their order.
     crops.executemany(
         "UPDATE crops SET name = ?1, label = ?2 WHERE key = ?3 AND (name, label) > (?1, ?2)",
-        [(d.row.name, d.row.label, d.row.key) for d in usable],
+        [(row.name, row.label, row.key) for row in rows],
     )
 
 
-def _note_non_finite(state: SearchState, images: list[_Decoded], finite: Tensor, sites: list[Site]) -> None:
+def _note_non_finite(state: SearchState, rows: list[Row], finite: Tensor, sites: list[Site]) -> None:
     """Count and name images by what is finite, [n_sites, n_images]."""
     bad = []
     for i in (~finite.all(0)).nonzero().flatten().tolist():
         where = [s for s, ok in zip(sites, finite[:, i].tolist(), strict=True) if not ok]
-        bad.append((images[i].row, _non_finite_at(where)))
+        bad.append((rows[i], _non_finite_at(where)))
     state.n_non_finite += len(bad)
     _list_skipped(state, bad)
 
@@ -361,66 +341,3 @@ def _list_skipped(state: SearchState, found: list[tuple[Row, str]]) -> None:
     if found:
         named = [(row.name or f"{row.key:016x}", reason) for row, reason in found]
         state.skipped = sorted([*state.skipped, *named])[:LISTED]
-
-
-def _jpeg(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    return encode(Image.fromarray(pixels.transpose(1, 2, 0)), "JPEG", quality=92, subsampling=0)
-
-
-def _decoded(
-    rows: Iterable[tuple[Row, Callable[[], Any]]], pool: Executor, decode: "_Decode", n: int
-) -> Iterator[_Batch]:
-    """Batches of n rows; a few are decoded ahead of the model."""
-    waiting: deque[tuple[list[tuple[Row, Future[Any]]], Any]] = deque()
-    stream = iter(rows)
-    while True:
-        items = list(itertools.islice(stream, n))
-        if items:
-            batch = [(row, pool.submit(decode, row.data)) for row, _ in items]
-            waiting.append((batch, items[-1][1]()))
-        if waiting and (not items or len(waiting) > _WAITING_BATCHES):
-            ready, after = waiting.popleft()
-            yield _Batch([_Decoded(row, *future.result()) for row, future in ready], after)
-        elif not items:
-            return
-
-
-_Decode = Callable[[bytes], tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]]
-
-
-def _decode(
-    preprocess: Callable[[Image.Image], Tensor], data: bytes
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]:
-    """Pixels that the model sees, in 8 bits, or why there are none."""
-    try:
-        pixels = preprocess(open_image(data))
-    except ImageError as error:
-        return None, str(error)
-    return np.asarray(pixels_to_image(pixels.clamp(0, 1).numpy())).transpose(2, 0, 1), ""
-
-
-@contextmanager
-def _decoders(view: ModelView, n: int) -> Iterator[tuple[Executor, _Decode]]:
-    """A pool, and what it decodes with: n processes, or threads if n is 0."""
-    if not n:
-        with ThreadPoolExecutor(2) as threads:
-            yield threads, partial(_decode, partial(sized_pixels, view.preprocess, size=view.input_size))
-        return
-    worker = fetch_model(view.model_id, view.revision), view.module.config, view.input_size
-    with ProcessPoolExecutor(n, get_context("spawn"), _start_process, worker) as processes:
-        yield processes, _decode_in_process
-
-
-# Set by `_start_process` in a decoding process, which serves one search; None everywhere else.
-_decode_here: _Decode | None = None
-
-
-def _start_process(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
-    global _decode_here
-    torch.set_num_threads(1)  # the model needs the others
-    _decode_here = partial(_decode, partial(sized_pixels, load_preprocessing(snapshot, config)[0], size=size))
-
-
-def _decode_in_process(data: bytes) -> tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str]:
-    assert _decode_here is not None
-    return _decode_here(data)

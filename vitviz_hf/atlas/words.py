@@ -25,7 +25,7 @@ from vitviz_hf.atlas.card import Words, dataset_card
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ModelError
 from vitviz_hf.images import open_image
-from vitviz_hf.manifest import check_absent, write_dir
+from vitviz_hf.manifest import check_absent, replace_file, write_dir
 from vitviz_hf.models.view import ModelView, logits, to_pixels
 from vitviz_hf.reading.classification import as_classifier, imagenet_labels, load_zero_shot
 from vitviz_hf.reading.maps import name_precision
@@ -170,4 +170,5 @@ def write_words(
                     pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
                 )
         (folder / "manifest.json").write_text(json.dumps(asdict(words), indent=1), "utf-8")
-        (atlas.folder / "README.md").write_text(dataset_card(atlas.manifest, words), "utf-8")
+        with replace_file(atlas.folder / "README.md") as part:
+            part.write_text(dataset_card(atlas.manifest, words), "utf-8")

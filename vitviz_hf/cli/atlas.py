@@ -8,13 +8,14 @@ from typing import Any
 
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.cli.options import (
+    add_knobs,
     add_model_options,
     add_verb,
     counter,
     describe,
     load_view,
-    parse_layers,
     progress_bar,
+    read_knobs,
 )
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
@@ -38,15 +39,7 @@ def add_atlas_commands(verbs: Any) -> None:
     )
     search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
     search.add_argument("--split", help="default: validation if there is one")
-    search.add_argument("--kinds", default="mlp_act", metavar="A,B", help="default: mlp_act, the neurons")
-    search.add_argument("--layers", metavar="A-B,C", help="for example 3-7,11 (default: all)")
-    search.add_argument("--limit", type=int, metavar="N", help="rows to read (default: all)")
-    search.add_argument(
-        "-k", type=int, default=20, metavar="N", help="images for each feature at either end (default: 20)"
-    )
-    search.add_argument("--reduce", choices=("mean", "max"), default="mean", help="score over patches (default: mean)")
-    search.add_argument("--batch", type=int, default=32, metavar="N", help="images in a forward pass (default: 32)")
-    search.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: by the CPU count)")
+    add_knobs(search, SearchConfig, None, defaults=True)
     search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
 
     atlas = verbs.add_parser("atlas", help="add pictures to an atlas, and share it on the Hub")
@@ -90,23 +83,14 @@ def _search(args: Any) -> None:
     from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
     from vitviz_hf.stream import open_source
 
-    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)
-    config = SearchConfig(
-        kinds=tuple(args.kinds.split(",")),
-        layers=parse_layers(args.layers),
-        k=args.k,
-        reduce=args.reduce,
-        limit=args.limit,
-        batch=args.batch,
-        workers=workers,
-    )
+    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **read_knobs(args, SearchConfig)})
     out, (rank, n_ranks) = Path(args.out), _ranks()
     check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
         args.device = _rank_device()
     source = open_source(args.dataset, args.split)
     view = load_view(args, args.model)
-    n_rows = min(x for x in (source.n_rows, args.limit, 10**12) if x is not None)
+    n_rows = min(x for x in (source.n_rows, config.limit, 10**12) if x is not None)
     with counter("searching", " images", keep=True) as show:
 
         def progress(state: SearchState) -> None:

@@ -1,11 +1,19 @@
 """Commands about one picture's tokens, or many scenes': views, occlude, group."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.options import IMAGE_HELP, add_knobs, add_model_options, add_verb, counter, load_view, open_picture
+from vitviz_hf.cli.options import (
+    IMAGE_HELP,
+    add_knobs,
+    add_model_options,
+    add_verb,
+    counter,
+    load_view,
+    open_picture,
+    read_knobs,
+)
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import GroupConfig, OccludeConfig, ViewsConfig
 from vitviz_hf.manifest import check_absent
@@ -48,7 +56,7 @@ def add_behavior_commands(verbs: Any) -> None:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    return args.config(**{f.name: getattr(args, f.name) for f in fields(args.config) if hasattr(args, f.name)})
+    return args.config(**read_knobs(args, args.config))
 
 
 def _inputs(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.cli.options import add_knobs, add_model_options, add_verb, counter, load_view
+from vitviz_hf.cli.options import add_knobs, add_model_options, add_verb, counter, load_view, read_knobs
 from vitviz_hf.config import CONTROLS, IMAGENET
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
 from vitviz_hf.experiments.config import Boxed
@@ -54,9 +54,7 @@ def _add_inputs(verb: argparse.ArgumentParser, experiment: Experiment) -> None:
 
 def _run(args: Any) -> None:
     experiment = EXPERIMENTS[args.experiment]
-    config = experiment.config(
-        **{f.name: getattr(args, f.name) for f in fields(experiment.config) if hasattr(args, f.name)}
-    )
+    config = experiment.config(**read_knobs(args, experiment.config))
     out = Path(args.out)
     check_absent(out)
     models, source = _inputs(args, experiment)
@@ -96,20 +94,21 @@ def _run_one(
 
 def _run_all(args: Any) -> None:
     from vitviz_hf.experiments.result import claim, describe_run, report
-    from vitviz_hf.manifest import write_file
+    from vitviz_hf.manifest import replace_file
 
     out = Path(args.out)
     if not args.resume:
         check_absent(out)
     views, source = _inputs(args, EXPERIMENTS["token-mixing"])
-    shared = Boxed(**{f.name: getattr(args, f.name) for f in fields(Boxed) if hasattr(args, f.name)})
+    given = read_knobs(args, Boxed)
+    shared = Boxed(**given)
     claim(out, describe_run(ALL, views, source, shared, "both papers"))
     failed = {}
     for name, experiment in EXPERIMENTS.items():
         if (out / name).is_dir():
             continue
         known = {f.name for f in fields(experiment.config)}
-        config = experiment.config(**{k: v for k, v in shared.to_dict().items() if k in known})
+        config = experiment.config(**{k: v for k, v in given.items() if k in known})
         able = views if experiment.dataset == "labelled" else [v for v in views if v.layers][:1]
         try:
             if name == "token-mixing":
@@ -120,8 +119,8 @@ def _run_all(args: Any) -> None:
             print(f"{name}: {error}")
     if len(failed) == len(EXPERIMENTS):
         raise ConfigError("no experiment could be run.")
-    (out / "report.md").unlink(missing_ok=True)
-    write_file(out / "report.md", report(out, failed).encode())
+    with replace_file(out / "report.md") as part:
+        part.write_text(report(out, failed), "utf-8")
     print(out / "report.md")
 
 

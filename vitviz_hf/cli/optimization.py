@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from vitviz_hf.cli.options import (
@@ -15,6 +14,7 @@ from vitviz_hf.cli.options import (
     open_picture,
     photograph_scores,
     progress_bar,
+    read_knobs,
     split_words,
 )
 from vitviz_hf.manifest import check_absent
@@ -53,7 +53,7 @@ def _visualize(args: Any) -> None:
     model, addresses = split_words(args.words)
     objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
     paths = new_files(args.out, objectives, (".png",))
-    knobs = {f.name: getattr(args, f.name) for f in fields(VisualizeConfig) if hasattr(args, f.name)}
+    knobs = read_knobs(args, VisualizeConfig)
     VisualizeConfig.preset(args.preset or "fourier", **knobs)
     view = load_view(args, model)
     for objective in objectives:

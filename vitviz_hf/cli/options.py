@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from vitviz_hf.config import plain, read, required
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.sites import file_stem
@@ -34,22 +35,36 @@ def add_model_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
 
 
-def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str, defaults: bool = False) -> None:
+def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str | None, defaults: bool = False) -> None:
     """An option for every field of a config; one that is not given is absent from the arguments.
 
     Args:
-        defaults: tell the class's own.
+        title: of their group in the help; None puts them among the command's other options.
+        defaults: tell the class's own, where the help does not.
     """
-    group = parser.add_argument_group(title)
+    group = parser if title is None else parser.add_argument_group(title)
     types = get_type_hints(config)
     for knob in fields(config):
-        kind, help_text = types[knob.name], knob.metadata["help"]
-        if defaults and knob.default != "":
-            help_text += f" (default: {knob.default})"
-        options: dict[str, Any] = {"type": _reader(kind), "metavar": _metavar(kind)}
+        kind, help_text = required(types[knob.name]), knob.metadata["help"]
+        if defaults and "default:" not in help_text and (shown := plain(knob, knob.default)) not in ("", None):
+            help_text += f" (default: {shown})"
+        options: dict[str, Any] = {
+            "type": str if knob.metadata["parse"] else _reader(kind),
+            "metavar": knob.metadata["metavar"] or _metavar(kind),
+        }
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        group.add_argument("--" + knob.name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text, **options)
+        flag = "-" if len(knob.name) == 1 else "--"
+        group.add_argument(flag + knob.name.replace("_", "-"), default=argparse.SUPPRESS, help=help_text, **options)
+
+
+def read_knobs(args: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
+    """What was given of `add_knobs`, as values of the config's types.
+
+    Raises:
+        ConfigError: an option is not written as it must be.
+    """
+    return {f.name: read(f, getattr(args, f.name)) for f in fields(config) if hasattr(args, f.name)}
 
 
 def _metavar(kind: Any) -> str:
@@ -58,13 +73,13 @@ def _metavar(kind: Any) -> str:
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
+    def to_value(text: str) -> Any:
         try:
             return text if kind is str else int(text) if kind is int else float(text)
         except ValueError:
             return text  # the config says what is possible
 
-    return read
+    return to_value
 
 
 def load_view(args: Any, model_id: str | None) -> "ModelView":
@@ -141,23 +156,6 @@ def parse_pair(text: str, separator: str, message: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
         raise ConfigError(f"{message}; got {text!r}.")
     return int(parts[0]), int(parts[1])
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Layers such as `3-7,11`.
-
-    Raises:
-        ConfigError: something else.
-    """
-    if not text:
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
-            raise ConfigError(f"--layers must be numbers and ranges such as 3-7,11; got {text!r}.")
-        found |= set(range(int(first), int(last or first) + 1))
-    return tuple(sorted(found))
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:

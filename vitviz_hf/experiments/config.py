@@ -1,11 +1,16 @@
 """Options of the experiments."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from vitviz_hf.config import Checked, knob
+from vitviz_hf.config import Checked, knob, parse_features, parse_numbers, parse_patch, parse_patches, parse_runs
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.optimize.config import PresetName
+from vitviz_hf.sites import Feature
 
+MODES = ("random", "salient", "non-salient")
+"""Tiles that can be blacked out: any, those on an object, those off it."""
 _LIMIT = "rows of the dataset to read; 0 for all"
 _ATLAS = "folder or Hub id of an atlas of the model; without one the dataset is searched first"
 _FEATURES = "addresses with commas between, such as 5.mlp_act:10,9.mlp_act:3; empty: chosen by the rule in the table"
@@ -19,7 +24,7 @@ _STEPS = "optimizer steps; 0 for the preset's"
 class _Reads(Checked):
     """Options of every experiment that reads a dataset."""
 
-    limit: int = knob(0, _LIMIT, 0, 10**9)
+    limit: int | None = knob(None, _LIMIT, 1, 10**9, blank=0)
     batch: int = knob(32, "images in one forward pass", 1, 4096)
 
 
@@ -34,7 +39,9 @@ class TokenMixingConfig(_Reads):
 class Boxed(_Reads):
     """Options of experiments that use bounding boxes."""
 
-    boxes: str = knob("", "boxes: CSV or folder of XML as ILSVRC has them, or a dataset; empty: the dataset's own")
+    boxes: str | None = knob(
+        None, "boxes: CSV or folder of XML as ILSVRC has them, or a dataset; empty: the dataset's own", blank=""
+    )
     box_format: Literal["xyxy", "xywh"] = knob("xyxy", "of a dataset's boxes: corners, or corner and size")
 
 
@@ -63,7 +70,9 @@ class LowPassConfig(_Reads):
 class PositionConfig(_Reads):
     """Options of the experiment `position`."""
 
-    tile: int = knob(0, "side of the shuffled tiles in pixels; 0: the divisor of the input nearest to 32", 0, 4096)
+    tile: int | None = knob(
+        None, "side of the shuffled tiles in pixels; 0: the divisor of the input nearest to 32", 1, 4096, blank=0
+    )
     seed: int = knob(0, "of the shuffling and the bootstrap", 0, 2**53)
 
 
@@ -72,7 +81,9 @@ class OcclusionConfig(Boxed):
     """Options of the experiment `occlusion`."""
 
     grid: int = knob(14, "tiles in a row and in a column", 1, 512)
-    shuffles: str = knob("2,4,8", "numbers of tiles in a row for shuffling, with commas between")
+    shuffles: tuple[int, ...] = knob(
+        (2, 4, 8), "numbers of tiles in a row for shuffling, with commas between", parse=parse_numbers
+    )
     seed: int = knob(0, "of the draws and the bootstrap", 0, 2**53)
 
 
@@ -80,8 +91,8 @@ class OcclusionConfig(Boxed):
 class SpatialConfig(_Reads):
     """Options of the experiment `spatial`."""
 
-    atlas: str = knob("", _ATLAS)
-    per_layer: int = knob(32, "features of each layer, drawn at random; 0 for all", 0, 10**6)
+    atlas: str | None = knob(None, _ATLAS, blank="")
+    per_layer: int | None = knob(32, "features of each layer, drawn at random; 0 for all", 1, 10**6, blank=0)
     threshold: float = knob(0.5, "a patch is active above it", 0, 1e6)
     min_active: int = knob(10, "active patches that a feature must have on its best image to be counted", 1, 10**6)
     seed: int = knob(0, "of the draws and the bootstrap", 0, 2**53)
@@ -91,10 +102,10 @@ class SpatialConfig(_Reads):
 class ProgressionConfig(Checked):
     """Options of the experiment `progression`."""
 
-    features: str = knob("", _FEATURES)
+    features: tuple[Feature, ...] | None = knob(None, _FEATURES, blank="", parse=parse_features)
     columns: int = knob(6, "pictures for each layer", 1, 64)
     preset: PresetName = knob("fast", _PRESET)
-    steps: int = knob(0, _STEPS, 0, 10_000)
+    steps: int | None = knob(None, _STEPS, 1, 10_000, blank=0)
     seed: int = knob(0, "same seed, same pictures", 0, 2**53)
 
 
@@ -102,13 +113,20 @@ class ProgressionConfig(Checked):
 class NarrowSitesConfig(Checked):
     """Options of the experiment `narrow-sites`."""
 
-    layers: str = knob("", "such as 2,9; empty: one at a sixth of the depth, the middle, and one at five sixths")
-    columns: int = knob(0, "features of each site, drawn at random; 0: 32 on a GPU, 8 on a CPU", 0, 1024)
+    layers: tuple[int, ...] | None = knob(
+        None,
+        "such as 2,9; empty: one at a sixth of the depth, the middle, and one at five sixths",
+        blank="",
+        parse=parse_numbers,
+    )
+    columns: int | None = knob(
+        None, "features of each site, drawn at random; 0: 32 on a GPU, 8 on a CPU", 1, 1024, blank=0
+    )
     preset: PresetName = knob("paper", _PRESET)
     smoothness: float | Literal["auto"] = knob(
         "auto", "weight of total variation, or 'auto': by the gradient at each site; the paper's is 0.004", 0, 1e6
     )
-    steps: int = knob(0, _STEPS, 0, 10_000)
+    steps: int | None = knob(None, _STEPS, 1, 10_000, blank=0)
     seed: int = knob(0, "same seed, same features and pictures", 0, 2**53)
 
 
@@ -116,11 +134,11 @@ class NarrowSitesConfig(Checked):
 class TripletsConfig(_Reads):
     """Options of the experiments `triplets` and `concepts`."""
 
-    atlas: str = knob("", _ATLAS)
-    features: str = knob("", _FEATURES)
+    atlas: str | None = knob(None, _ATLAS, blank="")
+    features: tuple[Feature, ...] | None = knob(None, _FEATURES, blank="", parse=parse_features)
     rows: int = knob(6, "features, if they are chosen by the rule", 1, 256)
     preset: PresetName = knob("fast", _PRESET)
-    steps: int = knob(0, _STEPS, 0, 10_000)
+    steps: int | None = knob(None, _STEPS, 1, 10_000, blank=0)
     seed: int = knob(0, "same seed, same pictures", 0, 2**53)
 
 
@@ -128,12 +146,20 @@ class TripletsConfig(_Reads):
 class ViewsConfig(Checked):
     """Options of the analysis `views`."""
 
-    filters: str = knob("", "filters with commas between, from 0; empty: the four most readable")
-    patches: str = knob(
-        "", "patches as row,column with spaces between; empty: the corner and the two of most attention"
+    filters: tuple[int, ...] | None = knob(
+        None, "filters with commas between, from 0; empty: the four most readable", blank="", parse=parse_numbers
     )
-    levels: str = knob(
-        "", "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12"
+    patches: tuple[tuple[int, int], ...] | None = knob(
+        None,
+        "patches as row,column with spaces between; empty: the corner and the two of most attention",
+        blank="",
+        parse=parse_patches,
+    )
+    levels: tuple[int, ...] | None = knob(
+        None,
+        "levels with commas between; level 0 is before any attention; empty: about 0, 4, 8, 11 of 12",
+        blank="",
+        parse=parse_numbers,
     )
     residual: float = knob(0.5, "share of the skip connection in joint attention; 0 is the paper's formula", 0, 1)
     white: float = knob(100.0, _WHITE, 50, 100)
@@ -146,12 +172,25 @@ class OccludeConfig(Checked):
 
     ratio: float = knob(0.2, "share of the tiles that is blacked out in the pictures", 0, 1)
     grid: int = knob(14, "tiles in a row and in a column", 1, 512)
-    tiles: str = knob("", "tile numbers with commas between, blacked out too; runs as 5-9")
-    shuffles: str = knob("2,8", "numbers of tiles in a row for shuffling, with commas between")
-    patch: str = knob("", "patch as row,column whose view is compared; empty: the one of most attention")
-    filter: int = knob(-1, "filter of the views; -1: the one in which pictures are most readable", -1, 10**6)
-    attention_from: str = knob(
-        "", "row whose attention all views have, such as clean, as in the paper's figure; empty: each its own"
+    tiles: tuple[int, ...] | None = knob(
+        None, "tile numbers with commas between, blacked out too; runs as 5-9", blank="", parse=parse_runs
+    )
+    shuffles: tuple[int, ...] = knob(
+        (2, 8), "numbers of tiles in a row for shuffling, with commas between", parse=parse_numbers
+    )
+    patch: tuple[int, int] | None = knob(
+        None,
+        "patch as row,column whose view is compared; empty: the one of most attention",
+        blank="",
+        parse=parse_patch,
+    )
+    filter: int | None = knob(
+        None, "filter of the views; -1: the one in which pictures are most readable", 0, 10**6, blank=-1
+    )
+    attention_from: str | None = knob(
+        None,
+        "row whose attention all views have, such as clean, as in the paper's figure; empty: each its own",
+        blank="",
     )
     seeds: int = knob(3, "draws for the curves", 1, 100)
     residual: float = knob(0.5, "share of the skip connection in joint attention", 0, 1)
@@ -160,16 +199,57 @@ class OccludeConfig(Checked):
     seed: int = knob(0, "of the draws", 0, 2**53)
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How pictures are changed before they are grouped; `str(variant)` is such as `shuffle 8`.
+
+    Raises:
+        ConfigError: another kind.
+    """
+
+    kind: str
+    """`clean`, `shuffle` or one of `MODES`."""
+    amount: float | None = None
+    """Tiles in a row, or share of the tiles; None for `clean`."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("clean", "shuffle", *MODES) or (self.kind == "clean") != (self.amount is None):
+            raise ConfigError(f"a variant is clean, or shuffle or one of {', '.join(MODES)} with a number; got {self}.")
+
+    def __str__(self) -> str:
+        return self.kind if self.amount is None else f"{self.kind} {self.amount:.15g}"
+
+
+def parse_variants(text: str, name: str = "variants") -> tuple[Variant, ...]:
+    """Variants such as `clean,shuffle 8,salient 0.5`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    variants = []
+    for part in (" ".join(part.split()) for part in text.split(",")):
+        match = re.fullmatch(rf"(clean)|(shuffle) ([1-9]\d*)|({'|'.join(MODES)}) (\d*\.?\d+)", part)
+        if match is None:
+            raise ConfigError(
+                f"{name} are clean, 'shuffle 8', 'random 0.2', 'salient 0.5' or 'non-salient 1'; got {part!r}."
+            )
+        kind, _, amount = part.partition(" ")
+        variants.append(Variant(kind, float(amount) if amount else None))
+    return tuple(dict.fromkeys(variants))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupConfig(Checked):
     """Options of the analysis `group`."""
 
-    limit: int = knob(0, "scenes that are used; 0 for all", 0, 10**6)
+    limit: int | None = knob(None, "scenes that are used; 0 for all", 1, 10**6, blank=0)
     compose: Literal["paste", "tiles", "none"] = knob(
         "paste", "how scenes are made of a dataset without masks: objects on a picture, or 2 x 2 tiles"
     )
-    variants: str = knob(
-        "clean,shuffle 2,shuffle 8", "with commas between: clean, shuffle N, random R, salient R, non-salient R"
+    variants: tuple[Variant, ...] = knob(
+        (Variant("clean"), Variant("shuffle", 2), Variant("shuffle", 8)),
+        "with commas between: clean, shuffle N, random R, salient R, non-salient R",
+        parse=parse_variants,
     )
     markers: Literal["attention", "fixed"] = knob(
         "attention", "size of the points of t-SNE: attention of the class token, or one size and a panel with attention"

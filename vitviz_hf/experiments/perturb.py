@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.config import MODES
+from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.loading import sized_pixels
-from vitviz_hf.models.view import ModelView
+from vitviz_hf.models.view import ModelView, to_pixels
 
-Pixels = NDArray[np.uint8]
+Photo = NDArray[np.uint8]
+"""A picture as its colors, [H, W, 3]."""
 Mask = NDArray[np.int64]
-MODES = ("random", "salient", "non-salient")
 _OBJECT_SHARE = 0.15
 _VOID = 200
 
@@ -26,7 +29,7 @@ _VOID = 200
 class Changed:
     """A changed picture with its mask."""
 
-    pixels: Pixels
+    photo: Photo
     """[H, W, 3]"""
     mask: Mask
     """[H, W]"""
@@ -36,8 +39,18 @@ class Changed:
     """[H, W], true where something was blacked out."""
 
 
+def to_photo(view: ModelView, image: Image.Image) -> Photo:
+    """What a model sees of a picture."""
+    return np.array(pixels_to_image(to_pixels(view, image)[0]))
+
+
+def from_photo(view: ModelView, photo: Photo) -> Tensor:
+    """The model's `pixels` [1, 3, H, W] of what it sees."""
+    return image_to_pixels(photo)[None].to(view.device)
+
+
 def occlude(
-    pixels: Pixels,
+    photo: Photo,
     mask: Mask | None,
     mode: str,
     ratio: float = 0.2,
@@ -48,7 +61,7 @@ def occlude(
     """Black out tiles of a picture, and set its mask to 0 there.
 
     Args:
-        pixels: [H, W, 3].
+        photo: [H, W, 3].
         mask: [H, W] instance numbers, 0 is background; needed for salient and non-salient.
         mode: `random` takes all tiles, `salient` those with an object on over 15 % of them, `non-salient` the others.
         ratio: share of these tiles.
@@ -58,10 +71,10 @@ def occlude(
     Raises:
         ConfigError: an unknown mode, a ratio or tile that does not exist, or no mask where one is needed.
     """
-    if not 1 <= grid <= min(pixels.shape[:2]):
-        raise ConfigError(f"grid must be from 1 to {min(pixels.shape[:2])}; got {grid}.")
-    height, width = pixels.shape[0] // grid, pixels.shape[1] // grid
-    mask = np.zeros(pixels.shape[:2], np.int64) if mask is None else mask
+    if not 1 <= grid <= min(photo.shape[:2]):
+        raise ConfigError(f"grid must be from 1 to {min(photo.shape[:2])}; got {grid}.")
+    height, width = photo.shape[0] // grid, photo.shape[1] // grid
+    mask = np.zeros(photo.shape[:2], np.int64) if mask is None else mask
     if tiles is not None:
         chosen = np.array(sorted(set(tiles)), dtype=np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < grid * grid):
@@ -76,11 +89,11 @@ def occlude(
             raise ConfigError(f"mode {mode} needs a mask with an object on it.")
         pool = np.flatnonzero({"random": np.ones_like(salient), "salient": salient, "non-salient": ~salient}[mode])
         chosen = np.random.default_rng(seed).permutation(pool)[: int(ratio * len(pool))]
-    pixels, mask, hidden = pixels.copy(), mask.copy(), np.zeros(pixels.shape[:2], dtype=bool)
+    photo, mask, hidden = photo.copy(), mask.copy(), np.zeros(photo.shape[:2], dtype=bool)
     for row, col in zip(*np.divmod(chosen, grid), strict=True):
         where = slice(row * height, (row + 1) * height), slice(col * width, (col + 1) * width)
-        pixels[where], mask[where], hidden[where] = 0, 0, True
-    return Changed(pixels, mask, np.sort(chosen), hidden)
+        photo[where], mask[where], hidden[where] = 0, 0, True
+    return Changed(photo, mask, np.sort(chosen), hidden)
 
 
 def salient_tiles(mask: Mask, grid: int) -> NDArray[np.bool_]:
@@ -90,7 +103,7 @@ def salient_tiles(mask: Mask, grid: int) -> NDArray[np.bool_]:
     return np.asarray(inside.mean((1, 3)).ravel() > _OBJECT_SHARE)
 
 
-def shuffle(pixels: Pixels, mask: Mask | None, side: int, seed: int = 0) -> Changed:
+def shuffle(photo: Photo, mask: Mask | None, side: int, seed: int = 0) -> Changed:
     """Cut a picture into side x side tiles and put them in a random order, its mask with it.
 
     A strip that the tiles do not cover becomes black.
@@ -98,12 +111,12 @@ def shuffle(pixels: Pixels, mask: Mask | None, side: int, seed: int = 0) -> Chan
     Raises:
         ConfigError: more tiles than pixels, or less than one.
     """
-    if not 1 <= side <= min(pixels.shape[:2]):
-        raise ConfigError(f"the side must be from 1 to {min(pixels.shape[:2])} tiles; got {side}.")
+    if not 1 <= side <= min(photo.shape[:2]):
+        raise ConfigError(f"the side must be from 1 to {min(photo.shape[:2])} tiles; got {side}.")
     order = np.random.default_rng(seed).permutation(side * side)
-    mask = np.zeros(pixels.shape[:2], np.int64) if mask is None else mask
+    mask = np.zeros(photo.shape[:2], np.int64) if mask is None else mask
     moved = _reorder(np.ones(mask.shape, dtype=bool), side, order)
-    return Changed(_reorder(pixels, side, order), _reorder(mask, side, order), order, ~moved)
+    return Changed(_reorder(photo, side, order), _reorder(mask, side, order), order, ~moved)
 
 
 def patch_sources(changed: Changed, side: int, grid: tuple[int, int]) -> NDArray[np.int64] | None:

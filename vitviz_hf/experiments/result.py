@@ -1,7 +1,7 @@
 """What an experiment gives: tables, figures, and how they came about."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,10 +11,13 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.figures import Figure, encode_figure
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.tables import Table
-from vitviz_hf.manifest import versions, write_dir
+from vitviz_hf.manifest import replace_file, versions, write_dir
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import ZeroShot
 from vitviz_hf.stream import Source
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and its number, 0 if that is not known."""
 
 CONTROL_NOTES = {
     "random-weights": "Control: the same architecture, initialized anew: it has learned nothing. Words and the "
@@ -30,7 +33,8 @@ class Result:
     name: str
     tables: Mapping[str, Table]
     figures: Mapping[str, Figure]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """How it came about; `run_experiment` adds what `describe_run` tells."""
     data: Mapping[str, Table] = field(default_factory=dict)
     """Long tables, for programs."""
 
@@ -69,19 +73,18 @@ def describe_run(
         "models": models,
         "data": data,
         "config": config.to_dict(),
-        "boxes": _content(getattr(config, "boxes", "")),
+        "boxes": _content(getattr(config, "boxes", None)),
         "preprocessing": "the checkpoint's own",
         "versions": versions(),
     }
 
 
-def _content(name: str) -> str | None:
+def _content(name: str | None) -> str | None:
     """Sha256 of a file or of the XML files below a folder; None where there is none."""
-    path = Path(name).expanduser()
-    if not name or not path.exists():
+    if name is None or not (path := Path(name).expanduser()).exists():
         return None
     whole = sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*.xml")):
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".xml"):
         whole.update(str(file.relative_to(path)).encode() + file.read_bytes())
     return whole.hexdigest()
 
@@ -100,8 +103,8 @@ def claim(work: Path, manifest: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"'{work}' holds something that is no run of this version; delete it, or choose another --out."
         )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1), "utf-8")
+    with replace_file(path) as part:
+        part.write_text(json.dumps(own, indent=1), "utf-8")
 
 
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:

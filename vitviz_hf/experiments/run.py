@@ -1,14 +1,15 @@
 """Running an experiment of the papers by its name."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy.classifiers import as_classifiers
 from vitviz_hf.experiments.registry import EXPERIMENTS
-from vitviz_hf.experiments.result import Result, claim, describe_run, with_control
+from vitviz_hf.experiments.result import Progress, Result, claim, describe_run, with_control
 from vitviz_hf.models.view import ModelView, as_control
 from vitviz_hf.stream import Source
 
@@ -19,7 +20,7 @@ def run_experiment(
     source: Source | None,
     config: Any,
     work: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     control: str | None = None,
 ) -> Result:
     """Run one experiment.
@@ -46,16 +47,17 @@ def run_experiment(
         raise ConfigError(f"{name} needs a model.")
     if source is None and experiment.dataset == "labelled":
         raise ConfigError(f"{name} needs a dataset with labels.")
-    if control and getattr(config, "atlas", ""):
+    if control and getattr(config, "atlas", None):
         raise ConfigError("a control has no atlas; give the dataset that is to be searched instead of --atlas.")
-    module = importlib.import_module(f"vitviz_hf.experiments.registry.{experiment.module}")
+    module = importlib.import_module(f"vitviz_hf.experiments.{experiment.module}")
     if experiment.dataset == "labelled" and source is not None:
         views = as_classifiers(views, source)
 
     def run(compared: list[ModelView], folder: Path) -> Result:
-        claim(folder, describe_run(name, compared, source, config))
+        manifest = describe_run(name, compared, source, config)
+        claim(folder, manifest)
         result: Result = module.run(compared, source, config, folder, progress)
-        return result
+        return replace(result, manifest=manifest | result.manifest)
 
     if control is None:
         return run(list(views), work)

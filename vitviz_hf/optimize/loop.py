@@ -18,12 +18,7 @@ from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas, seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.objectives import (
-    Objective,
-    Target,
-    check_objective,
-    to_objective,
-)
+from vitviz_hf.optimize.objectives import Objective, Target, check_objective, to_objective
 from vitviz_hf.optimize.penalties import smoothness_weights, total_variation
 from vitviz_hf.optimize.recipe import Visualization, make_recipe
 from vitviz_hf.optimize.scores import Readout, score_pixels, transfer_scores
@@ -61,11 +56,11 @@ def visualize(
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (preset `paper`).
     """
-    config = config or default_config(view)
+    config, wanted = config or default_config(view), [to_objective(o) for o in objectives]
     step = None
-    for step in visualize_steps(view, objectives, config):  # noqa: B007
+    for step in visualize_steps(view, wanted, config):  # noqa: B007
         pass
-    return [] if step is None else finish(view, objectives, config, step)
+    return [] if step is None else finish(view, wanted, config, step)
 
 
 def default_config(view: ModelView) -> VisualizeConfig:
@@ -85,24 +80,20 @@ def visualize_steps(
 
 
 def finish(
-    view: ModelView,
-    objectives: Sequence[Objective | Target | str],
-    config: VisualizeConfig,
-    step: Step,
+    view: ModelView, objectives: Sequence[Objective], config: VisualizeConfig, step: Step
 ) -> list[Visualization]:
     """Results from the last step of `visualize_steps`.
 
     Raises:
         NonFiniteError: a score is NaN or infinite.
     """
-    wanted = [to_objective(o) for o in objectives]
-    scores = score_pixels(view, wanted, step.pixels.unsqueeze(1)).squeeze(1).tolist()
-    if wrong := [str(o) for o, score in zip(wanted, scores, strict=True) if not math.isfinite(score)]:
+    scores = score_pixels(view, objectives, step.pixels.unsqueeze(1)).squeeze(1).tolist()
+    if wrong := [str(o) for o, score in zip(objectives, scores, strict=True) if not math.isfinite(score)]:
         raise NonFiniteError(
             f"the score of {wrong[0]} in {name_precision(view)} is NaN or infinite, so there is no picture. Check its "
             "weights, or load it in float32."
         )
-    transfer = transfer_scores(view, wanted, step.pixels).tolist()
+    transfer = transfer_scores(view, objectives, step.pixels).tolist()
     return [
         Visualization(
             pixels=picture.detach().float().cpu(),
@@ -112,7 +103,7 @@ def finish(
             recipe=make_recipe(view, objective, config, score, transferred, int(dead)),
         )
         for picture, objective, score, transferred, dead in zip(
-            step.pixels, wanted, scores, transfer, step.dead_steps.tolist(), strict=True
+            step.pixels, objectives, scores, transfer, step.dead_steps.tolist(), strict=True
         )
     ]
 

@@ -1,8 +1,10 @@
 """What to maximize: weighted sums of features, directions and class logits. Bigger is better."""
 
+import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +12,21 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, FeatureError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
+
+
+class Target(Protocol):
+    """What an objective is a sum of: a `Feature`, `Direction` or `Logit`. Its text is its address."""
+
+    @property
+    def site(self) -> Site | None:
+        """Where it is read; None for the logits."""
+
+    def add_weights(self, weights: Any, factor: float) -> None:
+        """Add to the weights [F] of its site so that their weighted sum has `factor` times this target."""
+
+    def to_json(self) -> dict[str, str]:
+        """As recipes have it; `target_from_json` is the inverse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,21 @@ class Direction:
     def __str__(self) -> str:
         return f"{self.site}@{self.name}"
 
+    def add_weights(self, weights: Tensor, factor: float) -> None:
+        """Add `factor` times the vector to the weights [F] of its site's features."""
+        weights += factor * weights.new_tensor(self.vector)
+
+    def to_json(self) -> dict[str, str]:
+        """With the vector as float32 in base64."""
+        packed = torch.tensor(self.vector, dtype=torch.float32).numpy().tobytes()
+        return {"site": str(self.site), "float32": base64.b64encode(packed).decode(), "name": self.name}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Direction":
+        """The inverse of `to_json`."""
+        vector = torch.frombuffer(bytearray(base64.b64decode(values["float32"])), dtype=torch.float32)
+        return cls(parse_site(values["site"]), tuple(vector.tolist()), str(values["name"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Logit:
@@ -34,8 +65,18 @@ class Logit:
     def __str__(self) -> str:
         return f"logit:{self.index}"
 
+    @property
+    def site(self) -> None:
+        """None: the whole model must run."""
+        return None
 
-Target = Feature | Direction | Logit
+    def add_weights(self, weights: Any, factor: float) -> None:
+        """Add `factor` to the weights [K] of the logits at this one."""
+        weights[self.index] += factor
+
+    def to_json(self) -> dict[str, str]:
+        """As recipes have it."""
+        return {"target": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +108,25 @@ class Objective:
     @property
     def sites(self) -> frozenset[Site]:
         """Sites that must be read."""
-        return frozenset(t.site for _, t in self.terms if not isinstance(t, Logit))
+        return frozenset(t.site for _, t in self.terms if t.site is not None)
 
     @property
     def needs_logits(self) -> bool:
         """Whether the whole model must run."""
-        return any(isinstance(t, Logit) for _, t in self.terms)
+        return any(t.site is None for _, t in self.terms)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """As recipes have it."""
+        return [{"weight": weight, **target.to_json()} for weight, target in self.terms]
+
+    @classmethod
+    def from_json(cls, terms: Sequence[Mapping[str, Any]]) -> "Objective":
+        """The inverse of `to_json`.
+
+        Raises:
+            SiteError: an address is malformed.
+        """
+        return cls(tuple((float(t["weight"]), target_from_json(t)) for t in terms))
 
 
 def to_objective(target: "Objective | Target | str") -> Objective:
@@ -96,7 +150,7 @@ def parse_objective(text: str) -> Objective:
             "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
         )
     parts = re.findall(rf"([+-]?)\s*{term}", text)
-    return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), _target(a)) for sign, n, a in parts))
+    return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), parse_target(a)) for sign, n, a in parts))
 
 
 def check_objective(view: ModelView, objective: Objective) -> None:
@@ -110,15 +164,21 @@ def check_objective(view: ModelView, objective: Objective) -> None:
     if not objective.terms:
         raise ConfigError("the objective has no terms.")
     for _, target in objective.terms:
-        if isinstance(target, Feature):
+        _check_target(view, target)
+
+
+def _check_target(view: ModelView, target: Target) -> None:
+    match target:
+        case Feature():
             check_feature(view, target)
-        elif isinstance(target, Logit):
+        case Direction():
+            if len(target.vector) != (size := find_tap(view, target.site).size):
+                raise FeatureError(f"'{target.site}' has {size} features; the direction has {len(target.vector)}.")
+        case Logit():
             if view.labels is None:
                 raise FeatureError(f"{view.model_id!r} has no classifier, so there is no '{target}'.")
             if target.index >= len(view.labels):
                 raise FeatureError(f"{view.model_id!r} has {len(view.labels)} classes; got '{target}'.")
-        elif len(target.vector) != (size := find_tap(view, target.site).size):
-            raise FeatureError(f"'{target.site}' has {size} features; the direction has {len(target.vector)}.")
 
 
 def can_revive(view: ModelView, objective: Objective) -> bool:
@@ -134,25 +194,34 @@ def can_revive(view: ModelView, objective: Objective) -> bool:
     )
 
 
-def readout(view: ModelView, objectives: Sequence[Objective]) -> tuple[dict[Site, Tensor], Tensor | None]:
-    """Weights of each objective on the features of each site, {site: [N, F]}, and on the logits [N, K]."""
-    sites = {s for o in objectives for s in o.sites}
-    weights = {s: torch.zeros(len(objectives), find_tap(view, s).size, device=view.device) for s in sites}
-    logits = None
-    if any(o.needs_logits for o in objectives):
-        logits = torch.zeros(len(objectives), len(view.labels or ()), device=view.device)
+def readout(view: ModelView, objectives: Sequence[Objective]) -> dict[Site | None, Tensor]:
+    """Weights [N, F] of each objective on the features of each site that it reads; under None on the logits [N, K]."""
+    weights: dict[Site | None, Tensor] = {}
     for n, objective in enumerate(objectives):
-        for weight, target in objective.terms:
-            if isinstance(target, Feature):
-                weights[target.site][n, target.index] += weight
-            elif isinstance(target, Direction):
-                weights[target.site][n] += weight * weights[target.site].new_tensor(target.vector)
-            elif logits is not None:
-                logits[n, target.index] += weight
-    return weights, logits
+        for factor, target in objective.terms:
+            site = target.site
+            if site not in weights:
+                size = len(view.labels or ()) if site is None else find_tap(view, site).size
+                weights[site] = torch.zeros(len(objectives), size, device=view.device)
+            target.add_weights(weights[site][n], factor)
+    return weights
 
 
-def _target(address: str) -> Target:
+def parse_target(address: str) -> Feature | Logit:
+    """A feature such as `5.mlp_act:10`, or a class such as `logit:207`.
+
+    Raises:
+        SiteError: neither.
+    """
     if match := re.fullmatch(r"logit:(\d+)", address):
         return Logit(int(match[1]))
     return parse_feature(address)
+
+
+def target_from_json(values: Mapping[str, Any]) -> Target:
+    """The target of one term of a recipe.
+
+    Raises:
+        SiteError: an address is malformed.
+    """
+    return Direction.from_json(values) if "float32" in values else parse_target(str(values["target"]))

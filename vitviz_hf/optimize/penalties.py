@@ -12,11 +12,7 @@ from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.canvas import seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.objectives import (
-    Logit,
-    Objective,
-    Target,
-)
+from vitviz_hf.optimize.objectives import Objective, Target
 from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record, record_with_logits
 from vitviz_hf.sites import Site
@@ -56,7 +52,7 @@ def smoothness_weights(view: ModelView, objectives: list[Objective], config: Vis
     measured: dict[Site | None, float] = {}
 
     def weight(term: tuple[float, Target]) -> float:
-        site = None if isinstance(term[1], Logit) else term[1].site
+        site = term[1].site
         if site not in measured:
             measured[site] = automatic_smoothness(view, site, config.auto_strength)
         return abs(term[0]) * measured[site]

@@ -1,6 +1,5 @@
 """An optimized picture, and the recipe in its PNG to make it again."""
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,14 +18,7 @@ from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
 from vitviz_hf.models.view import ModelView, best_device
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.objectives import (
-    Direction,
-    Logit,
-    Objective,
-    Target,
-    to_objective,
-)
-from vitviz_hf.sites import parse_feature, parse_site
+from vitviz_hf.optimize.objectives import Objective, Target, to_objective
 
 _CHUNK = "vitviz"
 _SCHEMA = 1
@@ -55,7 +47,7 @@ class Visualization:
     @property
     def image(self) -> Image.Image:
         """As an 8-bit picture."""
-        return pixels_to_image(self.pixels.numpy())
+        return pixels_to_image(self.pixels)
 
     def png(self) -> bytes:
         """PNG file that carries the recipe."""
@@ -78,7 +70,7 @@ class Visualization:
 
 def shows(recipe: Mapping[str, Any], view: ModelView, target: Objective | Target | str) -> bool:
     """Whether a recipe is of this model, as it is now, and of this objective."""
-    same = recipe.get("objective") == _terms_to_json(to_objective(target))
+    same = recipe.get("objective") == to_objective(target).to_json()
     return same and not view.identity.difference(recipe)
 
 
@@ -104,7 +96,8 @@ def is_alive(recipe: Mapping[str, Any]) -> bool:
     So for a feature, a direction, or a sum of them. A logit, and anything that is minimized, has no value that stands
     for silence; its pictures count as alive.
     """
-    silent_at_zero = all(t["weight"] > 0 and not str(t.get("target")).startswith("logit:") for t in recipe["objective"])
+    terms = Objective.from_json(recipe["objective"]).terms
+    silent_at_zero = all(weight > 0 and target.site is not None for weight, target in terms)
     return float(recipe["score"]) > 0 or not silent_at_zero
 
 
@@ -138,7 +131,7 @@ def make_recipe(
     return {
         "schema": _SCHEMA,
         **view.identity.to_json(),
-        "objective": _terms_to_json(objective),
+        "objective": objective.to_json(),
         "address": str(objective),
         "config": config.to_dict(),
         "versions": versions(),
@@ -148,29 +141,3 @@ def make_recipe(
         "transfer_score": transfer,
         "dead_steps": dead_steps,
     }
-
-
-def _terms_to_json(objective: Objective) -> list[dict[str, Any]]:
-    return [_term_to_json(w, t) for w, t in objective.terms]
-
-
-def _term_to_json(weight: float, target: Target) -> dict[str, Any]:
-    if isinstance(target, Direction):
-        packed = torch.tensor(target.vector, dtype=torch.float32).numpy().tobytes()
-        vector = base64.b64encode(packed).decode()
-        return {"weight": weight, "site": str(target.site), "float32": vector, "name": target.name}
-    return {"weight": weight, "target": str(target)}
-
-
-def objective_from(terms: Any) -> Objective:
-    """The objective of a recipe, the inverse of its JSON form."""
-    return Objective(tuple((float(t["weight"]), _target_from(t)) for t in terms))
-
-
-def _target_from(term: dict[str, Any]) -> Target:
-    if "float32" in term:
-        vector = torch.frombuffer(bytearray(base64.b64decode(term["float32"])), dtype=torch.float32)
-        return Direction(parse_site(term["site"]), tuple(vector.tolist()), str(term["name"]))
-    if str(term["target"]).startswith("logit:"):
-        return Logit(int(str(term["target"])[6:]))
-    return parse_feature(term["target"])

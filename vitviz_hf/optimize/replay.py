@@ -13,12 +13,12 @@ from vitviz_hf.errors import RecipeError, VitvizError
 from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.optimize.objectives import Objective
 from vitviz_hf.optimize.recipe import (
     DTYPES,
     Visualization,
     expected_difference,
     is_here,
-    objective_from,
     read_recipe,
 )
 
@@ -41,7 +41,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     """
     recipe = read_recipe(source)
     try:
-        objective = objective_from(recipe["objective"])
+        objective = Objective.from_json(recipe["objective"])
         config = VisualizeConfig.from_dict(recipe["config"])
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]

@@ -13,14 +13,10 @@ from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import seeded_generator
-from vitviz_hf.optimize.objectives import (
-    Objective,
-    can_revive,
-    readout,
-)
+from vitviz_hf.optimize.objectives import Objective, can_revive, readout
 from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record, record_with_logits
-from vitviz_hf.sites import Feature, Site
+from vitviz_hf.sites import Site
 
 
 def score_pixels(view: ModelView, objectives: Sequence[Objective], images: Tensor) -> Tensor:
@@ -47,10 +43,11 @@ class Readout:
 
     def __init__(self, view: ModelView, objectives: list[Objective]) -> None:
         self.view = view
-        self.weights, self.logit_weights = readout(view, objectives)
+        weights = readout(view, objectives)
+        self.logit_weights = weights.get(None)
+        self.weights = {site: w for site, w in weights.items() if site is not None}
         self.revivable = torch.tensor([can_revive(view, o) for o in objectives], device=view.device)
-        sites = [t.site for o in objectives if can_revive(view, o) for _, t in o.terms if isinstance(t, Feature)]
-        self.pre_sites = {Site(s.layer, PRE_ACT): s for s in sites}
+        self.pre_sites = {Site(s.layer, PRE_ACT): s for o in objectives if can_revive(view, o) for s in o.sites}
         # torch 2.13 on a CPU: the gradient of a batch norm at rest is wrong for a single image where it arrives with
         # the colors last, as in XCiT. Two copies of the image have the same mean and the right gradient.
         batch_norms = any(isinstance(m, nn.BatchNorm2d) for m in view.module.modules())

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
 from vitviz_hf.atlas.store import unusual_features
+from vitviz_hf.config import parse_patches
 from vitviz_hf.errors import ConfigError, DatasetAccessError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
 from vitviz_hf.experiments.neurons.occlude import look
-from vitviz_hf.experiments.neurons.views import parse_patches, telling_patches
-from vitviz_hf.experiments.perturb import occlude, shuffle
+from vitviz_hf.experiments.neurons.views import check_patches, telling_patches
+from vitviz_hf.experiments.perturb import occlude, shuffle, to_photo
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
@@ -252,18 +253,18 @@ class Jobs:
         filters, grid, n = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
         index = index if index >= 0 else readable_filters(filters, 1)[0]
         check_filter(filters, index)
-        pixels = _bytes(to_pixels(view, image)[0])
-        if not parse_patches(patch or "", grid):
-            patch = "{},{}".format(*telling_patches(look(view, pixels, 0.5).joint, view)[-1])
-        row, col = parse_patches(patch, grid)[0]
-        pictures = {"clean": pixels}
+        photo = to_photo(view, image)
+        patches = parse_patches(patch or "")[:1] or telling_patches(look(view, photo, 0.5).joint, view)[-1:]
+        check_patches(patches, grid)
+        row, col = patches[0]
+        pictures = {"clean": photo}
         mask = None if painted is None else split_objects(painted, view.input_size)
         if change == "shuffle":
-            pictures[f"shuffled {side} x {side}"] = shuffle(pixels, mask, side).pixels
+            pictures[f"shuffled {side} x {side}"] = shuffle(photo, mask, side).photo
         elif change:
-            pictures[f"{change} {ratio:.0%} black"] = occlude(pixels, mask, change, ratio, min(14, *grid)).pixels
+            pictures[f"{change} {ratio:.0%} black"] = occlude(photo, mask, change, ratio, min(14, *grid)).photo
         token = n + row * grid[1] + col
-        views, seen = views_by_level(view, filters, pictures, index, token, scale=scale)
+        views, seen = views_by_level(view, filters, pictures, index, token, scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
         text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()
@@ -280,9 +281,9 @@ class Jobs:
         check_sequence(view)
         if not 0 <= layer <= len(view.layers):
             raise ConfigError(f"layers go from 1 to {len(view.layers)} here, 0 is the last; got {layer}.")
-        pixels = _bytes(to_pixels(view, image)[0])
+        photo = to_photo(view, image)
         mask = np.zeros(view.input_size, np.int64) if painted is None else split_objects(painted, view.input_size)
-        return group_plot(view, pixels, mask, layer or len(view.layers))
+        return group_plot(view, photo, mask, (layer or len(view.layers)) - 1)
 
     def experiment(
         self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
@@ -365,10 +366,6 @@ def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
     """GPU time to ask for: loading, and 20 ms for a step of 8 copies of a model with 0.35 GB of weights."""
     gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
     return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
-
-
-def _bytes(pixels: Tensor) -> NDArray[np.uint8]:
-    return np.array(_picture(pixels))
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -158,7 +158,7 @@ def test_odd_boxes_are_counted_below_the_table_and_the_run_goes_on(name, config,
         )
 
     source = with_boxes(open_source(str(labelled)), odd)
-    options = {"grid": 4, "shuffles": "2"} if name == "occlusion" else {"controls": False}
+    options = {"grid": 4, "shuffles": (2,)} if name == "occlusion" else {"controls": False}
     result = run_experiment(name, [vit], source, config(**options), tmp_path)
 
     notes = " ".join(result.tables["table"].notes)
@@ -182,7 +182,7 @@ def test_only_boxes_that_all_end_before_they_start_are_an_error(name, config, vi
 
 def test_occlusion_reads_boxes_of_any_format_from_anywhere(vit, labelled, tmp_path):
     source = open_source(str(labelled))
-    corners_ = OcclusionConfig(grid=4, shuffles="2")
+    corners_ = OcclusionConfig(grid=4, shuffles=(2,))
     sized = with_boxes(source, lambda i, b: tuple((x0, y0, x1 - x0 + 1, y1 - y0 + 1) for x0, y0, x1, y1 in b))
     none = with_boxes(source, lambda i, b: ())
     own = run_experiment("occlusion", [vit], source, corners_, tmp_path / "a")

@@ -41,7 +41,7 @@ def changed(picture, change, amount):
 
 
 def test_every_row_is_that_of_tiles_changed_by_hand(trained, trained_other, shapes, tmp_path):
-    config = OcclusionConfig(grid=GRID, shuffles="2,4,8", seed=SEED, batch=100)
+    config = OcclusionConfig(grid=GRID, shuffles=(2, 4, 8), seed=SEED, batch=100)
     result = run_experiment("occlusion", [trained, trained_other], open_source(str(shapes)), config, tmp_path)
 
     pictures = read_pictures(shapes)
@@ -78,7 +78,7 @@ def test_pictures_without_tiles_on_or_off_their_boxes_are_counted(trained, shape
         for i, (row, mark) in enumerate(source.read(rank, n_ranks, position)):
             yield replace(row, boxes=(odd[i],) if i in odd else row.boxes), mark
 
-    config = OcclusionConfig(grid=GRID, shuffles="2", limit=20)
+    config = OcclusionConfig(grid=GRID, shuffles=(2,), limit=20)
     table = run_experiment("occlusion", [trained], replace(source, read=read), config, tmp_path).tables["table"]
 
     images = {r["change"]: r["images"] for r in table.records()}

@@ -99,7 +99,7 @@ def test_differences_draw_the_same_images_for_both_models():
     [
         ("position", PositionConfig()),
         ("background", BackgroundConfig(controls=False)),
-        ("occlusion", OcclusionConfig(grid=4, shuffles="2")),
+        ("occlusion", OcclusionConfig(grid=4, shuffles=(2,))),
         ("token-mixing", TokenMixingConfig()),
     ],
 )

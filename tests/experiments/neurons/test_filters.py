@@ -8,7 +8,7 @@ from vitviz_hf import top_features
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import ViewsConfig
 from vitviz_hf.experiments.neurons.filters import DARK, Filters, outshining, readable_filters
-from vitviz_hf.experiments.neurons.views import display_notes, parse_patches
+from vitviz_hf.experiments.neurons.views import check_patches, display_notes
 
 
 def test_readable_filters_are_those_with_the_largest_mean_relative_to_their_size(generator):
@@ -32,11 +32,11 @@ def test_a_view_is_nearly_black_if_more_than_half_of_it_is():
     assert outshining(torch.zeros(4)) == (0.0, 0)
 
 
-@pytest.mark.parametrize("text", ["4,0", "0,6", "9,0", "0,9"])
-def test_a_patch_beyond_the_last_row_or_column_is_told(text):
-    assert parse_patches("3,5", (4, 6)) == [(3, 5)]
-    with pytest.raises(ConfigError, match=f"patch {text} is outside the grid of 4 rows and 6 columns"):
-        parse_patches(text, (4, 6))
+@pytest.mark.parametrize("patch", [(4, 0), (0, 6), (9, 0), (0, 9)])
+def test_a_patch_beyond_the_last_row_or_column_is_told(patch):
+    check_patches([(3, 5)], (4, 6))
+    with pytest.raises(ConfigError, match="patch {},{} is outside the grid of 4 rows and 6 columns".format(*patch)):
+        check_patches([(0, 0), patch], (4, 6))
 
 
 @pytest.mark.parametrize("n", [0, 2])

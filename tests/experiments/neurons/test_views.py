@@ -104,7 +104,7 @@ def test_every_picture_by_the_papers_rules_unless_told_otherwise(model, cat):
     depth = len(model.layers)
     levels = [0, 1, depth]
 
-    found = run_views(model, cat, ViewsConfig(filters="3,1", patches="1,2 0,3", levels=f"0,1,{depth}"))
+    found = run_views(model, cat, ViewsConfig(filters=(3, 1), patches=((1, 2), (0, 3)), levels=(0, 1, depth)))
 
     row = own.cols + 2
     filters = pictures(found.figures["filters"])
@@ -151,7 +151,7 @@ def test_every_number_beside_the_pictures(model, cat):
     seen = mask_to_model(model, (mask > 0).astype(np.int64)).reshape(own.rows, own.side, own.cols, own.side)
     inside = seen.mean((1, 3)).ravel() >= 0.4
 
-    found = run_views(model, cat, ViewsConfig(filters="3", patches="1,2 0,3"), mask)
+    found = run_views(model, cat, ViewsConfig(filters=(3,), patches=((1, 2), (0, 3))), mask)
 
     rows = found.tables["table"].records()
     assert [r["level"] for r in rows] == list(range(len(model.layers) + 1))
@@ -178,7 +178,7 @@ def test_every_number_beside_the_pictures(model, cat):
         assert record["score"] == pytest.approx(areas[record["filter"]], abs=2e-3)
         assert record["score"] == pytest.approx(sorted(areas, reverse=True)[record["rank"] - 1], abs=2e-3)
     assert "AUROC" in ranking.notes[0]
-    assert "Otsu" in run_views(model, cat, ViewsConfig(filters="3")).tables["table-filters"].notes[0]
+    assert "Otsu" in run_views(model, cat, ViewsConfig(filters=(3,))).tables["table-filters"].notes[0]
 
 
 def test_a_patch_shows_its_own_pixels_only_up_to_level_3_and_brightened_all_others(builtin, cat):
@@ -191,7 +191,7 @@ def test_a_patch_shows_its_own_pixels_only_up_to_level_3_and_brightened_all_othe
     bright = [k for k in range(256) if k != token and tile_of(own, lit, k).max() > 60]
     others = {}
     for white in (100, 95):
-        config = ViewsConfig(filters=str(filter_number), patches="7,8", levels="0,1,2,3,12", white=white)
+        config = ViewsConfig(filters=(filter_number,), patches=((7, 8),), levels=(0, 1, 2, 3, 12), white=white)
         shown = [np.asarray(p, float) for _, p in pictures(run_views(builtin, cat, config).figures["global-views"])[5:]]
         assert all(np.array_equal(x[mine], shown[0][mine]) for x in shown[:4]) and shown[0][mine].max() > 40
         others[white] = [
@@ -216,7 +216,7 @@ def tile_of(own, picture, k):
 def test_brightening_is_told_below_every_picture_it_changes(vit, cat):
     own = Own(vit, cat)
 
-    found = run_views(vit, cat, ViewsConfig(filters="3", patches="1,2", levels="0,2", white=80))
+    found = run_views(vit, cat, ViewsConfig(filters=(3,), patches=((1, 2),), levels=(0, 2), white=80))
 
     whole = own.mosaic(3)
     bright = np.percentile(whole[whole > 0], 80)
@@ -233,7 +233,7 @@ def test_brightening_is_told_below_every_picture_it_changes(vit, cat):
 def test_the_logarithmic_scale_has_one_gain_for_all_views_and_its_bar(vit, cat):
     own = Own(vit, cat)
 
-    found = run_views(vit, cat, ViewsConfig(filters="3", patches="1,2", levels="0,1,3", scale="log"))
+    found = run_views(vit, cat, ViewsConfig(filters=(3,), patches=((1, 2),), levels=(0, 1, 3), scale="log"))
 
     figure = found.figures["global-views"]
     whole = own.mosaic(3) / own.mosaic(3).max()
@@ -245,7 +245,7 @@ def test_the_logarithmic_scale_has_one_gain_for_all_views_and_its_bar(vit, cat):
     assert any(
         "logarithmic scale from 0.0001 (black) to 1, the same for all rows" in n for n in found.tables["table"].notes
     )
-    assert len(run_views(vit, cat, ViewsConfig(levels="0,1,3")).figures["global-views"].axes) == 4 * 3
+    assert len(run_views(vit, cat, ViewsConfig(levels=(0, 1, 3))).figures["global-views"].axes) == 4 * 3
     assert view_caption(2, torch.ones(4), (2, 2), 95, "log") == "level 2, log, white from 95 %"
     with pytest.raises(ConfigError, match="scale must be"):
         ViewsConfig(scale="other")
@@ -330,6 +330,6 @@ def test_a_mask_without_or_with_nothing_but_the_object_is_refused(vit, cat):
 def test_the_residual_reaches_the_views(vit, cat):
     weights = attention_weights(vit, to_pixels(vit, cat))[:, 0]
     for residual in (0.0, 0.5, 0.9):
-        rows = run_views(vit, cat, ViewsConfig(patches="1,2", residual=residual)).tables["table"].records()
+        rows = run_views(vit, cat, ViewsConfig(patches=((1, 2),), residual=residual)).tables["table"].records()
         own = joint_attention(weights, 1, residual).views[:, 7, 6].tolist()
         assert [r["own weight, patch 1,2"] for r in rows] == pytest.approx(own)

@@ -8,6 +8,7 @@ import torch
 
 from vitviz_hf import VisualizeConfig, activations, make_atlas, open_image, to_pixels, visualize
 from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.config import parse_features
 from vitviz_hf.experiments.config import ProgressionConfig, TripletsConfig
 from vitviz_hf.experiments.pictures import choosing, progression
 from vitviz_hf.experiments.run import run_experiment
@@ -108,7 +109,7 @@ def test_triplets_show_each_features_picture_and_its_most_activating_image(vit, 
 
 def test_concepts_show_the_seven_most_activating_images_in_order(vit, labelled, searched, tmp_path):
     labels, scores = searched
-    config = TripletsConfig(features="2.mlp_act:9,0.mlp_act:4", steps=2)
+    config = TripletsConfig(features=parse_features("2.mlp_act:9,0.mlp_act:4"), steps=2)
 
     result = run_experiment("concepts", [vit], open_source(str(labelled)), config, tmp_path)
 
@@ -128,7 +129,7 @@ def test_pictures_that_an_atlas_holds_are_shown_instead_of_new_ones(vit, labelle
     (stored,) = visualize(vit, ["1.mlp_act:5"], VisualizeConfig.preset("fast", steps=4, seed=8))
     (atlas.folder / "visualizations").mkdir(exist_ok=True)
     stored.save(atlas.folder / "visualizations" / "1.mlp_act-5.png")
-    config = TripletsConfig(atlas=str(tmp_path / "atlas"), features="1.mlp_act:5,1.mlp_act:6", steps=1)
+    config = TripletsConfig(atlas=str(tmp_path / "atlas"), features=parse_features("1.mlp_act:5,1.mlp_act:6"), steps=1)
 
     for name in ("triplets", "concepts"):
         result = run_experiment(name, [vit], None, config, tmp_path / name)

@@ -18,7 +18,7 @@ from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.sites import Site
 
-QUICK = NarrowSitesConfig(layers="0,2", columns=5, steps=2, preset="fast", seed=3)
+QUICK = NarrowSitesConfig(layers=(0, 2), columns=5, steps=2, preset="fast", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_pictures_are_of_the_drawn_features_with_matched_smoothness(ran):
     [({}, "auto", "smoothness matched to the gradient of each site"), ({"smoothness": 0.02}, 0.02, "smoothness 0.02")],
 )
 def test_smoothness_is_matched_whatever_the_preset_unless_it_is_given(changes, weight, told, vit, tmp_path):
-    config = NarrowSitesConfig(layers="1", columns=1, steps=1, preset="paper", **changes)
+    config = NarrowSitesConfig(layers=(1,), columns=1, steps=1, preset="paper", **changes)
 
     result = run_experiment("narrow-sites", [vit], None, config, tmp_path)
 
@@ -153,7 +153,7 @@ def test_the_default_number_of_features_is_by_device(device, n, tiny_folder, tmp
     view = load_model(str(tiny_folder("vit")), device="cpu")
     view = replace(view, module=view.module.to(torch.device(device)))
     with pytest.raises(KeyboardInterrupt):
-        run_experiment("narrow-sites", [view], None, NarrowSitesConfig(layers="1"), tmp_path)
+        run_experiment("narrow-sites", [view], None, NarrowSitesConfig(layers=(1,)), tmp_path)
 
     assert len([t for t in asked if t.site == Site(1, "attn_q")]) == n
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from vitviz_hf.errors import ImageError
 from vitviz_hf.experiments.accuracy.boxes import Box, Boxes, box_mask, check_used, clipped, load_boxes
 from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
+from vitviz_hf.experiments.accuracy.crops import to_crop
 from vitviz_hf.experiments.accuracy.paper import WITH_BOXES
-from vitviz_hf.experiments.accuracy.pixels import model_bytes
 from vitviz_hf.experiments.accuracy.study import (
-    Example,
+    Column,
     Flags,
-    Progress,
+    Labelled,
     Tally,
     accuracy,
     count_right,
@@ -27,16 +27,17 @@ from vitviz_hf.experiments.accuracy.study import (
 from vitviz_hf.experiments.config import BackgroundConfig
 from vitviz_hf.experiments.figures import Figure, bars, picture_grid
 from vitviz_hf.experiments.masks import read_mask
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table, paper_and_ours
 from vitviz_hf.images import open_image
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import Row, Source
 
 _WAYS = ("full", "foreground", "background")
+_FULL, _AREA, _BLACK = ("full", None), Column("area", model=None), "black boxes"
 # Name -> what is hidden, and what is put there; the first is the paper's.
-CONTROLS = {
-    "black boxes": ("boxes", "black"),
+FILLS = {
+    _BLACK: ("boxes", "black"),
     "mean-colored boxes": ("boxes", "mean color"),
     "blurred boxes": ("boxes", "blurred"),
     "black random boxes": ("random boxes", "black"),
@@ -73,27 +74,26 @@ def run(
     """
     check_classifiers(views)
     boxes_of = load_boxes(source, config)
-    manifest = describe_run("background", views, source, config)
-    controls = list(CONTROLS) if config.controls else list(CONTROLS)[:1]
-    forms = ["full", *(f"{way}: {name}" for name in controls for way in _WAYS[1:])]
+    controls = list(FILLS) if config.controls else [_BLACK]
+    forms = [_FULL, *((way, name) for name in controls for way in _WAYS[1:])]
 
-    def prepare(example: Example) -> tuple[list[list[Tensor | None]], int] | str:
+    def prepare(example: Labelled) -> tuple[list[list[Tensor | None]], int] | str:
         boxes = boxes_of.find(example.row, example.image.size, example.remarks)
         if not boxes:
             return "it has no usable box of its class"
         pictures = [example.image, *_pictures(example, boxes, controls, config.seed)]
         inside = box_mask(example.image.size, boxes)
         area = 100 if inside.all() else min(99, int(100 * inside.mean()))
-        return [[None if p is None else model_bytes(view, p) for p in pictures] for view in views], area
+        return [[None if p is None else to_crop(view, p) for p in pictures] for view in views], area
 
-    def score(examples: list[Example], prepared: list[tuple[list[list[Tensor | None]], int]]) -> Flags:
+    def score(examples: list[Labelled], prepared: list[tuple[list[list[Tensor | None]], int]]) -> Flags:
         areas = np.array([[area] for _, area in prepared], np.uint8)
         flags = right_pictures(views, examples, [pictures for pictures, _ in prepared], config.batch, _TOP)
         return np.concatenate([flags, areas], 1)
 
-    names = [f"{m} {form}, top-{k}" for m in range(len(views)) for form in forms for k in _TOP]
+    columns = [Column(*form, k, m) for m in range(len(views)) for form in forms for k in _TOP]
     few = max(1, config.batch // len(forms))
-    tally = count_right(views, source, [*names, "area"], prepare, score, few, config.limit, work, progress)
+    tally = count_right(views, source, [*columns, _AREA], prepare, score, few, config.limit, work, progress)
     check_used(source, tally.remarks)
     notes = (
         *how_scored(tally, source, views),
@@ -108,11 +108,11 @@ def run(
     if len(views) > 1:
         tables["table-differences"] = _differences(tally, views, config.seed, notes)
     figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}
-    return Result("background", tables, figures, manifest)
+    return Result("background", tables, figures)
 
 
-def _flags(tally: Tally, m: int, way: str, k: int, control: str = "black boxes") -> Flags:
-    return tally.flags(f"{m} {way if way == 'full' else f'{way}: {control}'}, top-{k}")
+def _flags(tally: Tally, m: int, way: str, k: int, control: str = _BLACK) -> Flags:
+    return tally.flags(way, None if way == "full" else control, k, m)
 
 
 def _main_tables(
@@ -121,7 +121,7 @@ def _main_tables(
     pairs: list[tuple[list[Cell], list[Cell]]] = []
     plain: list[tuple[Cell, ...]] = []
     groups = {}
-    some = tally.flags("area") < 100
+    some = tally.flags(*_AREA) < 100
     for m, view in enumerate(views):
         ours: list[Cell] = []
         absolute: list[Cell] = []
@@ -159,7 +159,7 @@ def _main_tables(
 def _controls(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[str, ...]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for m, view in enumerate(views):
-        for control in CONTROLS:
+        for control in FILLS:
             found = [
                 (_flags(tally, m, way, k, control), _flags(tally, m, "full", k)) for k in _TOP for way in _WAYS[1:]
             ]
@@ -176,7 +176,7 @@ def _controls(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[
 
 
 def _by_area(tally: Tally, views: Sequence[ModelView], seed: int, notes: tuple[str, ...]) -> Table:
-    areas = tally.flags("area")
+    areas = tally.flags(*_AREA)
     rows: list[tuple[Cell, ...]] = []
     for m, view in enumerate(views):
         full, *parts = (_flags(tally, m, way, 1) for way in _WAYS)
@@ -210,13 +210,13 @@ def _differences(tally: Tally, views: Sequence[ModelView], seed: int, notes: tup
 
 
 def _pictures(
-    example: Example, boxes: Sequence[Box], controls: Sequence[str], seed: int
+    example: Labelled, boxes: Sequence[Box], controls: Sequence[str], seed: int
 ) -> Iterator[Image.Image | None]:
     """Foreground and background under each control."""
     size = example.image.size
     rng = np.random.default_rng(example.row.key ^ seed)
     for control in controls:
-        region, fill = CONTROLS[control]
+        region, fill = FILLS[control]
         inside = (
             box_mask(size, boxes)
             if region == "boxes"
@@ -235,15 +235,15 @@ def hide(image: Image.Image, hidden: NDArray[np.bool_], fill: str = "black") -> 
         fill: `black`, `mean color` of what is not hidden (black if all is), or `blurred`: the picture itself, under a
             Gaussian of a tenth of its shorter side.
     """
-    pixels = np.array(image)
+    photo = np.array(image)
     if fill == "blurred":
         other = np.asarray(image.filter(ImageFilter.GaussianBlur(min(image.size) / 10)))[hidden]
     elif fill == "mean color" and not hidden.all():
-        other = pixels[~hidden].mean(0).round().astype(np.uint8)
+        other = photo[~hidden].mean(0).round().astype(np.uint8)
     else:
         other = np.zeros(3, np.uint8)
-    pixels[hidden] = other
-    return Image.fromarray(pixels)
+    photo[hidden] = other
+    return Image.fromarray(photo)
 
 
 def random_boxes(boxes: Sequence[Box], size: tuple[int, int], rng: np.random.Generator) -> list[Box]:

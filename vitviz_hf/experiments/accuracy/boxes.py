@@ -39,7 +39,7 @@ class _Entry:
     unique: bool = True
 
 
-class Table:
+class BoxTable:
     """Boxes by file name: without folder and ending, case of the ending ignored.
 
     Where files in several folders have one name, the folder decides: the picture's own, or the one named as its class.
@@ -91,7 +91,7 @@ class Table:
 class Boxes:
     """Where a row's boxes come from."""
 
-    table: Table | None
+    table: BoxTable | None
     """None: the dataset's own."""
     box_format: str
     notes: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def load_boxes(source: Source, config: Boxed) -> Boxes:
         DatasetError: there are none.
     """
     where = config.boxes
-    if not where:
+    if where is None:
         if not any(row.boxes for row, _ in islice(source.read(0, 1, None), 100)):
             raise DatasetError(
                 f"{source.dataset!r} has no boxes (bbox, bboxes or boxes, or these in objects). Give --boxes: a CSV "
@@ -133,7 +133,7 @@ def load_boxes(source: Source, config: Boxed) -> Boxes:
     elif path.is_dir() and any(p.suffix.lower() == ".xml" for p in path.rglob("*")):
         table = read_xml(path)
     else:
-        table = Table()
+        table = BoxTable()
         for row, _ in open_source(where).read(0, 1, None):
             if row.name:
                 table.add(row.name, to_boxes(row, config.box_format))
@@ -155,13 +155,13 @@ def check_used(source: Source, remarks: Mapping[str, int]) -> None:
         )
 
 
-def read_csv(path: Path) -> Table:
+def read_csv(path: Path) -> BoxTable:
     """Boxes of ILSVRC's LOC_train_solution.csv: ImageId, then class and corners, over and over.
 
     Raises:
         DatasetError: another layout, or no row can be read.
     """
-    table, n = Table(), 0
+    table, n = BoxTable(), 0
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
@@ -185,13 +185,13 @@ def read_csv(path: Path) -> Table:
     return table
 
 
-def read_xml(folder: Path) -> Table:
+def read_xml(folder: Path) -> BoxTable:
     """Boxes of ILSVRC's and VOC's XML files, named as the images are.
 
     Raises:
         DatasetError: no file can be read.
     """
-    table, problem = Table(), ""
+    table, problem = BoxTable(), ""
     paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() == ".xml"]
     for path in paths:
         try:

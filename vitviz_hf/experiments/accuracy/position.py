@@ -9,13 +9,13 @@ from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy.classifiers import check_classifiers
+from vitviz_hf.experiments.accuracy.crops import crop_logits, to_crop
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
-from vitviz_hf.experiments.accuracy.pixels import logits_of, model_bytes
 from vitviz_hf.experiments.accuracy.study import (
     UNKNOWN,
-    Example,
+    Column,
     Flags,
-    Progress,
+    Labelled,
     accuracy,
     count_right,
     how_scored,
@@ -23,7 +23,7 @@ from vitviz_hf.experiments.accuracy.study import (
 )
 from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.figures import bars
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Interval, Table, paper_and_ours
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.tokens import without_positions
@@ -47,33 +47,32 @@ def run(
     check_classifiers(views)
     tiles = [tile_size(view, config.tile) for view in views]
     blind = [_without(view) for view in views]
-    manifest = describe_run("position", views, source, config) | {"tiles": tiles}
 
-    def prepare(example: Example) -> list[tuple[Tensor, Tensor]]:
+    def prepare(example: Labelled) -> list[tuple[Tensor, Tensor]]:
         pairs = []
         for view, tile in zip(views, tiles, strict=True):
-            natural = model_bytes(view, example.image)
+            natural = to_crop(view, example.image)
             pairs.append((natural, shuffle_tiles(natural, tile, example.row.key ^ config.seed)))
         return pairs
 
-    def score(examples: list[Example], prepared: list[list[tuple[Tensor, Tensor]]]) -> Flags:
-        columns = []
+    def score(examples: list[Labelled], prepared: list[list[tuple[Tensor, Tensor]]]) -> Flags:
+        flags = []
         for m, (view, zeroed) in enumerate(zip(views, blind, strict=True)):
             targets = [e.targets[m] for e in examples]
             natural, shuffled = (torch.stack([p[m][i] for p in prepared]) for i in (0, 1))
-            columns.append(is_right(logits_of(view, natural, config.batch), targets, 1))
+            flags.append(is_right(crop_logits(view, natural, config.batch), targets, 1))
             if zeroed is None:
-                columns.append(np.full(len(targets), UNKNOWN, np.uint8))
+                flags.append(np.full(len(targets), UNKNOWN, np.uint8))
             else:
-                columns.append(is_right(logits_of(zeroed, natural, config.batch), targets, 1))
-            columns.append(is_right(logits_of(view, shuffled, config.batch), targets, 1))
-        return np.stack(columns, 1)
+                flags.append(is_right(crop_logits(zeroed, natural, config.batch), targets, 1))
+            flags.append(is_right(crop_logits(view, shuffled, config.batch), targets, 1))
+        return np.stack(flags, 1)
 
-    names = [f"{m} {way}" for m in range(len(views)) for way in _WAYS]
-    tally = count_right(views, source, names, prepare, score, config.batch, config.limit, work, progress)
+    columns = [Column(way, model=m) for m in range(len(views)) for way in _WAYS]
+    tally = count_right(views, source, columns, prepare, score, config.batch, config.limit, work, progress)
     pairs, groups = [], {}
     for m, (view, tile) in enumerate(zip(views, tiles, strict=True)):
-        ours = [accuracy(tally.flags(f"{m} {way}"), config.seed) for way in _WAYS]
+        ours = [accuracy(tally.flags(way, model=m), config.seed) for way in _WAYS]
         natural, zeroed, shuffled = PAPER.get(VALIDATION.model(view, source, tally.n_images), (None,) * 3)
         pairs.append(((natural, zeroed, shuffled if tile == _PAPER_TILE else None), ours))
         groups[view.model_id] = {
@@ -88,10 +87,10 @@ def run(
         *VALIDATION.notes(views, source, tally.n_images),
     ]
     table = Table(("model", "tile", *header), tuple(rows), tuple(notes))
-    return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, manifest)
+    return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, {"tiles": tiles})
 
 
-def tile_size(view: ModelView, wanted: int = 0) -> int:
+def tile_size(view: ModelView, wanted: int | None = None) -> int:
     """Side of the tiles: as wanted, or the divisor of the input nearest to 32, of whole patches if possible.
 
     Raises:
@@ -99,7 +98,7 @@ def tile_size(view: ModelView, wanted: int = 0) -> int:
     """
     height, width = view.input_size
     fitting = [t for t in range(2, min(height, width)) if height % t == 0 and width % t == 0]
-    if wanted:
+    if wanted is not None:
         if wanted not in fitting:
             raise ConfigError(
                 f"tiles of {wanted} px do not divide the input of {view.model_id!r}, {height}x{width}; "
@@ -113,11 +112,11 @@ def tile_size(view: ModelView, wanted: int = 0) -> int:
     return min(whole, key=lambda t: (abs(t - 32), t))
 
 
-def shuffle_tiles(picture: Tensor, tile: int, seed: int) -> Tensor:
+def shuffle_tiles(crop: Tensor, tile: int, seed: int) -> Tensor:
     """[3, H, W] with its square tiles in a random order."""
-    channels, height, width = picture.shape
+    channels, height, width = crop.shape
     rows, cols = height // tile, width // tile
-    tiles = picture.reshape(channels, rows, tile, cols, tile).permute(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+    tiles = crop.reshape(channels, rows, tile, cols, tile).permute(1, 3, 0, 2, 4).reshape(rows * cols, -1)
     tiles = tiles[torch.randperm(rows * cols, generator=torch.Generator().manual_seed(seed))]
     return tiles.reshape(rows, cols, channels, tile, tile).permute(2, 0, 3, 1, 4).reshape(channels, height, width)
 

@@ -4,12 +4,12 @@ import json
 import os
 import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,25 +19,25 @@ from torch import Tensor
 
 from vitviz_hf.errors import DatasetError, ImageError
 from vitviz_hf.experiments.accuracy.classifiers import find_places, zero_shot_note
+from vitviz_hf.experiments.accuracy.crops import crop_logits
 from vitviz_hf.experiments.accuracy.labels import LabelMatcher
-from vitviz_hf.experiments.accuracy.pixels import logits_of
+from vitviz_hf.experiments.result import Progress
 from vitviz_hf.experiments.tables import Interval
 from vitviz_hf.images import open_image
+from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.reading.classification import (
-    not_finite,
-)
+from vitviz_hf.reading.batches import Batch, Made, read_batches
+from vitviz_hf.reading.classification import not_finite
 from vitviz_hf.stream import Row, Source
 
 Flags = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
 UNKNOWN, NOT_FINITE = 255, 254
 _CHECKPOINT_SECONDS = 60.0
 _DECODERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Labelled:
     """A labelled picture."""
 
     row: Row
@@ -48,12 +48,34 @@ class Example:
     """What `prepare` has to say about it: each is counted below the table."""
 
 
+class Column(NamedTuple):
+    """What a flag is about; `str(column)` leaves out the model and `top`."""
+
+    form: str
+    """Of the picture or of the model."""
+    detail: str | float | tuple[int, int] | None = None
+    """Which of several such forms."""
+    top: int = 1
+    """Right is to be among so many."""
+    model: int | None = 0
+    """Which of the compared ones; None for a fact about the picture."""
+
+    def __str__(self) -> str:
+        match self.detail:
+            case None:
+                return self.form
+            case str():
+                return f"{self.form}: {self.detail}"
+            case tuple():
+                return f"{self.form} {self.detail[0]},{self.detail[1]}"
+        return f"{self.form} {self.detail:g}"
+
+
 @dataclass(slots=True)
 class Tally:
     """What a pass found: 1 right, 0 wrong, 254 where logits are not finite, 255 where there is nothing to score."""
 
-    columns: tuple[str, ...]
-    """Starting with the number of the model if there are several: `0 background, top-1`."""
+    columns: tuple[Column, ...]
     blocks: list[Flags] = field(default_factory=list)
     n_rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -62,9 +84,11 @@ class Tally:
     """Remark -> how often it was made."""
     position: Any = None
 
-    def flags(self, column: str) -> Flags:
-        """Of one column, [n]."""
-        i = self.columns.index(column)
+    def flags(
+        self, form: str, detail: str | float | tuple[int, int] | None = None, top: int = 1, model: int | None = 0
+    ) -> Flags:
+        """Of one `Column`, [n]."""
+        i = self.columns.index(Column(form, detail, top, model))
         return np.concatenate([block[:, i] for block in self.blocks])
 
     @property
@@ -74,19 +98,17 @@ class Tally:
 
     def of_model(self, m: int) -> list[int]:
         """Places of a model's columns."""
-        words = [column.partition(" ")[0] for column in self.columns]
-        numbered = any(map(str.isdigit, words))
-        return [i for i, word in enumerate(words) if not numbered or word == str(m)]
+        return [i for i, column in enumerate(self.columns) if column.model == m]
 
 
 def count_right(
     views: Sequence[ModelView],
     source: Source,
-    columns: Sequence[str],
-    prepare: Callable[[Example], Any],
-    score: Callable[[list[Example], list[Any]], Flags],
+    columns: Sequence[Column],
+    prepare: Callable[[Labelled], Any],
+    score: Callable[[list[Labelled], list[Any]], Flags],
     batch: int,
-    limit: int,
+    limit: int | None,
     work: Path,
     progress: Progress | None = None,
 ) -> Tally:
@@ -95,7 +117,7 @@ def count_right(
     Args:
         prepare: runs in threads ahead of the models; a text that it returns instead is the reason to leave it out.
         score: examples and what was prepared for them -> flags [B, number of columns].
-        limit: rows to read; 0 for all.
+        limit: rows to read; None for all.
         work: folder for checkpoints; what lies there is gone on with (`claim` made sure that it is of this run).
 
     Raises:
@@ -108,34 +130,20 @@ def count_right(
     matchers = [LabelMatcher(view.labels or (), source.class_names) for view in views]
     tally = _load(work, columns)
     saved, warned = time.monotonic(), set[int]()
-    n_all = min(x for x in (source.n_rows, limit or None, 10**12) if x is not None)
+    n_all = min(x for x in (source.n_rows, limit, 10**12) if x is not None)
 
-    def ready(row: Row) -> tuple[Example | None, Any]:
-        targets = tuple(m.find(row) for m in matchers)
-        if all(t is None for t in targets):
-            several = any(len(m.fitting(row)) > 1 for m in matchers)
-            return None, (
-                f"the label {row.label or row.wnid!r} fits several of the model's classes"
-                if several
-                else f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
-            )
-        try:
-            example = Example(row, open_image(row.data), targets)
-        except ImageError:
-            return None, "the image cannot be read"
-        return example, prepare(example)
+    def ready(row: Row) -> Made[tuple[Labelled, Any]]:
+        example = _labelled(row, matchers)
+        if isinstance(example, str):
+            return None, example
+        prepared = prepare(example)
+        return (example, prepared), prepared if isinstance(prepared, str) else ""
 
     with ThreadPoolExecutor(_DECODERS) as pool:
-        rows = source.read(0, 1, tally.position)
+        rows, left = source.read(0, 1, tally.position), None if limit is None else max(0, limit - tally.n_rows)
         try:
-            for items, position in _batches(rows, lambda row: pool.submit(ready, row), batch, limit, tally.n_rows):
-                tally.n_rows += len(items)
-                tally.position = position
-                tally.left_out.update(prepared for _, prepared in items if isinstance(prepared, str))
-                tally.remarks.update(remark for example, _ in items if example for remark in example.remarks)
-                usable = [item for item in items if not isinstance(item[1], str)]
-                if usable:
-                    tally.blocks.append(score([e for e, _ in usable], [p for _, p in usable]))
+            for some in read_batches(rows, lambda row: pool.submit(ready, row), batch, left):
+                if _take_in(tally, some, score):
                     warned |= _warn(tally, views, warned)
                 if progress:
                     progress(tally.n_rows, n_all if n_all < 10**12 else 0)
@@ -144,6 +152,39 @@ def count_right(
                     saved = time.monotonic()
         finally:
             _save(tally, work)
+    _check_scored(tally, views, source)
+    return tally
+
+
+def _labelled(row: Row, matchers: Sequence[LabelMatcher]) -> Labelled | str:
+    """A row with its place among the labels of each model, or why it is left out."""
+    targets = tuple(m.find(row) for m in matchers)
+    if all(t is None for t in targets):
+        if any(len(m.fitting(row)) > 1 for m in matchers):
+            return f"the label {row.label or row.wnid!r} fits several of the model's classes"
+        return f"class {row.label or row.wnid or 'unknown'!r} is not among the model's labels"
+    try:
+        return Labelled(row, open_image(row.data), targets)
+    except ImageError:
+        return "the image cannot be read"
+
+
+def _take_in(
+    tally: Tally, batch: Batch[tuple[Labelled, Any]], score: Callable[[list[Labelled], list[Any]], Flags]
+) -> bool:
+    """Score a batch; whether there was anything to score."""
+    tally.n_rows += len(batch.items)
+    tally.position = batch.position
+    tally.left_out.update(why for _, why in batch.left_out)
+    tally.remarks.update(remark for item in batch.items if item.value for remark in item.value[0].remarks)
+    usable = [pair for _, pair in batch.usable]
+    if usable:
+        tally.blocks.append(score([e for e, _ in usable], [p for _, p in usable]))
+    return bool(usable)
+
+
+def _check_scored(tally: Tally, views: Sequence[ModelView], source: Source) -> None:
+    """Raise if nothing was scored, or a model is finite on no picture."""
     if not tally.n_images:
         reasons = [f"{n} because {why}" for why, n in tally.left_out.most_common(3)]
         reasons += [f"{remark}: {n}" for remark, n in tally.remarks.most_common(3)]
@@ -153,7 +194,6 @@ def count_right(
         own = flags[:, tally.of_model(m)]
         if (own == NOT_FINITE).any() and not (own <= 1).any():
             raise not_finite(view, "every picture")
-    return tally
 
 
 def _warn(tally: Tally, views: Sequence[ModelView], warned: set[int]) -> set[int]:
@@ -167,27 +207,6 @@ def _warn(tally: Tally, views: Sequence[ModelView], warned: set[int]) -> set[int
             stacklevel=3,
         )
     return broken
-
-
-def _batches(
-    rows: Iterator[tuple[Row, Callable[[], Any]]], submit: Callable[[Row], Future[Any]], n: int, limit: int, n_read: int
-) -> Iterator[tuple[list[Any], Any]]:
-    """Batches of n results, with the position after them; two more are on their way."""
-    waiting: deque[tuple[list[Future[Any]], Any]] = deque()
-    while True:
-        batch: list[Future[Any]] = []
-        position: Callable[[], Any] | None = None
-        while len(batch) < n and (not limit or n_read < limit) and (item := next(rows, None)) is not None:
-            row, position = item
-            batch.append(submit(row))
-            n_read += 1
-        if position is not None:
-            waiting.append((batch, position()))
-        if waiting and (not batch or len(waiting) > 2):
-            done, after = waiting.popleft()
-            yield [future.result() for future in done], after
-        elif not batch:
-            return
 
 
 def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
@@ -211,24 +230,24 @@ def is_right(logits: Tensor, targets: Sequence[int | None], k: int) -> Flags:
 
 def right_pictures(
     views: Sequence[ModelView],
-    examples: Sequence[Example],
-    pictures: Sequence[Sequence[Sequence[Tensor | None]]],
+    examples: Sequence[Labelled],
+    crops: Sequence[Sequence[Sequence[Tensor | None]]],
     batch: int,
     ks: Sequence[int] = (1,),
 ) -> Flags:
     """Whether each model is right on each form of each example, [B, models x forms x ks].
 
     Args:
-        pictures: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
+        crops: for each example and model the forms of the picture, [3, H, W] in 0 to 255; None where one does not
             exist, which counts as unknown.
-        batch: pictures in one forward pass.
+        batch: crops in one forward pass.
         ks: right is to be among so many highest logits.
     """
     blocks = []
     for m, view in enumerate(views):
-        flat = [(e, i, p) for e, item in enumerate(pictures) for i, p in enumerate(item[m]) if p is not None]
-        logits = logits_of(view, [p for _, _, p in flat], batch)
-        block = np.full((len(examples), len(pictures[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
+        flat = [(e, i, p) for e, item in enumerate(crops) for i, p in enumerate(item[m]) if p is not None]
+        logits = crop_logits(view, [p for _, _, p in flat], batch)
+        block = np.full((len(examples), len(crops[0][m]), len(ks)), UNKNOWN, dtype=np.uint8)
         for j, k in enumerate(ks):
             right = is_right(logits, [examples[e].targets[m] for e, _, _ in flat], k)
             block[[e for e, _, _ in flat], [i for _, i, _ in flat], j] = right
@@ -317,7 +336,7 @@ def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
         told.append(f"{view.model_id} does not know the class of {unknown:,} of the images; they do not count for it.")
     broken = flags == NOT_FINITE
     if broken.any():
-        names = [tally.columns[i].removeprefix(f"{m} ").partition(", top-")[0] for i in columns]
+        names = [str(tally.columns[i]) for i in columns]
         found = list(dict.fromkeys(name for name, column in zip(names, broken.T, strict=True) if column.any()))
         some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         told.append(
@@ -328,21 +347,18 @@ def _unscored_notes(tally: Tally, m: int, view: ModelView) -> list[str]:
 
 
 def _save(tally: Tally, work: Path) -> None:
-    work.mkdir(parents=True, exist_ok=True)
     facts = {
         "n_rows": tally.n_rows,
         "left_out": tally.left_out,
         "remarks": tally.remarks,
         "position": tally.position,
     }
-    part = work / "flags.part"
-    with part.open("wb") as file:
-        blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
-        np.savez(file, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
-    os.replace(part, work / "flags.npz")
+    blocks = np.concatenate(tally.blocks) if tally.blocks else np.zeros((0, len(tally.columns)), np.uint8)
+    with replace_file(work / "flags.npz") as part:
+        np.savez(part, flags=blocks, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
 
 
-def _load(work: Path, columns: Sequence[str]) -> Tally:
+def _load(work: Path, columns: Sequence[Column]) -> Tally:
     path = work / "flags.npz"
     if not path.is_file():
         return Tally(tuple(columns))

@@ -11,13 +11,13 @@ from scipy import stats
 from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.accuracy.crops import to_crop
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
-from vitviz_hf.experiments.accuracy.pixels import model_bytes
 from vitviz_hf.experiments.accuracy.study import (
     UNKNOWN,
-    Example,
+    Column,
     Flags,
-    Progress,
+    Labelled,
     Tally,
     accuracy,
     count_right,
@@ -26,8 +26,9 @@ from vitviz_hf.experiments.accuracy.study import (
 )
 from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.figures import Figure, curves, heat_map
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table, paper_and_ours
+from vitviz_hf.images import bytes_to_pixels
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record_with_logits
@@ -79,13 +80,13 @@ class _Plan:
     """Layers (from, to) in which they are isolated, for the sweep."""
 
     @property
-    def columns(self) -> list[str]:
-        ways = [_NATURAL, _ISOLATED, *_MEANS, *(f"isolated {a}-{b}" for a, b in self.spans)]
-        return [f"{way} {k}" for way in ways for k in _TOP] + [c for k in _TOP for c in self.patches(k)]
+    def columns(self) -> list[Column]:
+        ways = [*((way, None) for way in (_NATURAL, _ISOLATED, *_MEANS)), *(("isolated", span) for span in self.spans)]
+        return [Column(*way, k) for way in ways for k in _TOP] + [c for k in _TOP for c in self.patches(k)]
 
-    def patches(self, k: int) -> list[str]:
+    def patches(self, k: int) -> list[Column]:
         rows, cols = self.view.layers[-1].patch_grid
-        return [f"patch {r},{c} {k}" for r in range(rows) for c in range(cols)]
+        return [Column("patch", (r, c), k) for r in range(rows) for c in range(cols)]
 
 
 def run(
@@ -99,7 +100,6 @@ def run(
     """
     for view in views:
         check_plain(view)
-    manifest = describe_run("token-mixing", views, source, config)
     names: list[tuple[str, str]] = []
     pairs: list[tuple[list[Cell], list[Cell]]] = []
     places: list[tuple[Cell, ...]] = []
@@ -140,7 +140,7 @@ def run(
         tables["table-sweep"] = Table(_SWEEP, tuple(steps), (_SWEEP_NOTE,))
         figures["sweep"] = _sweep_figure(steps)
     data = {"places": Table(("model", "row", "column", *(f"top-{k}, %" for k in _TOP)), tuple(places))}
-    return Result("token-mixing", tables, figures, manifest, data)
+    return Result("token-mixing", tables, figures, data=data)
 
 
 _SWEEP = (
@@ -189,8 +189,8 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
             both.append(None if norm is None else head_logits(view, _normed(view, norm, some).mean(1), norm))
         return both
 
-    def score(examples: list[Example], prepared: list[Tensor]) -> Flags:
-        pixels = torch.stack(prepared).to(view.device).float() / 255
+    def score(examples: list[Labelled], prepared: list[Tensor]) -> Flags:
+        pixels = bytes_to_pixels(torch.stack(prepared).to(view.device))
         with torch.no_grad():
             acts, natural = record_with_logits(view, pixels, [site])
         isolated = None if plan.isolation else isolated_logits(view, pixels)
@@ -205,8 +205,8 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
         by_patch = [is_right(each, repeated, k).reshape(len(targets), -1) for k in _TOP]
         return np.concatenate([np.stack(flags, 1), *by_patch], 1)
 
-    def prepare(example: Example) -> Tensor:
-        return model_bytes(view, example.image)
+    def prepare(example: Labelled) -> Tensor:
+        return to_crop(view, example.image)
 
     return count_right([view], source, plan.columns, prepare, score, config.batch, config.limit, work, progress)
 
@@ -219,13 +219,13 @@ def _normed(view: ModelView, norm: str, tokens: Tensor) -> Tensor:
 
 def _by_place(plan: _Plan, tally: Tally, k: int) -> NDArray[np.float64]:
     """100 where the head on a patch is right, else 0, nan where its logits are not finite, [pictures, P]."""
-    right = np.stack([tally.flags(name) for name in plan.patches(k)], 1)
+    right = np.stack([tally.flags(*column) for column in plan.patches(k)], 1)
     values = np.where(right <= 1, 100.0 * right, np.nan)
     return values[~np.isnan(values).all(1)]
 
 
 def _quantities(tally: Tally, by_place: NDArray[np.float64], k: int) -> dict[str, Cell]:
-    found: dict[str, Cell] = {way: accuracy(tally.flags(f"{way} {k}"), 0) for way in (_NATURAL, _ISOLATED, *_MEANS)}
+    found: dict[str, Cell] = {way: accuracy(tally.flags(way, top=k), 0) for way in (_NATURAL, _ISOLATED, *_MEANS)}
     fixed = by_place[:, FIXED] if by_place.shape[1] > FIXED else np.zeros(0)
     known = fixed[~np.isnan(fixed)]
     best = float(np.nanmean(by_place, 0)[~np.isnan(by_place).all(0)].max())
@@ -237,8 +237,8 @@ def _sweep(plan: _Plan, tally: Tally) -> list[tuple[Cell, ...]]:
     n = len(plan.view.layers)
 
     def cells(start: int, stop: int) -> list[Cell]:
-        way = f"isolated {start}-{stop}" if start < stop else _NATURAL
-        return [accuracy(tally.flags(f"{way} {k}"), 0) for k in _TOP]
+        span = (start, stop) if start < stop else None
+        return [accuracy(tally.flags("isolated" if span else _NATURAL, span, k), 0) for k in _TOP]
 
     return [(plan.view.model_id, i, *cells(0, i), *cells(i, n)) for i in range(n + 1)] if plan.spans else []
 

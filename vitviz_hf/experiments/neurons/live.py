@@ -13,7 +13,7 @@ from vitviz_hf.experiments.neurons.clusters import embed_tokens, group_tokens, i
 from vitviz_hf.experiments.neurons.filters import FAINTEST, Filters, brightness, global_view, mosaic, view_caption
 from vitviz_hf.experiments.neurons.group import block_outputs, majority
 from vitviz_hf.experiments.neurons.occlude import Seen, look
-from vitviz_hf.experiments.perturb import Mask, Pixels
+from vitviz_hf.experiments.perturb import Mask, Photo
 from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.models.view import ModelView
 
@@ -23,28 +23,27 @@ _COLORS = ("#9a9a9a", "#e4572e", "#2f79b5", "#3a9d5d", "#8e5bb5", "#d99a00")
 def views_by_level(
     view: ModelView,
     filters: Filters,
-    pixels: Mapping[str, Pixels],
+    photos: Mapping[str, Photo],
     index: int,
     token: int,
-    white: float = 100.0,
-    scale: str = "linear",
+    scale: str,
 ) -> tuple[list[tuple[str, Image.Image]], dict[str, Seen]]:
     """For each named picture itself and the views of one token at every level, with captions.
 
-    The mosaics are relative to the largest of all; for `white` and `scale` see `global_view`.
+    The mosaics are relative to the largest of all; for `scale` see `global_view`.
     """
-    seen = {name: look(view, values, 0.5) for name, values in pixels.items()}
+    seen = {name: look(view, photo, 0.5) for name, photo in photos.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
-    brightest, grid = max(brightness(m, white) for m in mosaics.values()), view.layers[0].patch_grid
-    levels = range(len(view.layers) + 1) if len(pixels) == 1 else _some_levels(len(view.layers))
+    brightest, grid = max(brightness(m) for m in mosaics.values()), view.layers[0].patch_grid
+    levels = range(len(view.layers) + 1) if len(photos) == 1 else _some_levels(len(view.layers))
     pictures = []
-    for name, values in pixels.items():
-        pictures.append((name, Image.fromarray(values)))
+    for name, photo in photos.items():
+        pictures.append((name, Image.fromarray(photo)))
         for level in levels:
             weights = seen[name].joint.views[level, token]
-            drawn = global_view(mosaics[name], weights, grid, brightest, white, scale)
-            caption = view_caption(level, weights, grid, white, scale)
-            pictures.append((caption if len(pixels) == 1 else f"{name}, {caption}", pixels_to_image(drawn.numpy())))
+            drawn = global_view(mosaics[name], weights, grid, brightest, scale=scale)
+            caption = view_caption(level, weights, grid, scale=scale)
+            pictures.append((caption if len(photos) == 1 else f"{name}, {caption}", pixels_to_image(drawn.numpy())))
     if scale == "log":
         ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, None].repeat(3, 0).repeat(32, 1)
         pictures.append((f"weight of a patch, from {FAINTEST:g} to 1", pixels_to_image(ramp)))
@@ -61,24 +60,23 @@ def split_objects(painted: NDArray[np.bool_], size: tuple[int, int]) -> Mask:
     return np.asarray(ndimage.label(np.asarray(scaled))[0]).astype(np.int64)
 
 
-def group_plot(view: ModelView, pixels: Pixels, mask: Mask, layer: int, seed: int = 0) -> str:
+def group_plot(view: ModelView, photo: Photo, mask: Mask, layer: int) -> str:
     """t-SNE of the patches of a picture as HTML; pointing at one shows the patch and its place.
 
     Args:
-        pixels: [H, W, 3] as the model sees it.
+        photo: as the model sees it.
         mask: [H, W] instance numbers; their colors in the plot.
-        layer: from 1; the outputs of this block.
+        layer: from 0; the outputs of this block.
     """
     grid, n = view.layers[0].patch_grid, view.layers[0].n_prefix
-    tokens = block_outputs(view, pixels)[layer - 1]
+    tokens = block_outputs(view, photo)[layer]
     owners = majority(mask, grid)
-    places = embed_tokens(tokens, seed)[n:]
+    places = embed_tokens(tokens)[n:]
     places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
     points = "".join(
-        _point(pixels, grid, k, (20 + 420 * x, 20 + 420 * y), int(owners[k]))
-        for k, (x, y) in enumerate(places.tolist())
+        _point(photo, grid, k, (20 + 420 * x, 20 + 420 * y), int(owners[k])) for k, (x, y) in enumerate(places.tolist())
     )
-    text = f"Patches after layer {layer} of {len(view.layers)}, colored by what you painted; gray: nothing."
+    text = f"Patches after layer {layer + 1} of {len(view.layers)}, colored by what you painted; gray: nothing."
     objects = instances_to_patches(mask, grid)
     if objects:
         names = [f"object {number}" for number in objects]
@@ -95,10 +93,10 @@ def group_plot(view: ModelView, pixels: Pixels, mask: Mask, layer: int, seed: in
     )
 
 
-def _point(pixels: Pixels, grid: tuple[int, int], k: int, place: Sequence[float], owner: int) -> str:
+def _point(photo: Photo, grid: tuple[int, int], k: int, place: Sequence[float], owner: int) -> str:
     row, col = divmod(k, grid[1])
-    height, width = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
-    patch = Image.fromarray(pixels[row * height : (row + 1) * height, col * width : (col + 1) * width])
+    height, width = photo.shape[0] // grid[0], photo.shape[1] // grid[1]
+    patch = Image.fromarray(photo[row * height : (row + 1) * height, col * width : (col + 1) * width])
     data = base64.b64encode(encode(patch, "JPEG", quality=80)).decode()
     color = _COLORS[0] if owner == 0 else _COLORS[1 + (owner - 1) % (len(_COLORS) - 1)]
     return (

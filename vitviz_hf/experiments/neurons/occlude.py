@@ -1,6 +1,6 @@
 """What becomes of views and embeddings when parts of a picture are blacked out or shuffled (arXiv:2210.07646)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from vitviz_hf.config import parse_numbers
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.config import OccludeConfig
+from vitviz_hf.experiments.config import MODES, OccludeConfig
 from vitviz_hf.experiments.figures import Figure, curves, picture_grid
 from vitviz_hf.experiments.neurons.filters import (
     Filters,
@@ -28,28 +27,29 @@ from vitviz_hf.experiments.neurons.filters import (
 )
 from vitviz_hf.experiments.neurons.views import (
     SOURCE,
+    check_patches,
     display_notes,
-    parse_levels,
-    parse_patches,
     scale_bar,
+    shown_levels,
     telling_patches,
 )
 from vitviz_hf.experiments.perturb import (
-    MODES,
     Changed,
     Mask,
-    Pixels,
+    Photo,
+    from_photo,
     mask_to_model,
     occlude,
     owned_patches,
     patch_sources,
     salient_tiles,
     shuffle,
+    to_photo,
 )
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result, describe_run
 from vitviz_hf.experiments.tables import Cell, Table
 from vitviz_hf.images import pixels_to_image
-from vitviz_hf.models.view import ModelView, normalize, to_pixels
+from vitviz_hf.models.view import ModelView, normalize
 from vitviz_hf.reading.attention import JointAttention, attention_weights, joint_attention
 from vitviz_hf.reading.recording import activations, record_with_logits
 from vitviz_hf.sites import Site
@@ -84,20 +84,20 @@ class _Variant:
     """[P], patches that can be compared."""
 
 
-def look(view: ModelView, pixels: Pixels, residual: float) -> Seen:
-    """One picture [H, W, 3] through the model: once for tokens and logits, once for the attention."""
-    stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
+def look(view: ModelView, photo: Photo, residual: float) -> Seen:
+    """One picture through the model: once for tokens and logits, once for the attention."""
+    pixels = from_photo(view, photo)
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     probabilities = None
     if view.labels:
         with torch.no_grad():
-            acts, logits = record_with_logits(view, stack, sites)
+            acts, logits = record_with_logits(view, pixels, sites)
         probabilities = logits[0].float().softmax(-1).cpu()
     else:
-        acts = activations(view, stack, sites)
+        acts = activations(view, pixels, sites)
     tokens = torch.stack([acts[site][0].float().cpu() for site in sites])
-    joint = joint_attention(attention_weights(view, stack)[:, 0], view.layers[0].n_prefix, residual)
-    return Seen(tokens, joint, normalize(view, stack)[0].float().cpu(), probabilities)
+    joint = joint_attention(attention_weights(view, pixels)[:, 0], view.layers[0].n_prefix, residual)
+    return Seen(tokens, joint, normalize(view, pixels)[0].float().cpu(), probabilities)
 
 
 def run_occlude(
@@ -105,7 +105,7 @@ def run_occlude(
     image: Image.Image,
     config: OccludeConfig,
     mask: Mask | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Pictures, views, and their likeness to the clean ones over layers.
 
@@ -117,22 +117,23 @@ def run_occlude(
         ModelError: the attention cannot be read.
     """
     filters, layer = patch_filters(view), view.layers[0]
-    pixels = (to_pixels(view, image)[0].float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
+    photo = to_photo(view, image)
     on_objects = None if mask is None else mask_to_model(view, (mask != 0).astype(np.int64))
-    fits = config.grid <= min(pixels.shape[:2])
+    fits = config.grid <= min(photo.shape[:2])
     if on_objects is not None and fits and not salient_tiles(on_objects, config.grid).any():
         raise ConfigError("the mask has no object on more than 15 % of a tile that the model sees.")
-    clean = look(view, pixels, config.residual)
-    index = config.filter if config.filter >= 0 else readable_filters(filters, 1)[0]
+    clean = look(view, photo, config.residual)
+    index = readable_filters(filters, 1)[0] if config.filter is None else config.filter
     check_filter(filters, index)
-    patch = [*parse_patches(config.patch, layer.patch_grid), *telling_patches(clean.joint, view)[-1:]][0]
+    patch = config.patch or telling_patches(clean.joint, view)[-1]
+    check_patches([patch], layer.patch_grid)
     token = layer.n_prefix + patch[0] * layer.patch_grid[1] + patch[1]
-    figures = {"views": _view_rows(view, filters, pixels, on_objects, config, token, index)}
+    figures = {"views": _view_rows(view, filters, photo, on_objects, config, token, index)}
     rows: list[tuple[Cell, ...]] = []
     lines: dict[str, list[NDArray[np.float64]]] = {}
-    variants = list(_variants(pixels, on_objects, config, layer.patch_grid))
+    variants = list(_variants(photo, on_objects, config, layer.patch_grid))
     for done, variant in enumerate(variants, 1):
-        other = look(view, variant.changed.pixels, config.residual)
+        other = look(view, variant.changed.photo, config.residual)
         found = compare(view, filters, clean, other, variant.kept, variant.sources, token, index)
         rows.append((variant.name, variant.ratio, *_label(clean, other), *map(float, found[:, -1])))
         if variant.name == "shuffle" or variant.ratio in _IN_FIGURE:
@@ -195,17 +196,16 @@ def compare(
     return found
 
 
-def _variants(pixels: Pixels, mask: Mask | None, config: OccludeConfig, grid: tuple[int, int]) -> Iterator[_Variant]:
+def _variants(photo: Photo, mask: Mask | None, config: OccludeConfig, grid: tuple[int, int]) -> Iterator[_Variant]:
     """Every mode at every ratio, and every shuffling, each with several seeds."""
-    sides = parse_numbers(config.shuffles, "shuffles")
     modes = _modes(mask)
     for seed in range(config.seed, config.seed + config.seeds):
         for mode in modes:
             for ratio in RATIOS:
-                changed = occlude(pixels, mask, mode, ratio, config.grid, seed)
+                changed = occlude(photo, mask, mode, ratio, config.grid, seed)
                 yield _Variant(mode, ratio, changed, None, ~owned_patches(changed.hidden, grid, 1e-6))
-        for side in sides:
-            changed = shuffle(pixels, mask, side, seed)
+        for side in config.shuffles:
+            changed = shuffle(photo, mask, side, seed)
             sources = patch_sources(changed, side, grid)
             kept = np.full(grid[0] * grid[1], sources is not None)
             yield _Variant("shuffle", side, changed, sources, kept)
@@ -217,18 +217,18 @@ def _modes(mask: Mask | None) -> tuple[str, ...]:
 
 
 def _view_rows(
-    view: ModelView, filters: Filters, pixels: Pixels, mask: Mask | None, config: OccludeConfig, token: int, index: int
+    view: ModelView, filters: Filters, photo: Photo, mask: Mask | None, config: OccludeConfig, token: int, index: int
 ) -> Figure:
     """One row for each variant at the chosen ratio: the picture, then the view of one token at four levels."""
-    blank = np.zeros(pixels.shape[:2], np.int64)
-    shown = {"clean": Changed(pixels, blank, blank[0, :0], blank.astype(bool))}
+    blank = np.zeros(photo.shape[:2], np.int64)
+    shown = {"clean": Changed(photo, blank, blank[0, :0], blank.astype(bool))}
     for mode in _modes(mask):
-        shown[f"{mode} {config.ratio:g}"] = occlude(pixels, mask, mode, config.ratio, config.grid, config.seed)
-    if config.tiles:
-        shown["chosen tiles"] = occlude(pixels, mask, "random", 0, config.grid, tiles=parse_runs(config.tiles))
-    for side in dict.fromkeys(parse_numbers(config.shuffles, "shuffles")):
-        shown[f"shuffle {side}"] = shuffle(pixels, mask, side, config.seed)
-    seen = {name: look(view, changed.pixels, config.residual) for name, changed in shown.items()}
+        shown[f"{mode} {config.ratio:g}"] = occlude(photo, mask, mode, config.ratio, config.grid, config.seed)
+    if config.tiles is not None:
+        shown["chosen tiles"] = occlude(photo, mask, "random", 0, config.grid, tiles=config.tiles)
+    for side in dict.fromkeys(config.shuffles):
+        shown[f"shuffle {side}"] = shuffle(photo, mask, side, config.seed)
+    seen = {name: look(view, changed.photo, config.residual) for name, changed in shown.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
     brightest = max(brightness(m, config.white) for m in mosaics.values())
     chosen, patches = config.attention_from, view.layers[0].patch_grid
@@ -236,29 +236,14 @@ def _view_rows(
         raise ConfigError(f"attention_from must be one of the rows {', '.join(seen)}; got {chosen!r}.")
     grid = []
     for name, changed in shown.items():
-        row = [(_caption(view, seen[name]), Image.fromarray(changed.pixels))]
-        for level in parse_levels("", len(view.layers)):
+        row = [(_caption(view, seen[name]), Image.fromarray(changed.photo))]
+        for level in shown_levels(len(view.layers)):
             weights = seen[chosen or name].joint.views[level, token]
             values = global_view(mosaics[name], weights, patches, brightest, config.white, config.scale)
             caption = view_caption(level, weights, patches, config.white, config.scale)
             row.append((caption, pixels_to_image(values.numpy())))
         grid.append((name, row))
     return picture_grid(grid, 1.7, scale_bar(config.scale))
-
-
-def parse_runs(text: str) -> list[int]:
-    """Numbers and runs such as `3,7-9`.
-
-    Raises:
-        ConfigError: something else.
-    """
-    found: list[int] = []
-    for part in text.replace(" ", "").split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
-            raise ConfigError(f"tiles must be numbers and runs such as 3,7-9; got {text!r}.")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def _label(clean: Seen, other: Seen) -> tuple[float | None, float | None]:

@@ -1,6 +1,6 @@
 """Filters, views of patches, mosaics and global views of one picture (arXiv:2210.07646, neurons)."""
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.config import parse_numbers
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.figures import Figure, Row, heat_map, picture_grid
@@ -63,11 +62,12 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
             raise ConfigError(f"the mask owns {n} of the patches that the model sees; mark a part of the picture.")
     neurons = responses(filters, values)
     scores = filter_scores(neurons, on_object)
-    chosen = parse_numbers(config.filters, "filters") or readable_filters(filters, 4)
+    chosen = config.filters or readable_filters(filters, 4)
     for index in chosen:
         check_filter(filters, index)
-    patches = parse_patches(config.patches, grid) or telling_patches(joint, view)
-    levels = parse_levels(config.levels, len(view.layers))
+    check_patches(config.patches or (), grid)
+    patches = list(config.patches or telling_patches(joint, view))
+    levels = shown_levels(len(view.layers), config.levels)
     mosaics = {j: mosaic(filters, values, j) for j in chosen}
     maps = {f"filter {j}": neurons[:, j].reshape(grid).numpy() for j in chosen}
     shown = _Shown(crop, values, neurons, mosaics, patches)
@@ -165,31 +165,24 @@ def _ranking(scores: Tensor, by_object: bool) -> Table:
     return Table(("rank", "filter", "score"), rows, (note,))
 
 
-def parse_patches(text: str, grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """Patches as row,column with spaces between.
+def check_patches(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) -> None:
+    """Raise unless all (row, column) are on the grid.
 
     Raises:
-        ConfigError: something else, or outside the grid.
+        ConfigError: one is outside.
     """
-    patches = []
-    for part in text.split():
-        match = re.fullmatch(r"(\d+),(\d+)", part)
-        if match is None:
-            raise ConfigError(f"patches are row,column with spaces between, such as '0,0 4,6'; got {part!r}.")
-        row, col = int(match[1]), int(match[2])
+    for row, col in patches:
         if row >= grid[0] or col >= grid[1]:
             raise ConfigError(f"patch {row},{col} is outside the grid of {grid[0]} rows and {grid[1]} columns.")
-        patches.append((row, col))
-    return patches
 
 
-def parse_levels(text: str, n_layers: int) -> list[int]:
-    """Levels with commas between; if empty, four that stand as 0, 4, 8 and 11 do in twelve layers.
+def shown_levels(n_layers: int, wanted: Sequence[int] | None = None) -> list[int]:
+    """The wanted levels, or four that stand as 0, 4, 8 and 11 do in twelve layers.
 
     Raises:
-        ConfigError: something else, or more than there are.
+        ConfigError: more than there are.
     """
-    levels = parse_numbers(text, "levels") or sorted({round(x * n_layers / 12) for x in (0, 4, 8, 11)})
+    levels = list(wanted or sorted({round(x * n_layers / 12) for x in (0, 4, 8, 11)}))
     if max(levels) > n_layers:
         raise ConfigError(f"levels go from 0, before any attention, to {n_layers}; got {max(levels)}.")
     return levels

@@ -1,6 +1,6 @@
 """What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +16,8 @@ from vitviz_hf.atlas.search import SearchState
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.config import TripletsConfig
+from vitviz_hf.experiments.result import Progress
 from vitviz_hf.images import open_image
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
@@ -25,7 +25,7 @@ from vitviz_hf.optimize.loop import visualize
 from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.optimize.recipe import is_alive, read_recipe, shows
 from vitviz_hf.reading.reference import reference_scores
-from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
+from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import Source, open_source
 
 RULE = "Features: in each layer those whose highest score over {images} is furthest above their mean."
@@ -55,16 +55,14 @@ def one_model(name: str, views: Sequence[ModelView]) -> ModelView:
     return views[0]
 
 
-def given_features(view: ModelView, text: str) -> list[Feature]:
-    """The features of addresses with commas between.
+def check_features(view: ModelView, features: Iterable[Feature]) -> None:
+    """Raise unless the model has them all.
 
     Raises:
-        SiteError: a malformed address, or one that the model lacks.
+        SiteError: it lacks one.
     """
-    features = [parse_feature(part) for part in text.split(",") if part.strip()]
     for feature in features:
         check_feature(view, feature)
-    return features
 
 
 def strong_on_photographs(view: ModelView, n: int) -> list[Feature]:
@@ -164,7 +162,8 @@ def pictured_features(
     """
     view = one_model(name, views)
     atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, k, work, progress)
-    chosen = given_features(view, config.features) or strong_in_atlas(atlas, config.rows)
+    check_features(view, config.features or ())
+    chosen = config.features or strong_in_atlas(atlas, config.rows)
     for feature in chosen:
         atlas.hits(feature)
     how = picture_config(config.preset, config.steps, config.seed)
@@ -179,16 +178,16 @@ def how_chosen(config: TripletsConfig) -> str:
     return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}"
 
 
-def picture_config(preset: str, steps: int, seed: int) -> VisualizeConfig:
-    """A preset with its steps, or others."""
-    return VisualizeConfig.preset(preset, seed=seed, **({"steps": steps} if steps else {}))
+def picture_config(preset: str, steps: int | None, seed: int) -> VisualizeConfig:
+    """A preset, with its own steps if there are None."""
+    return VisualizeConfig.preset(preset, seed=seed, **({} if steps is None else {"steps": steps}))
 
 
 def atlas_for(
     view: ModelView,
     source: Source | None,
-    name: str,
-    limit: int,
+    name: str | None,
+    limit: int | None,
     batch: int,
     k: int,
     work: Path,
@@ -199,7 +198,7 @@ def atlas_for(
     Raises:
         AtlasError: there is none, or it is of another model.
     """
-    if name:
+    if name is not None:
         atlas = open_atlas(name)
         check_model(view, atlas)
         return atlas
@@ -207,7 +206,7 @@ def atlas_for(
     if folder.is_dir():
         return open_atlas(str(folder))
     source = source or open_source("builtin")
-    config = SearchConfig(k=k, limit=limit or None, batch=batch)
+    config = SearchConfig(k=k, limit=limit, batch=batch)
 
     def show(state: SearchState) -> None:
         if progress:

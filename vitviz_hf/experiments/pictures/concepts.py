@@ -6,11 +6,10 @@ from pathlib import Path
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.errors import NoClassifierError
-from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import how_chosen, pictured_features
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Table
 from vitviz_hf.images import open_image
 from vitviz_hf.models.view import ModelView
@@ -54,9 +53,8 @@ def run(
         else "No words: the model has no text tower, the atlas no names.",
     )
     header = ("feature", "words", "picture's score", "most activating images")
-    manifest = describe_run("concepts", views, source, config)
     table = Table(header, tuple(rows), notes)
-    return Result("concepts", {"table": table}, {"figure": picture_grid(grid, 1.3)}, manifest)
+    return Result("concepts", {"table": table}, {"figure": picture_grid(grid, 1.3)})
 
 
 def _name(atlas: Atlas, view: ModelView, progress: Progress | None) -> None:

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitviz_hf.errors import ConfigError, SiteError
-from vitviz_hf.experiments.accuracy.study import Progress
+from vitviz_hf.errors import SiteError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import Picture, one_model, optimized, picture_config
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table
-from vitviz_hf.images import cover
+from vitviz_hf.images import cover, image_to_bytes
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.sites import Feature, Site
@@ -39,7 +38,7 @@ def run(
     """Pictures of the same feature numbers at each kind of site, early and deep, with their high-frequency share.
 
     Raises:
-        ConfigError: several models, or layers that are no numbers.
+        ConfigError: several models.
         SiteError: a layer that the model lacks.
     """
     view = one_model("narrow-sites", views)
@@ -92,9 +91,8 @@ def run(
         "score kept, %",
     )
     grid = [(f"{place[0]}.{place[1]}", _captioned(groups[place], own)) for place, own in pictures.items()]
-    manifest = describe_run("narrow-sites", views, source, config)
     table = Table(header, rows, tuple(notes))
-    return Result("narrow-sites", {"table": table}, {"figure": picture_grid(grid)}, manifest)
+    return Result("narrow-sites", {"table": table}, {"figure": picture_grid(grid)})
 
 
 def directions(view: ModelView, site: Site, way: str, n: int, seed: int) -> list[Direction]:
@@ -110,7 +108,7 @@ def directions(view: ModelView, site: Site, way: str, n: int, seed: int) -> list
 
 def high_frequency_share(image: Image.Image) -> float:
     """Share of a picture's spectral energy beyond half the highest frequency, its mean color left out."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
+    pixels = image_to_bytes(image).double()
     energy = torch.fft.fft2(pixels - pixels.mean((1, 2), keepdim=True)).abs().square().sum(0)
     fy, fx = (torch.fft.fftfreq(n) * 2 for n in energy.shape)
     high = torch.hypot(fy[:, None], fx[None]) > 0.5
@@ -151,15 +149,10 @@ def _captioned(targets: Sequence[Feature | Direction], own: Sequence[Picture]) -
     return [(n if p.alive else f"{n}, dead", p.image) for n, p in zip(names, own, strict=True)][:_DRAWN]
 
 
-def _layers(view: ModelView, text: str) -> list[int]:
+def _layers(view: ModelView, wanted: Sequence[int] | None) -> list[int]:
     depth = len(view.layers)
-    if not text:
-        return sorted({round((depth - 1) * share) for share in (1 / 6, 1 / 2, 5 / 6)})
-    try:
-        layers = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"layers must be numbers with commas between, such as 2,9; got {text!r}.") from error
+    layers = wanted or [round((depth - 1) * share) for share in (1 / 6, 1 / 2, 5 / 6)]
     for layer in layers:
-        if not 0 <= layer < depth:
+        if layer >= depth:
             raise SiteError(f"{view.model_id!r} has layers 0-{depth - 1}; got {layer}.")
-    return layers
+    return list(dict.fromkeys(layers))

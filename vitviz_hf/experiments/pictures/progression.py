@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.config import ProgressionConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import (
     RULE,
-    given_features,
+    check_features,
     one_model,
     optimized,
     picture_config,
     strong_on_photographs,
 )
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Table
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.reference import best_photograph, reference_scores
@@ -35,7 +34,8 @@ def run(
         SiteError: a feature that the model lacks, or a network without features.
     """
     view = one_model("progression", views)
-    chosen = given_features(view, config.features) or strong_on_photographs(view, config.columns)
+    check_features(view, config.features or ())
+    chosen = config.features or strong_on_photographs(view, config.columns)
     how = picture_config(config.preset, config.steps, config.seed)
     pictures = optimized(view, sorted(chosen), how, work, progress)
     reference = reference_scores(view)
@@ -53,5 +53,4 @@ def run(
         "Features as given." if config.features else RULE.format(images="the built-in photographs"),
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies.",
     )
-    manifest = describe_run("progression", views, source, config)
-    return Result("progression", {"table": Table(header, tuple(rows), notes)}, {"figure": picture_grid(grid)}, manifest)
+    return Result("progression", {"table": Table(header, tuple(rows), notes)}, {"figure": picture_grid(grid)})

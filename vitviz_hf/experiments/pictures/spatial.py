@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitviz_hf.errors import ConfigError, NonFiniteError
-from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import SpatialConfig
 from vitviz_hf.experiments.figures import curves
 from vitviz_hf.experiments.pictures.choosing import atlas_for, one_model
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table
-from vitviz_hf.images import open_image
+from vitviz_hf.images import image_to_pixels, open_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.maps import activation_map, name_precision
 from vitviz_hf.reading.recording import activations
@@ -77,7 +76,7 @@ def run(
         for i in chosen.tolist():
             feature = Feature(site, i)
             crop = open_image(atlas.image(atlas.hits(feature)[0].row).jpeg)
-            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255
+            pixels = image_to_pixels(crop)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + site.layer * 100_003 + i)
             try:
                 one = measure(view, feature, pixels, config.threshold, config.min_active, generator, config.batch)
@@ -140,7 +139,7 @@ def run(
     figures = {}
     if long:
         figures["figure"] = curves(lines, "share blacked out", "share left", by_order=True)
-    return Result("spatial", tables, figures, describe_run("spatial", views, source, config), data)
+    return Result("spatial", tables, figures, data=data)
 
 
 def measure(

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitviz_hf.atlas.page import map_hits
-from vitviz_hf.experiments.accuracy.study import Progress
 from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import how_chosen, pictured_features
-from vitviz_hf.experiments.result import Result, describe_run
+from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Table
 from vitviz_hf.images import map_range, overlay
 from vitviz_hf.models.view import ModelView
@@ -44,6 +43,5 @@ def run(
         f"Most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
     )
     header = ("feature", "picture's score", "turned, zoomed, blurred", "most activating image", "its score")
-    manifest = describe_run("triplets", views, source, config)
     table = Table(header, tuple(rows), notes)
-    return Result("triplets", {"table": table}, {"figure": picture_grid(grid, 1.8)}, manifest)
+    return Result("triplets", {"table": table}, {"figure": picture_grid(grid, 1.8)})
