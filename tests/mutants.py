@@ -119,24 +119,39 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "reading/maps",
+        "reading/recording",
         (
             "prefix tokens count as patches",
-            "acts[:, :n_prefix], acts[:, n_prefix:]",
-            "acts[:, :n_prefix], acts[:, : acts.shape[1] - n_prefix]",
-            "models/view::top_features_rank_scores_and_patches",
+            "return self.values[:, self.tap.n_prefix :]",
+            "return self.values[:, : self.values.shape[1] - self.tap.n_prefix]",
+            "reading/recording::scores_are_means_or_maxima_over_patches_alone",
         ),
         (
             "the maximum over patches is their mean",
-            "patches.amax(dim=1)",
-            "patches.mean(dim=1)",
-            "atlas/search::the_maximum_over_patches_can_be_the_score",
+            "self.patches.amax(dim=1)",
+            "self.patches.mean(dim=1)",
+            "reading/recording::scores_are_means_or_maxima_over_patches_alone",
         ),
         (
             "rows and columns of a patch are exchanged",
-            "return row * cols + col",
-            "return col * cols + row",
+            "return self.patches[:, row * cols + col]",
+            "return self.patches[:, col * cols + row]",
             "models/view::top_features_rank_scores_and_patches",
+        ),
+        (
+            "the patches of a map are laid out by columns",
+            ".reshape(-1, *self.tap.patch_grid)",
+            ".reshape(-1, *self.tap.patch_grid[::-1]).mT",
+            "reading/recording::a_map_has_the_patches_row_by_row",
+        ),
+    ),
+    *_of(
+        "reading/maps",
+        (
+            "a map is of another site's values",
+            "if feature.site != acts.site:",
+            "if feature.site.kind != acts.site.kind:",
+            "reading/recording::a_map_of_another_sites_values_is_refused",
         ),
         (
             "unusualness is no deviation",

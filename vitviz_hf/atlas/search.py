@@ -38,8 +38,8 @@ from vitviz_hf.images import encode, open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import load_preprocessing, sized_pixels
 from vitviz_hf.models.view import ModelView, find_tap, list_sites
-from vitviz_hf.reading.maps import name_precision, site_scores, split_tokens
-from vitviz_hf.reading.recording import record_each
+from vitviz_hf.reading.maps import name_precision
+from vitviz_hf.reading.recording import Acts, record_each
 from vitviz_hf.sites import Site, parse_site
 from vitviz_hf.stream import Row, Source
 
@@ -319,13 +319,13 @@ def _take_in(
     ranked: list[Tensor] = []
     finite: dict[Site, Tensor] = {}
 
-    def fold(site: Site, acts: Tensor) -> None:
-        acts = acts.float()
-        fires = split_tokens(view, acts, site)[1] > 0
+    def fold(acts: Acts) -> None:
+        site, acts = acts.site, acts.in_float32()
+        fires = acts.patches > 0
         active = fires.to(torch.uint8).sum(1, dtype=torch.int32) / fires.shape[1]
-        means = site_scores(view, acts, site)  # not finite where a patch is not; a maximum can hide it
+        means = acts.scores()  # not finite where a patch is not; a maximum can hide it
         finite[site] = means.isfinite().all(1)
-        scores = means if reduce == "mean" else site_scores(view, acts, site, reduce)
+        scores = means if reduce == "mean" else acts.scores(reduce)
         ranked.append(state.folds[site].update(scores, active, keys, finite[site]))
 
     with torch.no_grad():

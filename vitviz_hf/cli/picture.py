@@ -178,7 +178,7 @@ def _map(args: Any) -> None:
     acts = activations(view, pixels, {f.site for f in features})
     crop = pixels_to_image(pixels[0].cpu().numpy())
     for feature, path in zip(features, paths, strict=True):
-        values = activation_map(view, acts[feature.site], feature)[0].float().cpu().numpy()
+        values = activation_map(acts[feature.site], feature)[0].float().cpu().numpy()
         panel = map_panel(crop, values, map_range(values), f"{view.model_id} {feature}")
         facts = {
             "model_id": view.model_id,

@@ -290,9 +290,17 @@ def check_feature(view: ModelView, feature: Feature) -> None:
         SiteError: no such site.
         FeatureError: the site has fewer features.
     """
-    size = find_tap(view, feature.site).size
-    if feature.index >= size:
-        raise FeatureError(f"'{feature.site}' has {size} features (0-{size - 1}); got {feature.index}.")
+    check_index(feature, find_tap(view, feature.site))
+
+
+def check_index(feature: Feature, tap: Tap) -> None:
+    """Raise unless the tap of its site has so many features.
+
+    Raises:
+        FeatureError: it has fewer.
+    """
+    if feature.index >= tap.size:
+        raise FeatureError(f"'{feature.site}' has {tap.size} features (0-{tap.size - 1}); got {feature.index}.")
 
 
 def to_site(site: Site | str) -> Site:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitviz_hf.errors import ModelError, OutputExistsError
 from vitviz_hf.manifest import cache_folder, write_file
 from vitviz_hf.models.view import ModelView, list_sites, to_pixels
-from vitviz_hf.reading.maps import name_precision, site_scores
+from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site, parse_site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
@@ -62,7 +62,7 @@ def score_examples(
     for done, example in enumerate(examples, 1):
         acts = activations(view, to_pixels(view, example.image), sites)
         for site in sites:
-            rows[site].append(site_scores(view, acts[site].float(), site)[0].cpu())
+            rows[site].append(acts[site].in_float32().scores()[0].cpu())
         if progress:
             progress(done, n)
     return {s: torch.stack(v) for s, v in rows.items()}

@@ -209,7 +209,7 @@ def block_outputs(view: ModelView, pixels: Pixels) -> NDArray[np.float32]:
     stack = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(view.device) / 255
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     acts = activations(view, stack, sites)
-    outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    outputs = np.stack([acts[site].values[0].float().cpu().numpy() for site in sites])
     if not np.isfinite(outputs).all():
         raise NonFiniteError(f"blocks of {name_precision(view)} give NaN or infinite values.")
     return outputs
