@@ -35,7 +35,7 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError, DatasetError, ImageError, ModelError, OutputExistsError
 from vitviz_hf.images import encode, open_image, pixels_to_image
-from vitviz_hf.models.gate import Snapshot, fetch_model
+from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.loading import load_preprocessing, sized_pixels
 from vitviz_hf.models.view import ModelView, find_tap, list_sites
 from vitviz_hf.reading.maps import name_precision
@@ -406,7 +406,7 @@ def _decoders(view: ModelView, n: int) -> Iterator[tuple[Executor, _Decode]]:
         with ThreadPoolExecutor(2) as threads:
             yield threads, partial(_decode, partial(sized_pixels, view.preprocess, size=view.input_size))
         return
-    worker = fetch_model(view.model_id, view.revision), view.module.config, view.input_size
+    worker = view.snapshot, view.module.config, view.input_size
     with ProcessPoolExecutor(n, get_context("spawn"), _start_process, worker) as processes:
         yield processes, _decode_in_process
 

@@ -185,7 +185,7 @@ def _atlas_name(args: Any) -> None:
     from vitviz_hf.atlas.store import open_atlas
     from vitviz_hf.atlas.words import name_features
     from vitviz_hf.models.gate import fetch_model
-    from vitviz_hf.models.view import load_model
+    from vitviz_hf.models.view import load_snapshot
 
     words = None
     if args.words:
@@ -196,10 +196,10 @@ def _atlas_name(args: Any) -> None:
     atlas = open_atlas(args.atlas)
     check_absent(atlas.folder / "words")
     own = atlas.manifest["model_id"], atlas.manifest["revision"]
-    namer = (args.namer, None)
-    if not args.namer:
-        namer = own if "text_config" in fetch_model(*own).config else (_NAMER, None)
-    view = load_model(*namer, args.device)
+    snapshot = fetch_model(args.namer) if args.namer else fetch_model(*own)
+    if not args.namer and "text_config" not in snapshot.config:
+        snapshot = fetch_model(_NAMER)
+    view = load_snapshot(snapshot, args.device)
     with counter("reading words and images", "") as show:
         found = name_features(atlas, view, words, progress=show)
     named = sum(bool(atlas.feature_words(Feature(s, i))) for s, n in atlas.sites.items() for i in range(n))

@@ -76,10 +76,8 @@ def _told(value: Any) -> str:
 class ModelView:
     """A model and the facts measured on it. It adds no behavior to the module, and several views may share one."""
 
-    model_id: str
-    """Hub id, folder or `builtin`, as given."""
-    revision: str | None
-    """Commit sha; None for a local folder and the built-in model."""
+    snapshot: Snapshot
+    """The checked files that it was loaded from."""
     weights: str | None
     """Sha256 of the files of a local folder and the built-in model; None where a commit pins them."""
     control: str | None = None
@@ -100,6 +98,16 @@ class ModelView:
     """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
     inputs: Callable[[Tensor], dict[str, Any]]
     """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
+
+    @property
+    def model_id(self) -> str:
+        """Hub id, folder or `builtin`, as given."""
+        return self.snapshot.model_id
+
+    @property
+    def revision(self) -> str | None:
+        """Commit sha; None for a local folder and the built-in model."""
+        return self.snapshot.revision
 
     @property
     def device(self) -> torch.device:
@@ -158,8 +166,7 @@ def load_snapshot(
     preprocess, mean, std = load_preprocessing(snapshot, module.config)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
-        model_id=snapshot.model_id,
-        revision=snapshot.revision,
+        snapshot=snapshot,
         weights=snapshot.digest(),
         module=module,
         layers=(),
