@@ -146,6 +146,30 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "models/taps",
+        (
+            "taps of other weights are the same",
+            "+ tensor.double().cpu().numpy().tobytes()",
+            "",
+            "models/taps::the_identity_tells_the_taps_and_is_as_before_without",
+        ),
+        (
+            "a tap of a tap forgets the first",
+            "added.function if source.function is None else nn.Sequential(source.function, added.function)",
+            "added.function",
+            "models/taps::a_tap_of_a_tap_is_both_in_turn",
+        ),
+    ),
+    *_of(
+        "models/view",
+        (
+            "taps are lost at another size",
+            "extend_layers(layers, view.extra_taps)",
+            "layers",
+            "models/taps::it_stays_at_another_size_and_in_half_precision",
+        ),
+    ),
+    *_of(
         "reading/maps",
         (
             "a map is of another site's values",

@@ -31,7 +31,7 @@ WINGS = [
 ]
 """Imports go down: a module may import what stands before it, or beside it."""
 FLOORS = {
-    "models": ["families hooks builtin", "gate measure", "loading", "view"],
+    "models": ["families hooks builtin", "gate measure", "taps loading", "view"],
     "reading": ["recording", "maps classification tokens", "attention reference"],
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold card", "search", "store", "write words page"],

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError, DatasetError, ImageError, ModelError, OutputExistsError
 from vitviz_hf.images import encode, open_image, pixels_to_image
@@ -77,6 +77,7 @@ def site_list(view: ModelView, config: SearchConfig) -> list[Site]:
     """
     if not view.layers or (config.layers and max(config.layers) >= len(view.layers)):
         find_tap(view, Site(max(config.layers or (0,)), "mlp_act"))
+    check_kinds(config.kinds, view.kinds)
     sites = [
         s for s, _ in list_sites(view) if s.kind in config.kinds and (not config.layers or s.layer in config.layers)
     ]
@@ -245,7 +246,7 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
         names: dict[Site, dict[str, Tensor]] = {}
         for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
             site, _, part = name.partition("/")
-            names.setdefault(parse_site(site), {})[part] = file.get_tensor(name)
+            names.setdefault(parse_site(site, None), {})[part] = file.get_tensor(name)
     folds = {site: SiteFold.from_tensors(parts, device) for site, parts in sorted(names.items())}
     return SearchState(folds, **{k: facts[k] for k in _FACTS}, skipped=[(a, b) for a, b in facts["skipped"]])
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.cli.options import (
     add_model_options,
     add_verb,
@@ -91,8 +91,10 @@ def _search(args: Any) -> None:
     from vitviz_hf.stream import open_source
 
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 1) - 1)
+    kinds = tuple(args.kinds.split(","))
+    check_kinds(kinds)
     config = SearchConfig(
-        kinds=tuple(args.kinds.split(",")),
+        kinds=kinds,
         layers=parse_layers(args.layers),
         k=args.k,
         reduce=args.reduce,

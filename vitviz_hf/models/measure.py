@@ -54,6 +54,8 @@ class Tap:
     order: Tensor | None = None
     """[T], position of each token among the rows; None if they are in order."""
     channels_first: bool = False
+    function: nn.Module | None = None
+    """What makes the values of a kind that was added, see taps.py: [B, T, F] -> [B, T, G]."""
 
     def read(self, value: Any, batch: int) -> Tensor:
         """[B, T, F] from what the module was given or returned for B images."""
@@ -63,7 +65,10 @@ class Tap:
         rows = rows.reshape(batch, -1, rows.shape[-1])
         if self.order is not None:
             rows = rows[:, self.order.to(rows.device)]
-        return rows if self.columns is None else rows[..., self.columns]
+        if self.columns is not None:
+            rows = rows[..., self.columns]
+        values: Tensor = rows if self.function is None else self.function(rows)
+        return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A ModelView: the module as it is, and what was measured on it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from operator import attrgetter
@@ -29,6 +29,7 @@ from vitviz_hf.models.loading import (
     sized_pixels,
 )
 from vitviz_hf.models.measure import Layer, Tap, keeps_places, measure_layers
+from vitviz_hf.models.taps import ExtraTap, digest_taps, extend_layers, prepare_taps
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
 
 
@@ -44,15 +45,20 @@ class Identity:
     """How the weights were made to know nothing, see `as_control`."""
     input_size: tuple[int, int]
     dtype: str
+    taps: str | None = field(default=None, repr=False)
+    """Digest of the taps that it gained, see `with_taps`; None without any."""
 
     @property
     def key(self) -> str:
         """32 hexadecimal digits for the names of files."""
-        return sha256(repr(self).encode()).hexdigest()[:32]
+        return sha256((repr(self) + (self.taps or "")).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
         """For manifests and recipes."""
-        return asdict(self) | {"input_size": list(self.input_size)}
+        found = asdict(self) | {"input_size": list(self.input_size)}
+        if self.taps is None:
+            del found["taps"]
+        return found
 
     def difference(self, made: Mapping[str, Any]) -> str:
         """How the model of a manifest or recipe differs: `input size 168x168, not 224x224`; empty if it does not.
@@ -98,6 +104,8 @@ class ModelView:
     """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
     inputs: Callable[[Tensor], dict[str, Any]]
     """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
+    extra_taps: Mapping[Site, ExtraTap] = field(default_factory=dict)
+    """Sites that it gained, see `with_taps`; `layers` have their taps."""
 
     @property
     def model_id(self) -> str:
@@ -120,6 +128,11 @@ class ModelView:
         return next(self.module.parameters()).dtype
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of sites that its layers may have: those of every model, then those that it gained."""
+        return tuple(dict.fromkeys((*KINDS, *(site.kind for site in self.extra_taps))))
+
+    @property
     def identity(self) -> Identity:
         """What decides every number that the model gives."""
         return Identity(
@@ -129,6 +142,7 @@ class ModelView:
             control=self.control,
             input_size=self.input_size,
             dtype=str(self.dtype).removeprefix("torch."),
+            taps=digest_taps(self.extra_taps),
         )
 
 
@@ -228,6 +242,25 @@ def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
     return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
 
 
+def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
+    """The same model with more kinds of sites, each a function of the values of another.
+
+    They can be read, ranked, searched and optimized as the others.
+
+    Args:
+        extra: address such as `2.my_kind` -> what makes its values.
+
+    Raises:
+        SiteError: a malformed address, a name that is taken, or a source that the layer does not have.
+        ConfigError: a function does not give one token for each.
+    """
+    sites = {parse_site(address, None): tap for address, tap in extra.items()}
+    if taken := [str(s) for s in sites if s in view.extra_taps]:
+        raise SiteError(f"the view has a tap '{taken[0]}' already; choose another name.")
+    added = prepare_taps(sites, view.device, view.dtype)
+    return replace(view, layers=extend_layers(view.layers, added), extra_taps={**view.extra_taps, **added})
+
+
 def normalize(view: ModelView, pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [0, 1] -> the model's pixel_values, differentiable."""
     mean = pixels.new_tensor(view.mean)[:, None, None]
@@ -265,7 +298,7 @@ def list_sites(view: ModelView) -> list[tuple[Site, int]]:
     return [
         (Site(i, kind), layer.taps[kind].size)
         for i, layer in enumerate(view.layers)
-        for kind in KINDS
+        for kind in view.kinds
         if kind in layer.taps
     ]
 
@@ -285,7 +318,7 @@ def find_tap(view: ModelView, site: Site) -> Tap:
         raise SiteError(f"{view.model_id!r} has layers 0-{len(view.layers) - 1}; got layer {site.layer} in '{site}'.")
     taps = view.layers[site.layer].taps
     if site.kind not in taps:
-        kinds = ", ".join(k for k in KINDS if k in taps)
+        kinds = ", ".join(k for k in view.kinds if k in taps)
         raise SiteError(f"layer {site.layer} of {view.model_id!r} has no {site.kind}; it has {kinds}.")
     return taps[site.kind]
 
@@ -310,9 +343,13 @@ def check_index(feature: Feature, tap: Tap) -> None:
         raise FeatureError(f"'{feature.site}' has {tap.size} features (0-{tap.size - 1}); got {feature.index}.")
 
 
-def to_site(site: Site | str) -> Site:
-    """A site, or its address."""
-    return parse_site(site) if isinstance(site, str) else site
+def to_site(view: ModelView, site: Site | str) -> Site:
+    """A site, or its address, of whatever kinds the view has.
+
+    Raises:
+        SiteError: malformed address, or unknown kind.
+    """
+    return parse_site(site, view.kinds) if isinstance(site, str) else site
 
 
 def best_device() -> torch.device:
@@ -337,7 +374,7 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
     if orders and not layers:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
-    return replace(view, layers=layers)
+    return replace(view, layers=extend_layers(layers, view.extra_taps))
 
 
 def _encoder(module: nn.Module) -> Any:

@@ -77,7 +77,7 @@ def visualize_steps(
     view: ModelView, objectives: Sequence[Objective | Target | str], config: VisualizeConfig
 ) -> Iterator[Step]:
     """As `visualize`, one step at a time. Abandoning the iterator leaves the model as it was."""
-    wanted = [to_objective(o) for o in objectives]
+    wanted = [to_objective(o, view.kinds) for o in objectives]
     for objective in wanted:
         check_objective(view, objective)
     if wanted:
@@ -95,7 +95,7 @@ def finish(
     Raises:
         NonFiniteError: a score is NaN or infinite.
     """
-    wanted = [to_objective(o) for o in objectives]
+    wanted = [to_objective(o, view.kinds) for o in objectives]
     scores = score_pixels(view, wanted, step.pixels.unsqueeze(1)).squeeze(1).tolist()
     if wrong := [str(o) for o, score in zip(wanted, scores, strict=True) if not math.isfinite(score)]:
         raise NonFiniteError(

@@ -1,7 +1,7 @@
 """What to maximize: weighted sums of features, directions and class logits. Bigger is better."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, FeatureError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.sites import KINDS, Feature, Site, parse_feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,22 @@ class Objective:
         return any(isinstance(t, Logit) for _, t in self.terms)
 
 
-def to_objective(target: "Objective | Target | str") -> Objective:
-    """An objective from a target or its text, such as `5.mlp_act:10 - 0.5*5.mlp_act:3`, `-logit:207`."""
+def to_objective(target: "Objective | Target | str", kinds: Collection[str] | None = KINDS) -> Objective:
+    """An objective from a target or its text, such as `5.mlp_act:10 - 0.5*5.mlp_act:3`, `-logit:207`.
+
+    Args:
+        kinds: of the view, see `parse_site`.
+    """
     if isinstance(target, Objective):
         return target
-    return parse_objective(target) if isinstance(target, str) else Objective(((1.0, target),))
+    return parse_objective(target, kinds) if isinstance(target, str) else Objective(((1.0, target),))
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objective:
     """Objective from text: addresses joined by ` + ` or ` - `, each with an optional `NUMBER*`.
+
+    Args:
+        kinds: as in `parse_site`.
 
     Raises:
         ConfigError: not of this form.
@@ -96,7 +103,7 @@ def parse_objective(text: str) -> Objective:
             "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
         )
     parts = re.findall(rf"([+-]?)\s*{term}", text)
-    return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), _target(a)) for sign, n, a in parts))
+    return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), _target(a, kinds)) for sign, n, a in parts))
 
 
 def check_objective(view: ModelView, objective: Objective) -> None:
@@ -152,7 +159,7 @@ def readout(view: ModelView, objectives: Sequence[Objective]) -> tuple[dict[Site
     return weights, logits
 
 
-def _target(address: str) -> Target:
+def _target(address: str, kinds: Collection[str] | None) -> Target:
     if match := re.fullmatch(r"logit:(\d+)", address):
         return Logit(int(match[1]))
-    return parse_feature(address)
+    return parse_feature(address, kinds)

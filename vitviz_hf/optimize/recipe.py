@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from vitviz_hf.optimize.objectives import (
     Target,
     to_objective,
 )
-from vitviz_hf.sites import parse_feature, parse_site
+from vitviz_hf.sites import KINDS, parse_feature, parse_site
 
 _CHUNK = "vitviz"
 _SCHEMA = 1
@@ -78,7 +78,7 @@ class Visualization:
 
 def shows(recipe: Mapping[str, Any], view: ModelView, target: Objective | Target | str) -> bool:
     """Whether a recipe is of this model, as it is now, and of this objective."""
-    same = recipe.get("objective") == _terms_to_json(to_objective(target))
+    same = recipe.get("objective") == _terms_to_json(to_objective(target, view.kinds))
     return same and not view.identity.difference(recipe)
 
 
@@ -162,15 +162,15 @@ def _term_to_json(weight: float, target: Target) -> dict[str, Any]:
     return {"weight": weight, "target": str(target)}
 
 
-def objective_from(terms: Any) -> Objective:
-    """The objective of a recipe, the inverse of its JSON form."""
-    return Objective(tuple((float(t["weight"]), _target_from(t)) for t in terms))
+def objective_from(terms: Any, kinds: Collection[str] = KINDS) -> Objective:
+    """The objective of a recipe, the inverse of its JSON form; kinds as in `parse_site`."""
+    return Objective(tuple((float(t["weight"]), _target_from(t, kinds)) for t in terms))
 
 
-def _target_from(term: dict[str, Any]) -> Target:
+def _target_from(term: dict[str, Any], kinds: Collection[str]) -> Target:
     if "float32" in term:
         vector = torch.frombuffer(bytearray(base64.b64decode(term["float32"])), dtype=torch.float32)
-        return Direction(parse_site(term["site"]), tuple(vector.tolist()), str(term["name"]))
+        return Direction(parse_site(term["site"], kinds), tuple(vector.tolist()), str(term["name"]))
     if str(term["target"]).startswith("logit:"):
         return Logit(int(str(term["target"])[6:]))
-    return parse_feature(term["target"])
+    return parse_feature(term["target"], kinds)

@@ -143,8 +143,8 @@ def load_zero_shot(
         raise ConfigError(
             f"a template needs one {{}} for the label, as in 'a photo of a {{}}.'; got {list(templates)[:5]}."
         )
-    # Size and control change the vision tower only.
-    texts_of = replace(view.identity, control=None, input_size=(0, 0)).key
+    # Size, control and taps change the vision tower only.
+    texts_of = replace(view.identity, control=None, input_size=(0, 0), taps=None).key
     recipe = sha256("\n".join((texts_of, *labels, "", *templates)).encode())
     path = cache_folder() / "zero-shot" / f"{recipe.hexdigest()[:32]}.safetensors"
     if path.is_file():

@@ -64,7 +64,7 @@ def top_features(
     Warns:
         RuntimeWarning: some features have no finite value; they are left out.
     """
-    site = to_site(site)
+    site = to_site(view, site)
     if pixels.shape[0] != 1:
         raise ConfigError(f"top_features takes one image; got a batch of {pixels.shape[0]}.")
     return rank_features(view, activations(view, pixels, [site])[site], k, patch, reference)

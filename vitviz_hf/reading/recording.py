@@ -85,7 +85,7 @@ def activations(view: ModelView, pixels: Tensor, sites: Iterable[Site | str]) ->
         SiteError: the model has no such site.
     """
     with torch.no_grad():
-        return record(view, pixels, [to_site(s) for s in sites])
+        return record(view, pixels, [to_site(view, s) for s in sites])
 
 
 def record(view: ModelView, pixels: Tensor, sites: Iterable[Site]) -> dict[Site, Acts]:

@@ -40,7 +40,7 @@ def reference_scores(view: ModelView, progress: Callable[[int, int], None] | Non
     wanted = sha256(f"{names} {list(map(str, sites))}".encode()).hexdigest()[:8]
     path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
     if path.is_file():
-        scores = {parse_site(k): v for k, v in load(path.read_bytes()).items()}
+        scores = {parse_site(k, view.kinds): v for k, v in load(path.read_bytes()).items()}
         _check_finite(view, scores)
         return scores
     scores = score_examples(view, builtin_photographs(), sites, progress, len(names))

@@ -43,7 +43,7 @@ from vitviz_hf.reading.maps import activation_map, rank_features, unusualness
 from vitviz_hf.reading.recording import activations, record_with_logits
 from vitviz_hf.reading.reference import best_photograph, reference_scores
 from vitviz_hf.reading.tokens import check_sequence
-from vitviz_hf.sites import KINDS, Feature, Site
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 
 _KEEP = 2
@@ -236,7 +236,7 @@ class Jobs:
             load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
         )
         find_tap(view, Site(0, "mlp_act"))
-        kinds = tuple(k for k in KINDS if any(k in layer.taps for layer in view.layers))
+        kinds = tuple(k for k in view.kinds if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
             view.model_id,
             view.revision,
