@@ -74,7 +74,8 @@ def _models(args: Any) -> None:
     from vitviz_hf.models.families import FAMILIES
 
     if args.json:
-        print(json.dumps([{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]))
+        facts = [{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]
+        print(json.dumps([{k: v for k, v in f.items() if k != "exceptions"} for f in facts]))
         return
     rows = [("family", "features", "classifies", "model_type, or module of timm", "for example")]
     for family in FAMILIES:

@@ -19,14 +19,14 @@ from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, f
 from vitviz_hf.images import to_rgb
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import (
-    is_naflex,
-    is_tested,
+    family_of,
     load_module,
     load_preprocessing,
     module_inputs,
     reinitialized,
     shuffled,
     sized_pixels,
+    told,
 )
 from vitviz_hf.models.measure import Layer, Tap, keeps_places, measure_layers
 from vitviz_hf.models.taps import ExtraTap, digest_taps, extend_layers, prepare_taps
@@ -193,7 +193,8 @@ def load_snapshot(
     )
     view = _measured(view, view.input_size)
     forward = partial(run, view)
-    if view.layers and not is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
+    untested = family_of(module.config) is None
+    if view.layers and untested and not keeps_places(module, forward, view.layers[0], view.input_size):
         raise ModelError(
             f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
             "established, so its maps would be wrong."
@@ -363,30 +364,11 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
     view = replace(view, input_size=size)
     # Noise, so that no two rows of tokens are alike.
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
-    first_grid = None
-    if is_naflex(view.module.config):
-        patch = int(view.module.config.patch_size)  # type: ignore[union-attr, arg-type]
-        first_grid = (size[0] // patch, size[1] // patch)
-    orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None
+    facts = told(view.module, size)
     try:
-        layers = measure_layers(view.module, lambda: run(view, noise), first_grid, orders)
+        layers = measure_layers(view.module, lambda: run(view, noise), facts)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
-    if orders and not layers:
+    if facts.orders and not layers:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
     return replace(view, layers=extend_layers(layers, view.extra_taps))
-
-
-def _encoder(module: nn.Module) -> Any:
-    base = getattr(module, getattr(module, "base_model_prefix", ""), module)
-    return getattr(base, "encoder", None)
-
-
-def _hiera_orders(module: nn.Module) -> dict[int, Tensor]:
-    """Hiera keeps its patches grouped by mask unit; its own code puts them back, here a list of positions."""
-    encoder = _encoder(module)
-    orders = {}
-    for stage, (_, (rows, cols)) in encoder.schedule.items():
-        positions = torch.arange(rows * cols).view(1, -1, 1)
-        orders[rows * cols] = encoder.reroll(positions, stage).flatten()
-    return orders

@@ -15,7 +15,7 @@ from torch.nn import functional
 from vitviz_hf.errors import ConfigError, ModelError, NoClassifierError, OutputExistsError
 from vitviz_hf.manifest import cache_folder, write_file
 from vitviz_hf.models.gate import fetch_tokenizer
-from vitviz_hf.models.loading import load_text_tower
+from vitviz_hf.models.text import load_text_tower
 from vitviz_hf.models.view import ModelView, logits
 
 _TEXTS_AT_ONCE = 400
