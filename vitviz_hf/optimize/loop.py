@@ -72,7 +72,7 @@ def visualize_steps(
     view: ModelView, objectives: Sequence[Objective | Target | str], config: VisualizeConfig
 ) -> Iterator[Step]:
     """As `visualize`, one step at a time. Abandoning the iterator leaves the model as it was."""
-    wanted = [to_objective(o) for o in objectives]
+    wanted = [to_objective(o, view.kinds) for o in objectives]
     for objective in wanted:
         check_objective(view, objective)
     if wanted:
