@@ -425,7 +425,7 @@ def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
     )
 
     rows = result.tables["table"].records()
-    kinds = [k for k in narrow_sites.KINDS if k in vit.layers[0].taps] + ["mlp_act, random", "mlp_act, rotated"]
+    kinds = [k for k in narrow_sites.SHOWN_KINDS if k in vit.layers[0].taps] + ["mlp_act, random", "mlp_act, rotated"]
     assert [(r["layer"], r["kind"]) for r in rows] == [(layer, kind) for layer in (0, 2) for kind in kinds]
     with pytest.raises(SiteError, match="layers 0-2; got 7"):
         run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers=(7,)), tmp_path / "x")

@@ -50,7 +50,7 @@ def made_up(vit, tmp_path, monkeypatch, alive):
 def test_every_column_is_of_live_features_and_dead_ones_are_counted(vit, tmp_path, monkeypatch):
     result, pictures = made_up(vit, tmp_path, monkeypatch, lambda n: n % 4 != 1)
 
-    kinds = [k for k in narrow_sites.KINDS if k in vit.layers[0].taps]
+    kinds = [k for k in narrow_sites.SHOWN_KINDS if k in vit.layers[0].taps]
     groups = [(layer, kind) for layer in (0, 2) for kind in (*kinds, "mlp_act, random", "mlp_act, rotated")]
     rows = result.tables["table"].records()
     assert [(r["layer"], r["kind"]) for r in rows] == groups
@@ -160,4 +160,4 @@ def test_the_default_number_of_features_is_by_device(device, n, tiny_folder, tmp
 
 @pytest.mark.parametrize(("depth", "layers"), [(12, [2, 6, 9]), (3, [0, 1, 2]), (24, [4, 12, 19])])
 def test_layers_stand_at_a_sixth_the_middle_and_five_sixths(depth, layers):
-    assert narrow_sites._layers(SimpleNamespace(layers=range(depth)), "") == layers
+    assert narrow_sites._layers(SimpleNamespace(layers=range(depth)), None) == layers
