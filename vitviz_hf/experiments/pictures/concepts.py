@@ -42,7 +42,8 @@ def run(
         names = [s.label or s.name for s in stored]
         images = [(name[:18], open_image(s.jpeg)) for name, s in zip(names, stored, strict=True)]
         grid.append((str(feature), [(", ".join(w for w, _ in named)[:24], picture.image), *images]))
-        rows.append((str(feature), ", ".join(f"{w} {x:.1f}" for w, x in named) or None, picture.score, "; ".join(names)))
+        words = ", ".join(f"{word} {agreement:.1f}" for word, agreement in named) or None
+        rows.append((str(feature), words, picture.score, "; ".join(names)))
     how_named = atlas.words
     notes = (
         how_chosen(config),
