@@ -109,6 +109,13 @@ def draw_noise(i):
     return Image.fromarray(noise).resize((48 + i, 40), Image.Resampling.BICUBIC)
 
 
+def square_mask(image):
+    """1 on the upper left quarter, [h, w]."""
+    mask = np.zeros((image.height, image.width), np.int64)
+    mask[: image.height // 2, : image.width // 2] = 1
+    return mask
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
     """20 pictures of four classes, of which the tiny models know three, each with a box in [x0, y0, x1, y1]."""

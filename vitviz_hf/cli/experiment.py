@@ -101,18 +101,21 @@ def _run_all(args: Any) -> None:
         check_absent(out)
     views, source = _inputs(args, EXPERIMENTS["token-mixing"])
     given = read_knobs(args, Boxed)
-    shared = Boxed(**given)
-    claim(out, describe_run(ALL, views, source, shared, "both papers"))
+    claim(out, describe_run(ALL, views, source, Boxed(**given), "both papers"))
+    classifiers = _classifiers(views, source)
     failed = {}
     for name, experiment in EXPERIMENTS.items():
         if (out / name).is_dir():
             continue
         known = {f.name for f in fields(experiment.config)}
         config = experiment.config(**{k: v for k, v in given.items() if k in known})
-        able = views if experiment.dataset == "labelled" else [v for v in views if v.layers][:1]
         try:
             if name == "token-mixing":
-                able = _plain_ones(views, source)
+                able = _plain_ones(classifiers)
+            elif experiment.dataset == "labelled":
+                able = _all_of(classifiers)
+            else:
+                able = [v for v in views if v.layers][:1]
             _run_one(name, able, source, config, out / name, args.resume)
         except VitvizError as error:
             failed[name] = str(error)
@@ -124,14 +127,40 @@ def _run_all(args: Any) -> None:
     print(out / "report.md")
 
 
-def _plain_ones(views: list[Any], source: Any) -> list[Any]:
+def _classifiers(views: list[Any], source: Any) -> list[Any]:
+    """Each model as a classifier, or why it is none."""
     from vitviz_hf.experiments.accuracy.classifiers import as_classifiers
+
+    found: list[Any] = []
+    for view in views:
+        try:
+            found += as_classifiers([view], source)
+        except VitvizError as error:
+            found.append(error)
+    return found
+
+
+def _all_of(classifiers: list[Any]) -> list[Any]:
+    """Every one.
+
+    Raises:
+        VitvizError: a model is none.
+    """
+    for classifier in classifiers:
+        if isinstance(classifier, VitvizError):
+            raise classifier
+    return classifiers
+
+
+def _plain_ones(classifiers: list[Any]) -> list[Any]:
+    """Those of one sequence of tokens."""
     from vitviz_hf.reading.tokens import check_plain
 
     able, reasons = [], []
-    for view in views:
+    for classifier in classifiers:
         try:
-            (classifier,) = as_classifiers([view], source)
+            if isinstance(classifier, VitvizError):
+                raise classifier
             check_plain(classifier)
             able.append(classifier)
         except VitvizError as error:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure as Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.floating]
+from vitviz_hf.images import Floats
+
 Scatter = tuple[Floats, NDArray[np.integer], Floats]
 """Points [n, 2], group of each, and size of each around 1."""
-Row = tuple[str, Sequence[tuple[str, Image.Image | None]]]
+PictureRow = tuple[str, Sequence[tuple[str, Image.Image | None]]]
 
 
 def heat_map(values: Mapping[str, Floats], label: str) -> Figure:
@@ -87,7 +88,7 @@ def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], y: str)
     return figure
 
 
-def picture_grid(rows: Sequence[Row], size: float = 1.5, bar: tuple[float, str] | None = None) -> Figure:
+def picture_grid(rows: Sequence[PictureRow], size: float = 1.5, bar: tuple[float, str] | None = None) -> Figure:
     """Rows of pictures with a label at the left and a caption below each; None leaves a place empty.
 
     Args:

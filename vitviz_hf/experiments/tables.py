@@ -33,10 +33,10 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), "a row has another length than the columns"
 
-    def to_markdown(self, digits: int = 2) -> str:
+    def to_markdown(self) -> str:
         """A table of GitHub's markdown, then the notes."""
         cells = [list(map(_escape, self.columns)), ["---"] * len(self.columns)]
-        cells += [[_text(cell, digits) for cell in row] for row in self.rows]
+        cells += [[_text(cell) for cell in row] for row in self.rows]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
@@ -86,14 +86,14 @@ def _values(name: str, cell: Cell) -> Sequence[tuple[str, Any]]:
     return ((name, None if isinstance(cell, float) and math.isnan(cell) else cell),)
 
 
-def _text(cell: Cell, digits: int) -> str:
+def _text(cell: Cell) -> str:
     match cell:
         case None:
             return "-"
         case Interval(value, low, high):
-            return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+            return f"{value:.2f} ({low:.2f} to {high:.2f})"
         case float():
-            return f"{cell:.{digits}f}"
+            return f"{cell:.2f}"
     return _escape(str(cell))
 
 

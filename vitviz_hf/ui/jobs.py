@@ -337,7 +337,7 @@ class Jobs:
         changes = {"seed": seed} | ({"steps": steps} if steps else {})
         base = default_config(view) if preset == "auto" else VisualizeConfig.preset(preset)
         config = VisualizeConfig.from_dict({**base.to_dict(), **changes})
-        wanted = [to_objective(objective)]
+        wanted = [to_objective(objective, view.kinds)]
         shown = 0.0
         for step in visualize_steps(view, wanted, config):
             if time.monotonic() - shown > _FRAME_SECONDS and step.index < config.steps - 1:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from tests.by_hand import Model, inside_box, interval, read_pictures, share
+from vitviz_hf import classify, open_image, to_pixels
 from vitviz_hf.experiments.accuracy.background import class_mask, hide, random_boxes
 from vitviz_hf.experiments.accuracy.boxes import Box
 from vitviz_hf.experiments.accuracy.paper import WITH_BOXES
@@ -243,3 +244,23 @@ def test_masks_are_those_of_the_class_where_names_tell():
     assert np.array_equal(class_mask(unnamed, (4, 2)), (values > 0) & (values < 255))
     assert class_mask(Row("", "dog", b""), (4, 2)) is None and class_mask(unnamed, (2, 4)) is None
     assert class_mask(Row("", "dog", b"", mask=b"damaged"), (4, 2)) is None
+
+
+def test_the_accuracy_of_masked_pictures_is_that_of_pictures_masked_by_hand(vit, labelled, tmp_path):
+    source = open_source(str(labelled))
+    right = {"top-1 foreground": [], "top-1 background": []}
+    for row, _ in source.read(0, 1, None):
+        if row.label != "zebra":
+            x0, y0, x1, y1 = map(int, row.boxes[0])
+            pixels = np.array(open_image(row.data))
+            front = np.zeros_like(pixels)
+            front[y0 : y1 + 1, x0 : x1 + 1] = pixels[y0 : y1 + 1, x0 : x1 + 1]
+            for way, masked in (("foreground", front), ("background", pixels - front)):
+                seen = (to_pixels(vit, Image.fromarray(masked)) * 255).round() / 255
+                right[f"top-1 {way}"].append(classify(vit, seen).top(1)[0][0][0] == row.label)
+
+    result = run_experiment("background", [vit], source, BackgroundConfig(), tmp_path / "w")
+
+    record = result.tables["table-plain"].records()[0]
+    for column, hits in right.items():
+        assert record[column] == pytest.approx(100 * np.mean(hits))

@@ -1,8 +1,10 @@
 """Labels that mean several things: told apart by WordNet id, or left out and counted."""
 
+from dataclasses import replace
+
 import pytest
 
-from vitviz_hf.experiments.accuracy.labels import LabelMatcher, candidates, match_names
+from vitviz_hf.experiments.accuracy.labels import LabelMatcher, candidates
 from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.models.loading import imagenet_synsets
@@ -10,6 +12,11 @@ from vitviz_hf.stream import Row, open_source
 
 WNIDS, NAMES = list(imagenet_synsets()), list(imagenet_synsets().values())
 CORGI, SWEATER = WNIDS.index("n02113186"), WNIDS.index("n02963159")
+
+
+def match_names(names, labels):
+    """For each name its place among the labels, if there is only one."""
+    return [places[0] if len(places) == 1 else None for places in candidates(names, labels)]
 
 
 def test_every_class_of_imagenet_finds_itself():
@@ -65,7 +72,6 @@ def test_names_that_occur_twice_match_in_their_order_only_where_the_order_is_the
 
 
 def test_folders_with_ambiguous_names_are_left_out_and_counted(tiny_view, tmp_path):
-    from dataclasses import replace
 
     from tests.conftest import draw_noise
 
@@ -80,3 +86,22 @@ def test_folders_with_ambiguous_names_are_left_out_and_counted(tiny_view, tmp_pa
     assert "2 images of" in notes and "Left out, 3 in all" in notes
     assert "2 because the label 'Cardigan' fits several of the model's classes" in notes
     assert "1 because class 'zebra' is not among the model's labels" in notes
+
+
+def test_labels_match_in_any_order_by_synonym_and_never_by_a_shared_late_one():
+    labels = ["crane", "giant panda, panda, bear", "tabby, tabby cat", "crane", "red panda, panda", "T-shirt"]
+
+    assert match_names(["Tabby", "crane", "t shirt", "panda", "crane", "zebra"], labels) == [2, 0, 5, None, 3, None]
+    assert match_names(["red panda, bear cat"], labels) == [4]
+    assert match_names(["crane"], labels) == [None]  # which of the two?
+
+
+def test_wordnet_ids_find_imagenets_names():
+    synsets = imagenet_synsets()
+    names = list(synsets.values())
+    matcher = LabelMatcher(names[700:] + names[:700])
+
+    found = [matcher.find(Row("", "", b"", wnid=w)) for w in synsets]
+    assert all((place + 700) % 1000 == i for i, place in enumerate(found) if names.count(names[i]) == 1)
+    assert LabelMatcher(["n01440764", "cat"]).find(Row("", "", b"", wnid="n01440764")) == 0
+    assert LabelMatcher(["dog", "cat"]).find(Row("", "tench", b"", wnid="n01440764")) is None

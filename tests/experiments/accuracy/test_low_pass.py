@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.experiments.accuracy.test_token_mixing import read
 from vitviz_hf import at_size, to_pixels
+from vitviz_hf.experiments.accuracy import low_pass
 from vitviz_hf.experiments.accuracy.low_pass import KEPT, SHAPES, masks
 from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import encode_figure
@@ -133,3 +134,22 @@ def test_a_uniform_picture_has_no_energy_to_lose():
     from vitviz_hf.experiments.accuracy.low_pass import removed_energy
 
     assert removed_energy(torch.full((3, 8, 8), 7.0), masks(8, 8)).tolist() == [0] * 33
+
+
+def test_low_pass_keeps_what_is_below_and_takes_what_is_above():
+    y, x = np.mgrid[:32, :40]
+    slow = np.cos(2 * np.pi * 2 * x / 40)  # 0.1 of the highest frequency
+    fast = np.cos(np.pi * (x + y))  # the highest, in both directions
+    image = Image.fromarray((127.5 + 60 * slow + 60 * fast).round().astype(np.uint8)).convert("RGB")
+    only_slow = (127.5 + 60 * slow).round()
+
+    pictures = dict(
+        zip([(s, r) for s in low_pass.SHAPES for r in low_pass.KEPT], low_pass.filtered_files(image), strict=True)
+    )
+
+    assert np.array_equal(np.asarray(pictures["square", 1.0]), np.asarray(image))
+    for shape in ("square", "circle"):
+        np.testing.assert_allclose(np.asarray(pictures[shape, 0.5])[..., 0], only_slow, atol=1)
+        assert np.ptp(np.asarray(pictures[shape, 0.05])) <= 1
+    half = np.asarray(pictures["gaussian", 0.1])[..., 0].astype(float)
+    np.testing.assert_allclose(half, 127.5 + 30 * slow, atol=1)

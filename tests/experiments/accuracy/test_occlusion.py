@@ -1,11 +1,16 @@
 """Accuracy under blacked out and shuffled tiles, against the same in plain transformers and numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from tests.by_hand import Model, inside_box, interval, read_pictures, share
+from vitviz_hf import classify, open_image, to_pixels
 from vitviz_hf.experiments.accuracy.occlusion import RATIOS
 from vitviz_hf.experiments.config import OcclusionConfig
+from vitviz_hf.experiments.perturb import occlude
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 
@@ -69,7 +74,6 @@ def test_every_row_is_that_of_tiles_changed_by_hand(trained, trained_other, shap
 
 
 def test_pictures_without_tiles_on_or_off_their_boxes_are_counted(trained, shapes, tmp_path):
-    from dataclasses import replace
 
     source = open_source(str(shapes))
     odd = {0: (0.0, 0.0, 63.0, 63.0), 1: (10.0, 10.0, 10.0, 10.0), 2: (9.0, 9.0, 11.0, 11.0)}
@@ -86,3 +90,21 @@ def test_pictures_without_tiles_on_or_off_their_boxes_are_counted(trained, shape
     notes = " ".join(table.notes)
     assert "Pictures whose boxes are too small for a tile, left out of salient and non-salient: 2." in notes
     assert "Pictures whose boxes are on all tiles, left out of non-salient: 1." in notes
+
+
+def test_occlusion_counts_what_occluding_by_hand_gives(vit, labelled, tmp_path):
+    source = open_source(str(labelled))
+    config = OcclusionConfig(grid=4, shuffles=(4,))
+
+    result = run_experiment("occlusion", [vit], source, config, tmp_path / "w")
+
+    right = []
+    for row, _ in source.read(0, 1, None):
+        if row.label != "zebra":
+            pixels = (to_pixels(vit, open_image(row.data))[0] * 255).round().byte().permute(1, 2, 0).numpy()
+            changed = occlude(pixels, None, "random", 0.5, 4, row.key % 2**63).photo
+            seen = torch.from_numpy(changed).permute(2, 0, 1)[None].float() / 255
+            right.append(classify(vit, seen).top(1)[0][0][0] == row.label)
+    rows = {(r["change"], r["ratio, or tiles in a row"]): r["top-1, %"] for r in result.tables["table"].records()}
+    assert rows["random", "0.5"] == pytest.approx(100 * np.mean(right))
+    assert rows["salient", "0.9"] is not None and rows["shuffle", "4"] is not None and len(rows) == 17

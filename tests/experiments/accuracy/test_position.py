@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.by_hand import Model, interval, read_pictures, share
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy.paper import VALIDATION
-from vitviz_hf.experiments.accuracy.position import PAPER
+from vitviz_hf.experiments.accuracy.position import PAPER, shuffle_tiles, tile_size
 from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
@@ -67,3 +68,23 @@ def test_the_papers_columns_are_for_tiles_of_32_px(tile, printed, trained, shape
     config = PositionConfig(tile=tile, limit=30)
     (row,) = run_experiment("position", [trained], open_source(str(shapes)), config, tmp_path).tables["table"].records()
     assert tuple(row.get(f"{way}, paper") for way in WAYS) == printed
+
+
+def test_tiles_are_shuffled_and_none_is_lost():
+    picture = torch.arange(3 * 8 * 12).reshape(3, 8, 12)
+
+    shuffled = shuffle_tiles(picture, 4, 5)
+
+    def tiles(p):
+        return {tuple(p[:, r : r + 4, c : c + 4].flatten().tolist()) for r in (0, 4) for c in (0, 4, 8)}
+
+    assert tiles(shuffled) == tiles(picture) and not torch.equal(shuffled, picture)
+    assert torch.equal(shuffle_tiles(picture, 4, 5), shuffled)
+    assert any(not torch.equal(shuffle_tiles(picture, 4, s), shuffled) for s in range(6, 10))
+
+
+def test_tiles_divide_the_input_in_whole_patches(vit, tiny_view):
+    assert vit.input_size == (32, 32) and tile_size(vit) == 16
+    assert tile_size(vit, 8) == 8
+    with pytest.raises(ConfigError, match="possible are 2, 4, 8, 16"):
+        tile_size(vit, 9)

@@ -1,6 +1,7 @@
 """What is counted as right: ties, logits that are no numbers, and differences between models."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,12 @@ import torch
 from vitviz_hf import classify
 from vitviz_hf.errors import ModelError
 from vitviz_hf.experiments.accuracy import study
-from vitviz_hf.experiments.config import BackgroundConfig, OcclusionConfig, PositionConfig, TokenMixingConfig
+from vitviz_hf.experiments.config import (
+    BackgroundConfig,
+    OcclusionConfig,
+    PositionConfig,
+    TokenMixingConfig,
+)
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 
@@ -178,3 +184,52 @@ def test_classify_ranks_no_logits_that_are_not_finite(vit):
     black[1] = 0
     with pytest.raises(ModelError, match=r"for 1 of 3 pictures: they cannot be ranked\. Load it in float32"):
         classify(with_bad_pictures(vit, has_black), black)
+
+
+def test_right_is_among_the_k_highest():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [0.0, 5.0, 1.0], [1.0, 1.0, 0.0], [9.0, 1.0, 2.0]])
+
+    assert study.is_right(logits, [0, 2, 1, None], 1).tolist() == [1, 0, 0, 255]
+    assert study.is_right(logits, [2, 2, 0, None], 2).tolist() == [0, 1, 1, 255]
+
+
+def test_intervals_are_those_of_a_proportion():
+    flags = np.array([1] * 600 + [0] * 400 + [255] * 50, dtype=np.uint8)
+
+    found = study.accuracy(flags, 0)
+
+    half = 100 * 1.96 * math.sqrt(0.6 * 0.4 / 1000)
+    assert found.value == 60 and found.low == pytest.approx(60 - half, abs=0.4)
+    assert found.high == pytest.approx(60 + half, abs=0.4)
+
+
+def test_a_relative_accuracy_draws_the_same_images_for_both():
+    full = np.array([1] * 500 + [0] * 500, dtype=np.uint8)
+    part = np.array([1] * 400 + [0] * 600, dtype=np.uint8)
+
+    same, found = study.accuracy(full, 0, full), study.accuracy(part, 0, full)
+
+    assert (same.value, same.low, same.high) == (100, 100, 100)
+    # 400 of the 500 that are right on the full image: a proportion of 500, as the others never count
+    half = 100 * 1.96 * math.sqrt(0.8 * 0.2 / 500)
+    assert found.value == 80 and found.high - found.low == pytest.approx(2 * half, rel=0.1)
+    assert study.accuracy(part, 0, np.zeros_like(part)) is None
+
+
+def test_a_note_names_the_forms_that_are_not_finite(vit):
+    columns = (
+        study.Column("natural"),
+        study.Column("square", 0.5),
+        study.Column("foreground", "black boxes", 5),
+        study.Column("isolated", (0, 3)),
+        study.Column("natural", model=1),
+        study.Column("area", model=None),
+    )
+    tally = study.Tally(columns, [np.array([[1, 254, 254, 254, 1, 40], [1, 1, 1, 1, 0, 254]], np.uint8)])
+
+    (note,) = study._unscored_notes(tally, 0, vit)
+
+    assert "for 1 of 2 images (square 0.5, foreground: black boxes, isolated 0,3); they" in note
+    assert study._unscored_notes(tally, 1, vit) == [] and tally.of_model(1) == [4]
+    assert tally.flags("foreground", "black boxes", 5).tolist() == [254, 1]
+    assert tally.flags("natural", model=1).tolist() == [1, 0]

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from vitviz_hf import at_size, open_image, to_pixels
+from vitviz_hf import Site, activations, at_size, open_image, to_pixels
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.accuracy import token_mixing
 from vitviz_hf.experiments.accuracy.paper import Setting
 from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.reading.classification import ZeroShot, as_classifier, classify
+from vitviz_hf.reading.tokens import head_logits
 from vitviz_hf.stream import open_source
 
 MEANS = (
@@ -222,3 +223,32 @@ def test_the_papers_numbers_stand_in_their_own_columns(trained, shapes, tmp_path
     }
     assert five["isolating CLS, paper"] == 94.18 and five["patch 120, paper"] is None
     assert token_mixing.PAPER["ViT-B/32"] == {1: {"natural": 81.73, MEANS[1]: 80.87}}
+
+
+def final_tokens(view, pixels):
+    """Output of the last block, before the final norm, [B, T, D]."""
+    site = Site(len(view.layers) - 1, "resid")
+    return activations(view, pixels, [site])[site]
+
+
+def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):
+    source = open_source(str(labelled))
+    rows = [row for row, _ in source.read(0, 1, None) if row.label != "zebra"]
+
+    result = run_experiment("token-mixing", [vit], source, TokenMixingConfig(batch=6), tmp_path / "work")
+
+    right = []
+    for row in rows:
+        pixels = (to_pixels(vit, open_image(row.data)) * 255).round() / 255
+        right.append(classify(vit, pixels).top(1)[0][0][0] == row.label)
+    record = result.tables["table"].records()[0]
+    assert record["natural"] == pytest.approx(100 * np.mean(right))
+    assert "15 images" in result.tables["table"].notes[0]
+    assert "5 because class 'zebra' is not among the model's labels" in " ".join(result.tables["table"].notes)
+    place = np.zeros(16)
+    for row in rows:
+        pixels = (to_pixels(vit, open_image(row.data)) * 255).round() / 255
+        logits = head_logits(vit, final_tokens(vit, pixels)[0, 1:])
+        place += (logits.argmax(1) == vit.labels.index(row.label)).numpy()
+    assert record["patch average"] == pytest.approx(100 * place.mean() / len(rows))
+    assert record["patch maximum"] == pytest.approx(100 * place.max() / len(rows))

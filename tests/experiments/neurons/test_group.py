@@ -17,7 +17,7 @@ from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
 from vitviz_hf.experiments.config import GroupConfig, Variant, parse_variants
 from vitviz_hf.experiments.neurons import group
 from vitviz_hf.experiments.neurons.clusters import MEASURES, group_tokens, instances_to_patches, permuted_measures
-from vitviz_hf.experiments.neurons.group import COLUMNS, PAPER, PAPER_MODEL, run_group, shown_blocks
+from vitviz_hf.experiments.neurons.group import COLUMNS, PAPER, PAPER_MODEL, majority, run_group, shown_blocks
 from vitviz_hf.experiments.neurons.scenes import Scene, open_scenes
 from vitviz_hf.experiments.perturb import mask_to_model, occlude, shuffle
 from vitviz_hf.models.view import normalize, to_pixels
@@ -421,3 +421,27 @@ def test_scenes_with_values_that_are_not_finite_are_left_out_and_counted(vit, mo
     assert [row[1] for row in result.tables["table"].rows] == pytest.approx([row[1] for row in alone])
     assert "Left out: 1 scenes on which blocks of" in result.tables["table"].notes[0]
     assert "2 of 3 scenes" in result.tables["table"].notes[0]
+
+
+def test_the_commonest_owner_of_a_patch():
+    mask = np.zeros((4, 4), np.int64)
+    mask[0, 0:2], mask[1, 0], mask[2:, 2:] = 3, 3, 1
+
+    assert majority(mask, (2, 2)).tolist() == [3, 0, 0, 1]
+
+
+def test_grouping_of_scenes(tiny_view, labelled):
+    view = tiny_view("vit")
+    config = GroupConfig(limit=3, variants=parse_variants("clean,shuffle 2,random 0.3"), compose="tiles")
+
+    found = run_group(view, "x", open_scenes(str(labelled), compose="tiles"), config)
+
+    rows = found.tables["table"].records()
+    assert [r["layer"] for r in rows] == [1, 2, 3] and set(MEASURES) <= set(rows[0])
+    assert {r["variant"] for r in found.data["curves"].records()} == {"clean", "shuffle 2", "random 0.3"}
+    assert found.manifest["scenes"] == 3 and {"figure", "tsne"} == set(found.figures)
+    fixed = run_group(view, "x", open_scenes(str(labelled), compose="tiles"), replace(config, limit=1, markers="fixed"))
+    panels = [ax.get_title() for ax in fixed.figures["tsne"].axes]
+    assert "after block 2, by joint attention" in panels and len(panels) == len(found.figures["tsne"].axes) + 1
+    with pytest.raises(DatasetError, match="has two objects of at least"):
+        run_group(view, "x", open_scenes(str(labelled), compose="tiles"), GroupConfig(min_area=0.9))

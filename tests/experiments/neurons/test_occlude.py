@@ -8,26 +8,16 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from tests.conftest import square_mask
 from tests.experiments.neurons.test_group import own_module, own_states
 from tests.experiments.neurons.test_views import Own, corner_mask, drawn, pictures, same, to_stack
-from vitviz_hf import open_image
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import OccludeConfig
 from vitviz_hf.experiments.neurons import occlude as module
-from vitviz_hf.experiments.neurons.occlude import QUANTITIES, Seen, run_occlude
+from vitviz_hf.experiments.neurons.filters import patch_filters
+from vitviz_hf.experiments.neurons.occlude import QUANTITIES, Seen, compare, look, run_occlude
 from vitviz_hf.experiments.perturb import mask_to_model, occlude, salient_tiles, shuffle
 from vitviz_hf.models.view import normalize, to_pixels
-from vitviz_hf.stream import builtin_paths
-
-
-@pytest.fixture(params=["vit", "builtin"])
-def model(request, tiny_view):
-    return tiny_view("vit") if request.param == "vit" else request.getfixturevalue("builtin")
-
-
-@pytest.fixture(scope="session")
-def cat():
-    return open_image(builtin_paths()["chelsea"])
 
 
 class Looked(Own):
@@ -262,3 +252,30 @@ def test_a_mask_is_scaled_and_cut_at_the_center(vit):
 def squash(image, side):
     pixels = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def test_likeness_to_itself_is_complete_and_to_another_less(vit, photo):
+    pixels = (to_pixels(vit, photo)[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    clean, filters = look(vit, pixels, 0.5), patch_filters(vit)
+    other = look(vit, occlude(pixels, None, "random", 0.5, 4).photo, 0.5)
+    kept = np.ones(16, bool)
+
+    same = compare(vit, filters, clean, clean, kept, None, 3, 0)
+    less = compare(vit, filters, clean, other, kept, None, 3, 0)
+
+    np.testing.assert_allclose(same, np.array([[1] * 3, [1] * 3, [1] * 3, [0] * 3]), atol=1e-5)
+    assert (less[:3] < 0.9999).all() and (less[3] > 0.01).all()
+    by_hand = torch.nn.functional.cosine_similarity(clean.tokens[1, 1:], other.tokens[1, 1:], dim=-1).mean()
+    assert less[0, 1] == pytest.approx(float(by_hand))
+
+
+def test_occlusion_of_a_picture(vit, photo):
+    found = run_occlude(vit, photo, OccludeConfig(seeds=2, grid=4, tiles=(0, 1, 2)), square_mask(photo))
+
+    rows = found.tables["table"].records()
+    assert {r["variant"] for r in rows} == {"random", "salient", "non-salient", "shuffle"} and len(rows) == 29
+    shuffled = {r["ratio, or tiles in a row"]: r for r in rows if r["variant"] == "shuffle"}
+    assert shuffled[2]["kept tokens, cosine"] < 1 and shuffled[8]["kept tokens, cosine"] is None
+    assert {"views", "figure"} == set(found.figures)
+    bare = run_occlude(vit, photo, OccludeConfig(seeds=1, grid=4, shuffles=()))
+    assert {r["variant"] for r in bare.tables["table"].records()} == {"random"}

@@ -10,29 +10,18 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from tests.conftest import square_mask
 from tests.experiments.neurons.test_group import own_states
-from vitviz_hf import open_image
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.masks import read_object
 from vitviz_hf.experiments.neurons.filters import FAINTEST, global_view, outshining, patch_filters, view_caption
 from vitviz_hf.experiments.neurons.live import views_by_level
-from vitviz_hf.experiments.neurons.views import run_views
+from vitviz_hf.experiments.neurons.views import run_views, shown_levels
 from vitviz_hf.experiments.perturb import mask_to_model
 from vitviz_hf.models.view import normalize, to_pixels
 from vitviz_hf.reading.attention import attention_weights, joint_attention
-from vitviz_hf.stream import builtin_paths
-
-
-@pytest.fixture(params=["vit", "builtin"])
-def model(request, tiny_view):
-    return tiny_view("vit") if request.param == "vit" else request.getfixturevalue("builtin")
-
-
-@pytest.fixture(scope="session")
-def cat():
-    return open_image(builtin_paths()["chelsea"])
 
 
 class Own:
@@ -333,3 +322,22 @@ def test_the_residual_reaches_the_views(vit, cat):
         rows = run_views(vit, cat, ViewsConfig(patches=((1, 2),), residual=residual)).tables["table"].records()
         own = joint_attention(weights, 1, residual).views[:, 7, 6].tolist()
         assert [r["own weight, patch 1,2"] for r in rows] == pytest.approx(own)
+
+
+@pytest.mark.parametrize("family", ["vit", "siglip", "timm-deit"])
+def test_views_of_a_picture(family, tiny_view, photo):
+    view = tiny_view(family)
+
+    found = run_views(view, photo, ViewsConfig(filters=(3, 1), patches=((0, 0), (2, 3))), square_mask(photo))
+
+    assert ("class-attention" in found.figures) == (view.layers[0].n_prefix > 0)
+    assert {"filters", "mosaics", "responses", "global-views"} <= set(found.figures)
+    first, *_, last = found.tables["table"].records()
+    assert (first["level"], last["level"]) == (0, len(view.layers))
+    assert first["own weight, patch 2,3"] == 1 and "object share from the object" in last
+    ranks = [r["rank"] for r in found.tables["table-filters"].records()]
+    assert ranks[0] == 1 and len(ranks) == 16
+
+
+def test_levels_stand_where_they_do_in_twelve_layers():
+    assert shown_levels(12) == [0, 4, 8, 11] and shown_levels(3) == [0, 1, 2, 3]

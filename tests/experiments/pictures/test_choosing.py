@@ -9,8 +9,9 @@ import torch
 from vitviz_hf import VisualizeConfig, activations, make_atlas, open_image, to_pixels, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.config import parse_features
-from vitviz_hf.experiments.config import ProgressionConfig, TripletsConfig
+from vitviz_hf.experiments.config import ProgressionConfig, SpatialConfig, TripletsConfig
 from vitviz_hf.experiments.pictures import choosing, progression
+from vitviz_hf.experiments.pictures.spatial import SHARES
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.sites import Feature, Site
@@ -155,3 +156,21 @@ def test_pictures_of_another_recipe_are_made_anew_and_others_kept(vit, tmp_path)
         torch.from_numpy(np.array(open_image(tmp_path / "kept.png"))),
         torch.from_numpy(np.array(made[features[0]].image)),
     )
+
+
+def test_spatial_triplets_and_concepts_search_first_where_there_is_no_atlas(vit, labelled, tmp_path):
+    source = open_source(str(labelled))
+
+    spatial = run_experiment(
+        "spatial", [vit], source, SpatialConfig(per_layer=4, threshold=0.05, min_active=1), tmp_path / "s"
+    )
+    triplets = run_experiment("triplets", [vit], source, TripletsConfig(rows=3, steps=2), tmp_path / "t")
+    concepts = run_experiment("concepts", [vit], source, TripletsConfig(rows=2, steps=2), tmp_path / "c")
+
+    assert [r["layer"] for r in spatial.tables["table"].records()] == [0, 1, 2]
+    counted = ("features", "none active", "too few active")
+    assert all(sum(r[c] for c in counted) == 4 for r in spatial.tables["table"].records())
+    assert {r["dropped"] for r in spatial.data["curves"].records()} == set(SHARES)
+    assert [r["feature"].split(".")[0] for r in triplets.tables["table"].records()] == ["0", "1", "2"]
+    assert len(concepts.tables["table"].records()[0]["most activating images"].split("; ")) == 7
+    assert "no text tower" in " ".join(concepts.tables["table"].notes)

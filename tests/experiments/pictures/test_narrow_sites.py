@@ -2,6 +2,7 @@
 
 import base64
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitviz_hf.errors import SiteError
 from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.pictures import narrow_sites
 from vitviz_hf.experiments.pictures.choosing import Picture
@@ -50,7 +52,7 @@ def made_up(vit, tmp_path, monkeypatch, alive):
 def test_every_column_is_of_live_features_and_dead_ones_are_counted(vit, tmp_path, monkeypatch):
     result, pictures = made_up(vit, tmp_path, monkeypatch, lambda n: n % 4 != 1)
 
-    kinds = [k for k in narrow_sites.KINDS if k in vit.layers[0].taps]
+    kinds = [k for k in narrow_sites.SHOWN_KINDS if k in vit.layers[0].taps]
     groups = [(layer, kind) for layer in (0, 2) for kind in (*kinds, "mlp_act, random", "mlp_act, rotated")]
     rows = result.tables["table"].records()
     assert [(r["layer"], r["kind"]) for r in rows] == groups
@@ -139,7 +141,6 @@ def test_the_recipe_of_a_control_holds_its_direction(ran, vit):
 
 @pytest.mark.parametrize(("device", "n"), [("cpu", 8), ("meta", 32)])
 def test_the_default_number_of_features_is_by_device(device, n, tiny_folder, tmp_path, monkeypatch):
-    from dataclasses import replace
 
     from vitviz_hf import load_model
 
@@ -160,4 +161,28 @@ def test_the_default_number_of_features_is_by_device(device, n, tiny_folder, tmp
 
 @pytest.mark.parametrize(("depth", "layers"), [(12, [2, 6, 9]), (3, [0, 1, 2]), (24, [4, 12, 19])])
 def test_layers_stand_at_a_sixth_the_middle_and_five_sixths(depth, layers):
-    assert narrow_sites._layers(SimpleNamespace(layers=range(depth)), "") == layers
+    assert narrow_sites._layers(SimpleNamespace(layers=range(depth)), None) == layers
+
+
+def test_the_high_frequency_share_of_known_pictures():
+    x = np.mgrid[:64, :64][1]
+    white = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+
+    def wave(k):
+        return Image.fromarray((127 + 100 * np.cos(2 * np.pi * k * x / 64)).astype(np.uint8)).convert("RGB")
+
+    assert high_frequency_share(Image.fromarray(white)) == pytest.approx(1 - math.pi / 16, abs=0.01)
+    assert high_frequency_share(wave(4)) < 0.01 and high_frequency_share(wave(25)) > 0.99
+    assert high_frequency_share(Image.new("RGB", (64, 64), "teal")) == 0
+
+
+def test_narrow_sites_compare_the_same_features_at_every_kind(vit, tmp_path):
+    result = run_experiment(
+        "narrow-sites", [vit], None, NarrowSitesConfig(layers=(0, 2), columns=2, steps=2, preset="fast"), tmp_path / "w"
+    )
+
+    rows = result.tables["table"].records()
+    kinds = [k for k in narrow_sites.SHOWN_KINDS if k in vit.layers[0].taps] + ["mlp_act, random", "mlp_act, rotated"]
+    assert [(r["layer"], r["kind"]) for r in rows] == [(layer, kind) for layer in (0, 2) for kind in kinds]
+    with pytest.raises(SiteError, match="layers 0-2; got 7"):
+        run_experiment("narrow-sites", [vit], None, NarrowSitesConfig(layers=(7,)), tmp_path / "x")

@@ -61,7 +61,7 @@ def picture(n_active, low=0.55):
 
 @pytest.mark.parametrize("n", [1, 2, 4, 7, 13])
 def test_a_local_feature_is_on_the_line_whatever_its_number_of_active_patches(n, local):
-    found = measure(local(), FEATURE, picture(n), 0.5, 1, torch.Generator().manual_seed(0))
+    found = measure(local(), FEATURE, picture(n)[None], 0.5, 1, torch.Generator().manual_seed(0))
 
     np.testing.assert_allclose(found.left, 1 - found.lost, atol=1e-6)
     np.testing.assert_allclose(found.control, 1, atol=1e-6)
@@ -72,9 +72,9 @@ def test_a_local_feature_is_on_the_line_whatever_its_number_of_active_patches(n,
 def test_too_few_active_patches_are_not_measured_but_counted(local):
     generator = torch.Generator().manual_seed(0)
 
-    assert measure(local(), FEATURE, picture(0), 0.5, 1, generator) == 0
-    assert measure(local(), FEATURE, picture(9), 0.5, 10, generator) == 9
-    assert isinstance(measure(local(), FEATURE, picture(10), 0.5, 10, generator), Curves)
+    assert measure(local(), FEATURE, picture(0)[None], 0.5, 1, generator) == 0
+    assert measure(local(), FEATURE, picture(9)[None], 0.5, 10, generator) == 9
+    assert isinstance(measure(local(), FEATURE, picture(10)[None], 0.5, 10, generator), Curves)
 
 
 def test_a_feature_that_lives_on_its_surroundings_is_below_the_line_at_once(local):
@@ -83,7 +83,7 @@ def test_a_feature_that_lives_on_its_surroundings_is_below_the_line_at_once(loca
     pixels[pixels == 0] = 0.3
     view = local(0.2)
 
-    found = measure(view, FEATURE, pixels, 0.5, 1, torch.Generator().manual_seed(0))
+    found = measure(view, FEATURE, pixels[None], 0.5, 1, torch.Generator().manual_seed(0))
 
     active = Local(0.2)(pixels[None])[0] > 0.5
     black = pixels * active.reshape(1, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -103,7 +103,7 @@ def test_active_patches_are_blacked_out_one_by_one_and_others_as_the_control(vit
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     threshold = float(values_of(vit, pixels).quantile(0.4))
 
-    found = measure(vit, FEATURE, pixels, threshold, 3, torch.Generator().manual_seed(3), batch=3)
+    found = measure(vit, FEATURE, pixels[None], threshold, 3, torch.Generator().manual_seed(3), batch=3)
 
     natural, generator = values_of(vit, pixels), torch.Generator().manual_seed(3)
     orders = []
@@ -148,7 +148,7 @@ def test_the_tables_are_means_and_fits_over_the_features_of_each_layer(vit, labe
             scores = [activations(vit, to_pixels(vit, x), [site])[site].values[0, 1:, i].mean().item() for x in images]
             best = stored[int(np.argmax(scores))]
             generator = torch.Generator().manual_seed(2 * 1_000_003 + layer * 100_003 + i)
-            one = measure(vit, Feature(site, i), best, 0.05, 6, generator)
+            one = measure(vit, Feature(site, i), best[None], 0.05, 6, generator)
             if isinstance(one, Curves):
                 found.append(one)
             else:

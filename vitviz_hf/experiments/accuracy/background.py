@@ -45,6 +45,7 @@ FILLS = {
 }
 _BINS = (25, 50, 75, 100)
 _VOID = 200
+_SHOWN = 6
 _TOP = (5, 1)
 # Plain accuracy on full images, and foreground and background relative to it; Tables 2 and 3, top-5 then top-1.
 PAPER = {
@@ -272,7 +273,7 @@ def class_mask(row: Row, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     return np.asarray(inside) if inside.any() else None
 
 
-def _examples(source: Source, boxes_of: Boxes, n: int = 6) -> Figure:
+def _examples(source: Source, boxes_of: Boxes) -> Figure:
     rows = []
     for row, _ in source.read(0, 1, None):
         try:
@@ -283,7 +284,7 @@ def _examples(source: Source, boxes_of: Boxes, n: int = 6) -> Figure:
             inside = box_mask(image.size, boxes)
             pictures = (image, hide(image, ~inside), hide(image, inside))
             rows.append(list(zip(_WAYS, pictures, strict=True)))
-        if len(rows) == n:
+        if len(rows) == _SHOWN:
             break
     turned = [("", [row[i] for row in rows]) for i in range(len(_WAYS))]
     return picture_grid(turned)

@@ -43,11 +43,6 @@ class LabelMatcher:
         return self._by_name[row.label]
 
 
-def match_names(names: Sequence[str], labels: Sequence[str]) -> list[int | None]:
-    """For each name its place among the labels, or None; the rules stand at `LabelMatcher`."""
-    return list(map(_only, candidates(names, labels)))
-
-
 def candidates(names: Sequence[str], labels: Sequence[str]) -> list[tuple[int, ...]]:
     """For each name the places of all labels that it may mean."""
     whole: dict[str, list[int]] = defaultdict(list)

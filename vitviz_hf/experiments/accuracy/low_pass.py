@@ -246,10 +246,10 @@ def _pictures(source: Source, limit: int) -> Iterator[Image.Image]:
             continue
 
 
-def _examples(view: ModelView, source: Source, config: LowPassConfig, n: int = 3) -> Figure:
+def _examples(view: ModelView, source: Source, config: LowPassConfig) -> Figure:
     shown = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
     rows = []
-    for image in islice(_pictures(source, 100), n):
+    for image in islice(_pictures(source, 100), 3):
         colors = _filtered_at(view, config)(image).float()
         pictures = list(_each_filtered(colors[None], masks(colors.shape[1], colors.shape[2], config.keep)))[1:]
         for s, shape in enumerate(SHAPES):

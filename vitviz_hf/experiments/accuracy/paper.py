@@ -39,16 +39,12 @@ class Setting:
         """The model's name in the paper if the run is measured as there, else nothing."""
         return "" if self.difference(view, source, n_images) else _name(view)
 
-    def holds(self, view: ModelView, source: Source, n_images: int) -> bool:
-        """Whether model, weights, input size, preprocessing, dataset, split and number of images are the paper's.
+    def difference(self, view: ModelView, source: Source, n_images: int) -> str:
+        """What is not as in the paper of model, weights, input, preprocessing and data, in words; empty if nothing is.
 
         Args:
             n_images: that were scored; at least as many as in the paper.
         """
-        return not self.difference(view, source, n_images)
-
-    def difference(self, view: ModelView, source: Source, n_images: int) -> str:
-        """What is not as in the paper, in some words; empty if nothing is."""
         name, who = _name(view), view.model_id
         side = 384 if name.startswith("ViT") else 224
         size, dtype = "x".join(map(str, view.input_size)), view.identity.dtype

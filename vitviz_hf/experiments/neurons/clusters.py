@@ -14,8 +14,8 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.images import Floats
 
-Floats = NDArray[np.floating]
 MEASURES = (
     "silhouette",
     "purity",

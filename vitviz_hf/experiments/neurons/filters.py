@@ -24,6 +24,9 @@ DARK = 0.05
 """Less than this share of full brightness is taken for black."""
 
 
+OBJECT_SHARES = ("object share from the object", "object share from elsewhere")
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """The filters of the patch embedding, on the CPU in float32."""
@@ -204,8 +207,7 @@ def view_numbers(views: Tensor, n_prefix: int, object_patches: Tensor | None = N
     }
     if object_patches is not None and object_patches.any() and not object_patches.all():
         share = rows[:, n_prefix:, object_patches].sum(-1)
-        found["object share from the object"] = share[:, object_patches].mean(-1)
-        found["object share from elsewhere"] = share[:, ~object_patches].mean(-1)
+        found |= zip(OBJECT_SHARES, (share[:, own].mean(-1) for own in (object_patches, ~object_patches)), strict=True)
     return found
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
-from vitviz_hf.experiments.figures import Figure, Row, heat_map, picture_grid
+from vitviz_hf.experiments.figures import Figure, PictureRow, heat_map, picture_grid
 from vitviz_hf.experiments.neurons.filters import (
     DARK,
     FAINTEST,
+    OBJECT_SHARES,
     Filters,
     brightened,
     brightness,
@@ -197,7 +198,7 @@ def telling_patches(joint: JointAttention, view: ModelView) -> list[tuple[int, i
 
 def _global_rows(
     joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView, config: ViewsConfig
-) -> list[Row]:
+) -> list[PictureRow]:
     """A row for the class token and each patch, a column for each level, through the first filter."""
     n_prefix, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     values = next(iter(shown.mosaics.values()))
@@ -209,7 +210,7 @@ def _global_rows(
         captions = [view_caption(*row, grid, config.white, config.scale) for row in rows]
         return [(caption, _picture(v)) for caption, v in zip(captions, views, strict=True)]
 
-    rows: list[Row] = []
+    rows: list[PictureRow] = []
     if n_prefix:
         own = row(0)
         if levels[0] == 0:  # the class token has no view yet: the picture stands there, as in the paper's figure
@@ -226,7 +227,7 @@ def _numbers(
     numbers = view_numbers(views, n_prefix, on_object)
     tokens = [row * grid[1] + col for row, col in patches]
     columns = ["level", *(f"own weight, patch {_name(p)}" for p in patches), "entropy, mean", "convergence"]
-    shares = [name for name in numbers if name.startswith("object share")]
+    shares = [name for name in OBJECT_SHARES if name in numbers]
     rows: list[tuple[Cell, ...]] = []
     for level in range(len(views)):
         cells: list[Cell] = [level, *(float(numbers["own weight"][level, t]) for t in tokens)]

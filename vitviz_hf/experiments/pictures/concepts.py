@@ -37,12 +37,13 @@ def run(
         _name(atlas, view, progress)
     grid, rows = [], []
     for feature, picture in pictures.items():
-        words = ", ".join(f"{w} {x:.1f}" for w, x in atlas.feature_words(feature)[:3])
+        named = atlas.feature_words(feature)[:3]
         stored = [atlas.image(hit.row) for hit in atlas.hits(feature)[:_SHOWN]]
         names = [s.label or s.name for s in stored]
         images = [(name[:18], open_image(s.jpeg)) for name, s in zip(names, stored, strict=True)]
-        grid.append((str(feature), [(words.rsplit(" ", 1)[0][:24], picture.image), *images]))
-        rows.append((str(feature), words or None, picture.score, "; ".join(names)))
+        grid.append((str(feature), [(", ".join(w for w, _ in named)[:24], picture.image), *images]))
+        words = ", ".join(f"{word} {agreement:.1f}" for word, agreement in named) or None
+        rows.append((str(feature), words, picture.score, "; ".join(names)))
     how_named = atlas.words
     notes = (
         how_chosen(config),

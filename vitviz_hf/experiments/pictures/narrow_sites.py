@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,47 @@ from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table
 from vitviz_hf.images import cover, image_to_bytes
 from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Source, builtin_photographs
 
 WIDE = "mlp_act"
-KINDS = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "mlp_in", "resid", WIDE)
-CONTROLS = ("random", "rotated")
+SHOWN_KINDS = ("attn_in", "attn_q", "attn_k", "attn_v", "attn_mix", "mlp_in", "resid", WIDE)
+DIRECTIONS = ("random", "rotated")
 """Directions of the wide site: each drawn by itself, or axes of one random rotation of it."""
+_HEADER = (
+    "layer",
+    "kind",
+    "",
+    "width",
+    "features",
+    "dead, %",
+    "high-frequency, %",
+    "least",
+    "most",
+    "minus wide",
+    "score kept, %",
+)
 _DRAWN = 8
+
+
+class Group(NamedTuple):
+    """What is compared: features of a site, or directions in it."""
+
+    site: Site
+    way: str | None = None
+    """One of `DIRECTIONS`."""
+
+    @property
+    def name(self) -> str:
+        """Its kind in the table."""
+        return f"{self.site.kind}, {self.way}" if self.way else self.site.kind
+
+    @property
+    def what(self) -> str:
+        """`wide`, `narrow` or `control`."""
+        return "control" if self.way else "wide" if self.site.kind == WIDE else "narrow"
 
 
 def run(
@@ -43,23 +76,31 @@ def run(
     """
     view = one_model("narrow-sites", views)
     layers = _layers(view, config.layers)
-    sites = [Site(layer, kind) for layer in layers for kind in KINDS if kind in view.layers[layer].taps]
+    sites = [Site(layer, kind) for layer in layers for kind in SHOWN_KINDS if kind in view.layers[layer].taps]
     width = min(find_tap(view, site).size for site in sites)
     wanted = config.columns or (8 if view.device.type == "cpu" else 32)
     numbers = sorted(np.random.default_rng(config.seed).choice(width, min(wanted, width), replace=False).tolist())
-    groups: dict[tuple[int, str], list[Feature | Direction]] = {}
+    groups: dict[Group, list[Feature | Direction]] = {}
     for site in sites:
-        groups[site.layer, site.kind] = [Feature(site, i) for i in numbers]
-        if site.kind == WIDE:
-            for way in CONTROLS:
-                groups[site.layer, f"{WIDE}, {way}"] = [*directions(view, site, way, len(numbers), config.seed)]
+        groups[Group(site)] = [Feature(site, i) for i in numbers]
+        for way in DIRECTIONS if site.kind == WIDE else ():
+            groups[Group(site, way)] = [*directions(view, site, way, len(numbers), config.seed)]
     how = replace(picture_config(config.preset, config.steps, config.seed), smoothness=config.smoothness)
-    made = optimized(view, [t for group in groups.values() for t in group], how, work, progress)
-    pictures = {place: [made[t] for t in group] for place, group in groups.items()}
-    rows = tuple(_row(view, place, own, pictures[place[0], WIDE], config.seed) for place, own in pictures.items())
+    made = optimized(view, [t for targets in groups.values() for t in targets], how, work, progress)
+    pictures = {group: [made[t] for t in targets] for group, targets in groups.items()}
+    wide = {group.site.layer: own for group, own in pictures.items() if group.what == "wide"}
+    rows = tuple(_row(view, group, own, wide[group.site.layer], config.seed) for group, own in pictures.items())
+    notes = _notes(view, config, how, numbers)
+    if len(sites) < len(SHOWN_KINDS) * len(layers):
+        notes = (*notes, "Kinds that the model does not have are left out.")
+    grid = [(f"{group.site.layer}.{group.name}", _captioned(groups[group], own)) for group, own in pictures.items()]
+    return Result("narrow-sites", {"table": Table(_HEADER, rows, notes)}, {"figure": picture_grid(grid)})
+
+
+def _notes(view: ModelView, config: NarrowSitesConfig, how: VisualizeConfig, numbers: Sequence[int]) -> tuple[str, ...]:
     photographs = [high_frequency_share(cover(e.image, view.input_size)) for e in builtin_photographs()]
     smoothness = "matched to the gradient of each site" if how.smoothness == "auto" else f"{how.smoothness:g}"
-    notes = [
+    return (
         "Dead: the feature does not fire on its final picture (score not above 0). All that follows is of the others.",
         "High-frequency share: of the spectral energy of a picture (each color without its mean), what lies above half "
         "the highest frequency, in %. White noise has 80 %"
@@ -74,30 +115,12 @@ def run(
         "below 0 if it changes sign.",
         f"Feature numbers drawn at random (seed {config.seed}): {', '.join(map(str, numbers))}. "
         f"Preset {config.preset}, {how.steps} steps, {how.copies} copies, smoothness {smoothness}.",
-    ]
-    if len(sites) < len(KINDS) * len(layers):
-        notes.append("Kinds that the model does not have are left out.")
-    header = (
-        "layer",
-        "kind",
-        "",
-        "width",
-        "features",
-        "dead, %",
-        "high-frequency, %",
-        "least",
-        "most",
-        "minus wide",
-        "score kept, %",
     )
-    grid = [(f"{place[0]}.{place[1]}", _captioned(groups[place], own)) for place, own in pictures.items()]
-    table = Table(header, rows, tuple(notes))
-    return Result("narrow-sites", {"table": table}, {"figure": picture_grid(grid)})
 
 
 def directions(view: ModelView, site: Site, way: str, n: int, seed: int) -> list[Direction]:
     """Unit vectors of a site: `random`, or `rotated`, which are at right angles to each other."""
-    rng = np.random.default_rng((seed, site.layer, CONTROLS.index(way)))
+    rng = np.random.default_rng((seed, site.layer, DIRECTIONS.index(way)))
     vectors = rng.standard_normal((n, find_tap(view, site).size))
     if way == "rotated":  # the first axes of a random rotation, without the others
         axes, scale = np.linalg.qr(vectors.T)
@@ -116,24 +139,20 @@ def high_frequency_share(image: Image.Image) -> float:
     return float(energy[high].sum()) / total if total > 0 else 0.0
 
 
-def _row(
-    view: ModelView, place: tuple[int, str], own: Sequence[Picture], wide: Sequence[Picture], seed: int
-) -> tuple[Cell, ...]:
-    layer, kind = place
-    what = "wide" if kind == WIDE else "control" if kind.startswith(WIDE) else "narrow"
+def _row(view: ModelView, group: Group, own: Sequence[Picture], wide: Sequence[Picture], seed: int) -> tuple[Cell, ...]:
     alive = [p for p in own if p.alive]
     shares = [100 * high_frequency_share(p.image) for p in alive]
     kept = [100 * p.transfer_score / p.score for p in alive]
     found = (float(np.mean(shares)), min(shares), max(shares)) if alive else (None,) * 3
     return (
-        layer,
-        kind,
-        what,
-        find_tap(view, Site(layer, kind.split(",")[0])).size,
+        group.site.layer,
+        group.name,
+        group.what,
+        find_tap(view, group.site).size,
         len(own),
         100 * (1 - len(alive) / len(own)),
         *found,
-        None if what == "wide" else _minus(own, wide, seed),
+        None if group.what == "wide" else _minus(own, wide, seed),
         float(np.median(kept)) if kept else None,
     )
 

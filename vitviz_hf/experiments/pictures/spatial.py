@@ -1,9 +1,8 @@
 """Whether a feature's activation stays where its cause is: active patches are blacked out (appendix F, Fig. 63, 64)."""
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import SpatialConfig
-from vitviz_hf.experiments.figures import curves
+from vitviz_hf.experiments.figures import Figure, curves
 from vitviz_hf.experiments.pictures.choosing import atlas_for, one_model
 from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table
@@ -23,13 +23,29 @@ from vitviz_hf.images import image_to_pixels, open_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.maps import activation_map, name_precision
 from vitviz_hf.reading.recording import activations
-from vitviz_hf.sites import Feature
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Source
 
 SHARES = tuple(x / 10 for x in range(11))
 """Of the active patches, blacked out. Lines are fitted up to 0.9, as in the paper: at 1 the picture is black."""
 QUANTITIES = ("active patches", "sum of activation")
 _CONTROL = "active patches when others are blacked out"
+_HEADER = (
+    "layer",
+    "features",
+    "none active",
+    "too few active",
+    *(f"{q}{what}" for q in ("active", "sum") for what in (" at 0 %", ", slope", ", R2", ", off the line")),
+    "active, 50 % of others",
+    "sum, 50 % of others",
+)
+_MEANING = (
+    "At 0 %: only the inactive patches are black. Slope and R2: least squares through the points of all features "
+    "of a layer, share left against share blacked out, up to 90 %; -1 and 1 if the information is local. Intervals "
+    "are 95 %, bootstrap over features.",
+    "Off the line: mean distance between the share that is left and the share that lay in the patches still there; "
+    "0 if the information is local, whatever the number of patches.",
+)
 Points = NDArray[np.float64]
 
 
@@ -64,43 +80,60 @@ def run(
     sites = [s for s in atlas.sites if s.kind == "mlp_act"]
     if not sites:
         raise ConfigError(f"the atlas {atlas.name!r} has no site of kind mlp_act.")
-    rows: list[tuple[Cell, ...]] = []
-    long: list[tuple[Cell, ...]] = []
-    lines: dict[str, dict[str, Any]] = {name: {} for name in (*QUANTITIES, _CONTROL)}
-    non_finite: list[str] = []
-    for done, site in enumerate(sites):
+    found: list[_OfSite] = []
+    for site in sites:
         n = find_tap(view, site).size
-        chosen = np.sort(rng.choice(n, min(config.per_layer, n), replace=False)) if config.per_layer else np.arange(n)
-        found: list[Curves] = []
-        left_out: Counter[int] = Counter()
-        for i in chosen.tolist():
-            feature = Feature(site, i)
-            crop = open_image(atlas.image(atlas.hits(feature)[0].row).jpeg)
-            pixels = image_to_pixels(crop)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + site.layer * 100_003 + i)
-            try:
-                one = measure(view, feature, pixels, config.threshold, config.min_active, generator, config.batch)
-            except NonFiniteError as error:
-                non_finite.append(str(error))
-                continue
-            if isinstance(one, Curves):
-                found.append(one)
-            else:
-                left_out[min(one, 1)] += 1
-        rows.append((site.layer, len(found), left_out[0], left_out[1], *_cells(found, config.seed)))
-        for name, values in _curves(found).items():
-            middle = values.mean(0)
-            low, high = np.quantile(values, (0.25, 0.75), axis=0)
-            lines[name][f"layer {site.layer}"] = (np.array(SHARES), middle, low, high)
-            long += [
-                (site.layer, name, x, len(found), *map(float, cells))
-                for x, *cells in zip(SHARES, middle, low, high, strict=True)
-            ]
+        chosen = range(n) if config.per_layer is None else rng.choice(n, min(config.per_layer, n), replace=False)
+        found.append(_measure_site(view, atlas, site, sorted(map(int, chosen)), config))
         if progress:
-            progress(done + 1, len(sites))
+            progress(len(found), len(sites))
+    non_finite = [error for one in found for error in one.non_finite]
     if non_finite:
         warnings.warn(f"{non_finite[0]} Left out: {len(non_finite)} features.", RuntimeWarning, stacklevel=2)
-    how = (
+    how = _how(atlas, config, non_finite)
+    rows = tuple((o.site.layer, len(o.curves), o.n_silent, o.n_few, *_cells(o.curves, config.seed)) for o in found)
+    long, figure = _drawn(found)
+    columns = ("layer", "quantity", "dropped", "features", "mean", "lower quartile", "upper quartile")
+    tables = {"table": Table(_HEADER, rows, (*_MEANING, *how))}
+    return Result("spatial", tables, figure, data={"curves": Table(columns, long, how)})
+
+
+@dataclass(slots=True)
+class _OfSite:
+    """What was measured at a site."""
+
+    site: Site
+    curves: list[Curves]
+    n_silent: int = 0
+    """Features without an active patch."""
+    n_few: int = 0
+    """Features with too few."""
+    non_finite: list[str] = field(default_factory=list)
+
+
+def _measure_site(view: ModelView, atlas: Atlas, site: Site, chosen: Sequence[int], config: SpatialConfig) -> _OfSite:
+    found = _OfSite(site, [])
+    for i in chosen:
+        feature = Feature(site, i)
+        crop = open_image(atlas.image(atlas.hits(feature)[0].row).jpeg)
+        pixels = image_to_pixels(crop)[None]
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + site.layer * 100_003 + i)
+        try:
+            one = measure(view, feature, pixels, config.threshold, config.min_active, generator, config.batch)
+        except NonFiniteError as error:
+            found.non_finite.append(str(error))
+            continue
+        if isinstance(one, Curves):
+            found.curves.append(one)
+        elif one:
+            found.n_few += 1
+        else:
+            found.n_silent += 1
+    return found
+
+
+def _how(atlas: Atlas, config: SpatialConfig, non_finite: Sequence[str]) -> tuple[str, ...]:
+    return (
         f"Each feature on its most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}. "
         f"A patch is active above {config.threshold:g}. Inactive ones are blacked out, then a random share of the "
         "active ones. What is left is divided by what the picture as it is has; the sum is that of active patches.",
@@ -114,32 +147,23 @@ def run(
             else ""
         ),
     )
-    columns = (
-        "layer",
-        "features",
-        "none active",
-        "too few active",
-        *(f"{q}{what}" for q in ("active", "sum") for what in (" at 0 %", ", slope", ", R2", ", off the line")),
-        "active, 50 % of others",
-        "sum, 50 % of others",
-    )
-    meaning = (
-        "At 0 %: only the inactive patches are black. Slope and R2: least squares through the points of all features "
-        "of a layer, share left against share blacked out, up to 90 %; -1 and 1 if the information is local. Intervals "
-        "are 95 %, bootstrap over features.",
-        "Off the line: mean distance between the share that is left and the share that lay in the patches still there; "
-        "0 if the information is local, whatever the number of patches.",
-    )
-    tables = {"table": Table(columns, tuple(rows), (*meaning, *how))}
-    data = {
-        "curves": Table(
-            ("layer", "quantity", "dropped", "features", "mean", "lower quartile", "upper quartile"), tuple(long), how
-        ),
-    }
-    figures = {}
-    if long:
-        figures["figure"] = curves(lines, "share blacked out", "share left", by_order=True)
-    return Result("spatial", tables, figures, data=data)
+
+
+def _drawn(found: Sequence[_OfSite]) -> tuple[tuple[tuple[Cell, ...], ...], dict[str, Figure]]:
+    """Rows of the long table, and the figure; none if there is nothing to draw."""
+    long: list[tuple[Cell, ...]] = []
+    lines: dict[str, dict[str, Any]] = {name: {} for name in (*QUANTITIES, _CONTROL)}
+    for one in found:
+        for name, values in _curves(one.curves).items():
+            middle = values.mean(0)
+            low, high = np.quantile(values, (0.25, 0.75), axis=0)
+            lines[name][f"layer {one.site.layer}"] = (np.array(SHARES), middle, low, high)
+            long += [
+                (one.site.layer, name, x, len(one.curves), *map(float, cells))
+                for x, *cells in zip(SHARES, middle, low, high, strict=True)
+            ]
+    figure = curves(lines, "share blacked out", "share left", by_order=True) if long else None
+    return tuple(long), {"figure": figure} if figure else {}
 
 
 def measure(
@@ -154,7 +178,7 @@ def measure(
     """What is left of a feature while more and more of its active patches are blacked out.
 
     Args:
-        pixels: [3, H, W] in [0, 1].
+        pixels: [1, 3, H, W] in [0, 1].
 
     Returns:
         The number of active patches where it is below `min_active`.
@@ -168,7 +192,7 @@ def measure(
             activation_map(activations(view, some.to(view.device), [feature.site])[feature.site], feature)
             for some in stack.split(batch)
         ]
-        return torch.cat(parts).float().cpu().double()
+        return torch.cat(parts).flatten(1).float().cpu().double()
 
     def quantities(values: Tensor) -> Tensor:
         if not values.isfinite().all():
@@ -176,8 +200,7 @@ def measure(
         active = values > threshold
         return torch.stack([active.sum(-1).double(), (values * active).sum(-1)])
 
-    (natural_map,) = maps(pixels[None])
-    grid, natural = natural_map.shape, natural_map.flatten()
+    natural = maps(pixels)[0]
     quantities(natural)
     active = natural > threshold
     n = int(active.sum())
@@ -193,8 +216,9 @@ def measure(
         kept[0, step, inside[count:]] = 1
         kept[1, step] = 1
         kept[1, step, outside[:count]] = 0
-    masks = [black_out(k.reshape(grid), (pixels.shape[1], pixels.shape[2])) for k in kept.flatten(0, 1)]
-    values = maps(torch.stack([pixels * mask for mask in masks])).flatten(1).unflatten(0, (2, -1))
+    grid = find_tap(view, feature.site).patch_grid
+    masks = [black_out(k.reshape(grid), (pixels.shape[2], pixels.shape[3])) for k in kept.flatten(0, 1)]
+    values = maps(torch.cat([pixels * mask for mask in masks])).unflatten(0, (2, -1))
     whole = quantities(natural)
     lost = 1 - quantities(natural * kept[0]) / whole[:, None]
     left, control = (quantities(v) / whole[:, None] for v in values)
