@@ -32,7 +32,7 @@ WINGS = [
 """Imports go down: a module may import what stands before it, or beside it."""
 FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view"],
-    "reading": ["recording batches", "maps classification tokens", "attention reference"],
+    "reading": ["recording batches", "maps classification tokens", "attention reference", "exemplars"],
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold card", "search", "store", "write words page"],
     "experiments": [
@@ -135,6 +135,19 @@ def test_tests_mirror_the_package():
     tests = ROOT.parent / "tests"
     for path in tests.rglob("test_*.py"):
         assert path.parent.relative_to(tests) in folders, path
+
+
+def test_modules_and_functions_are_short():
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_the_formatter_wins():
+    assert not [p for p in ROOT.parent.rglob("*.py") if "fmt: " + "skip" in p.read_text() and ".venv" not in p.parts]
 
 
 def test_no_folder_is_called_like_a_public_name():

@@ -23,7 +23,7 @@ from vitviz_hf.sites import parse_feature
 
 if TYPE_CHECKING:
     from vitviz_hf.optimize.recipe import Visualization
-    from vitviz_hf.reading.reference import Reference
+    from vitviz_hf.reading.reference import Scores
 
 
 def add_optimization_commands(verbs: Any) -> None:
@@ -110,7 +110,7 @@ def _single_feature(result: "Visualization") -> str | None:
     return address if len(terms) == 1 and terms[0]["weight"] == 1 and "." in address else None
 
 
-def _compared(result: "Visualization", reference: "Reference") -> str | None:
+def _compared(result: "Visualization", reference: "Scores") -> str | None:
     from vitviz_hf.reading.reference import best_photograph
 
     address = _single_feature(result)

@@ -16,7 +16,7 @@ from vitviz_hf.sites import file_stem
 if TYPE_CHECKING:
     from vitviz_hf.models.view import ModelView
     from vitviz_hf.optimize.recipe import Visualization
-    from vitviz_hf.reading.reference import Reference
+    from vitviz_hf.reading.reference import Scores
 
 IMAGE_HELP = "a picture, or the name of a photograph that scikit-image or gradio brings: chelsea, coins, lion ..."
 
@@ -184,7 +184,7 @@ def new_files(folder: str, addresses: Sequence[object], endings: Sequence[str]) 
     return paths
 
 
-def photograph_scores(view: "ModelView") -> "Reference":
+def photograph_scores(view: "ModelView") -> "Scores":
     """Scores of the built-in photographs, with a bar the first time."""
     from vitviz_hf.reading.reference import reference_scores
 

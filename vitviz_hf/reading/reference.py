@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -15,14 +16,28 @@ from vitviz_hf.manifest import cache_folder, write_file
 from vitviz_hf.models.view import ModelView, list_sites, to_pixels
 from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import activations
-from vitviz_hf.sites import Feature, Site, parse_site
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
-Reference = Mapping[Site, Tensor]
+_PARTS = ("scores", "peaks", "places")
+Scores = Mapping[Site, Tensor]
 
 
-def reference_scores(view: ModelView, progress: Callable[[int, int], None] | None = None) -> dict[Site, Tensor]:
-    """Score of every feature of every site on each built-in photograph, {site: [N, F]}.
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What every feature of a model does on some photographs: N rows, one for each."""
+
+    names: tuple[str, ...]
+    scores: Scores
+    """{site: [N, F]}, mean over patches."""
+    peaks: Scores
+    """{site: [N, F]}, value at the patch where the feature fires most."""
+    places: Scores
+    """{site: [N, F]}, number of that patch, row by row from 0."""
+
+
+def load_reference(view: ModelView, progress: Callable[[int, int], None] | None = None) -> Reference:
+    """Every feature of every site on each built-in photograph.
 
     One forward pass for each photograph. Kept in the cache folder.
 
@@ -35,40 +50,59 @@ def reference_scores(view: ModelView, progress: Callable[[int, int], None] | Non
     Warns:
         RuntimeWarning: some have scores that are not finite.
     """
-    names = list(builtin_paths())
+    names = tuple(builtin_paths())
     sites = [s for s, _ in list_sites(view)]
-    wanted = sha256(f"{names} {list(map(str, sites))}".encode()).hexdigest()[:8]
+    wanted = sha256(f"peaks {names} {list(map(str, sites))}".encode()).hexdigest()[:8]
     path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
     if path.is_file():
-        scores = {parse_site(k, view.kinds): v for k, v in load(path.read_bytes()).items()}
-        _check_finite(view, scores)
-        return scores
-    scores = score_examples(view, builtin_photographs(), sites, progress, len(names))
-    _check_finite(view, scores)
+        kept = load(path.read_bytes())
+        found = Reference(names, *({s: kept[f"{s} {part}"] for s in sites} for part in _PARTS))
+        _check_finite(view, found.scores)
+        return found
+    found = measure_examples(view, builtin_photographs(), sites, progress, len(names))
+    _check_finite(view, found.scores)
+    parts = zip(_PARTS, (found.scores, found.peaks, found.places), strict=True)
     with suppress(OutputExistsError):  # another process was faster
-        write_file(path, save({str(k): v for k, v in scores.items()}))
-    return scores
+        write_file(path, save({f"{s} {part}": values[s] for part, values in parts for s in sites}))
+    return found
 
 
-def score_examples(
+def reference_scores(view: ModelView, progress: Callable[[int, int], None] | None = None) -> dict[Site, Tensor]:
+    """Score of every feature of every site on each built-in photograph, {site: [N, F]}, as in `load_reference`.
+
+    Raises:
+        ModelError: no photograph has finite scores at any site.
+
+    Warns:
+        RuntimeWarning: some have scores that are not finite.
+    """
+    return dict(load_reference(view, progress).scores)
+
+
+def measure_examples(
     view: ModelView,
     examples: Iterable[Example],
     sites: list[Site],
     progress: Callable[[int, int], None] | None = None,
     n: int = 0,
-) -> dict[Site, Tensor]:
-    """Score of every feature of some sites on each picture, {site: [N, F]} in float32 on the CPU."""
-    rows: dict[Site, list[Tensor]] = {s: [] for s in sites}
+) -> Reference:
+    """Every feature of some sites on each picture, in float32 on the CPU."""
+    names: list[str] = []
+    parts: tuple[dict[Site, list[Tensor]], ...] = tuple({s: [] for s in sites} for _ in _PARTS)
     for done, example in enumerate(examples, 1):
+        names.append(example.key)
         acts = activations(view, to_pixels(view, example.image), sites)
         for site in sites:
-            rows[site].append(acts[site].in_float32().scores()[0].cpu())
+            own = acts[site].in_float32()
+            peaks, places = own.patches[0].max(dim=0)
+            for rows, values in zip(parts, (own.scores()[0], peaks, places.to(torch.int16)), strict=True):
+                rows[site].append(values.cpu())
         if progress:
             progress(done, n)
-    return {s: torch.stack(v) for s, v in rows.items()}
+    return Reference(tuple(names), *({s: torch.stack(v) for s, v in rows.items()} for rows in parts))
 
 
-def best_photograph(reference: Reference, feature: Feature) -> tuple[str, float]:
+def best_photograph(reference: Scores, feature: Feature) -> tuple[str, float]:
     """The built-in photograph with the highest score for a feature, and that score.
 
     Photographs with a score at the site that is not finite are left out.
@@ -84,7 +118,7 @@ def best_photograph(reference: Reference, feature: Feature) -> tuple[str, float]
     return list(builtin_paths())[int(column.argmax())], float(column.max())
 
 
-def _check_finite(view: ModelView, scores: Reference) -> None:
+def _check_finite(view: ModelView, scores: Scores) -> None:
     """Rows stay, so that they are those of the photographs; who reads them leaves out what is not finite."""
     finite = {s: v.isfinite().all(1) for s, v in scores.items()}
     where = [str(s) for s, rows in finite.items() if not rows.all()]

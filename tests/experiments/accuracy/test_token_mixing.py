@@ -228,7 +228,7 @@ def test_the_papers_numbers_stand_in_their_own_columns(trained, shapes, tmp_path
 def final_tokens(view, pixels):
     """Output of the last block, before the final norm, [B, T, D]."""
     site = Site(len(view.layers) - 1, "resid")
-    return activations(view, pixels, [site])[site]
+    return activations(view, pixels, [site])[site].values
 
 
 def test_token_mixing_counts_what_classify_says(vit, labelled, tmp_path):

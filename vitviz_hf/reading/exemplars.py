@@ -1,0 +1,76 @@
+"""What a feature sees, by example: the places in photographs where it fires most."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vitviz_hf.errors import ModelError
+from vitviz_hf.images import outline_patch, pixels_to_image
+from vitviz_hf.models.view import ModelView, check_feature, find_tap, to_pixels
+from vitviz_hf.reading.reference import Reference
+from vitviz_hf.sites import Feature
+
+_PATCHES = 5
+"""Side of a crop, unless that is less than a quarter of the picture, as in the first stages of a pyramid."""
+_SIDE = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """The place in a photograph where a feature fires most."""
+
+    photograph: str
+    patch: tuple[int, int]
+    """(row, column) on the site's patch grid."""
+    value: float
+    """Activation there."""
+
+
+def list_exemplars(view: ModelView, reference: Reference, feature: Feature, n: int = 4) -> list[Exemplar]:
+    """The strongest patches of a feature, at most one of each photograph, best first.
+
+    Photographs where the feature has no finite value, and those where it does not fire (value of 0 or less) behind the
+    first one, are left out.
+
+    Args:
+        reference: as from `load_reference`.
+
+    Raises:
+        SiteError: the model has no such site.
+        FeatureError: no such feature.
+        ModelError: no photograph has a finite value.
+    """
+    check_feature(view, feature)
+    cols = find_tap(view, feature.site).patch_grid[1]
+    peaks = reference.peaks[feature.site][:, feature.index]
+    places = reference.places[feature.site][:, feature.index].tolist()
+    known = [(value, i) for i, value in enumerate(peaks.tolist()) if peaks[i].isfinite()]
+    if not known:
+        raise ModelError(f"no built-in photograph has finite values at {feature.site}; check the model's weights.")
+    best = sorted(known, key=lambda pair: (-pair[0], pair[1]))[:n]
+    shown = best[:1] + [pair for pair in best[1:] if pair[0] > 0]
+    return [Exemplar(reference.names[i], divmod(places[i], cols), value) for value, i in shown]
+
+
+def crop_exemplar(view: ModelView, photograph: Image.Image, feature: Feature, patch: tuple[int, int]) -> Image.Image:
+    """About 5 x 5 patches around one, which is framed, of the photograph as the model sees it.
+
+    Returns:
+        A picture whose longer side has 120 pixels.
+    """
+    seen = pixels_to_image(to_pixels(view, photograph)[0].float().cpu().numpy())
+    rows, cols = find_tap(view, feature.site).patch_grid
+    framed = outline_patch(seen, patch, (rows, cols))
+    top, height = _window(patch[0], rows)
+    left, width = _window(patch[1], cols)
+    size = seen.width / cols, seen.height / rows
+    box = (left * size[0], top * size[1], (left + width) * size[0], (top + height) * size[1])
+    crop = framed.crop(tuple(round(x) for x in box))  # type: ignore[arg-type]
+    scale = _SIDE / max(crop.size)
+    return crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _window(at: int, n: int) -> tuple[int, int]:
+    """First patch and number of patches around one that lie within n."""
+    wide = min(n, max(_PATCHES, n // 4))
+    return min(max(at - wide // 2, 0), n - wide), wide
