@@ -19,6 +19,7 @@ WINGS = [
     "sites",
     "config",
     "manifest images",
+    "templates",
     "hub stream",
     "models",
     "reading",

@@ -3,34 +3,25 @@
 One HTML fragment for the app and for a file of its own, and the papers' figure "picture, image, map" as a PNG.
 """
 
-import base64
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitviz_hf.atlas.store import QUANTILES, Atlas, Hit
 from vitviz_hf.errors import AtlasError
-from vitviz_hf.images import contact_sheet, encode, image_to_pixels, map_range, open_image, overlay
+from vitviz_hf.images import contact_sheet, image_to_pixels, map_range, open_image, overlay
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature
+from vitviz_hf.templates import load_template, to_data_uri
 
-# Whatever is put in is escaped: names, labels and words come from strangers.
-_TEMPLATES = Environment(
-    loader=PackageLoader("vitviz_hf.atlas"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-)
 _BARS = 32
 _OPTIMIZED = "The picture optimized for this feature"
 
@@ -97,7 +88,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) ->
     scale = map_range(*(h.values for h in (*top, *bottom)))
     table, i, picture = atlas.table(feature.site), feature.index, atlas.visualization(feature)
     score = float(read_recipe(picture)["score"]) if picture else None
-    return _TEMPLATES.get_template("page.html").render(
+    return load_template(__package__, "page.html").render(
         feature=str(feature),
         facts=atlas.manifest,
         mean=table.mean[i],
@@ -117,7 +108,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) ->
 
 def page_document(fragment: str, title: str) -> str:
     """The fragment as a file of its own; it needs nothing from the network."""
-    return _TEMPLATES.get_template("document.html").render(title=title, body=Markup(fragment))
+    return load_template(__package__, "document.html").render(title=title, body=Markup(fragment))
 
 
 def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
@@ -145,7 +136,7 @@ def _tile(h: MappedHit, scale: tuple[float, float]) -> dict[str, Any]:
 
 
 def _figure(pictures: dict[str, Image.Image], caption: str) -> dict[str, Any]:
-    files = {alt: base64.b64encode(encode(image, "JPEG", quality=88)).decode() for alt, image in pictures.items()}
+    files = {alt: to_data_uri(image, 88) for alt, image in pictures.items()}
     return {"pictures": [{"alt": alt, "jpeg": jpeg} for alt, jpeg in files.items()], "caption": caption}
 
 

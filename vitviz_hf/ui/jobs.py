@@ -254,7 +254,8 @@ class Jobs:
         index = index if index >= 0 else readable_filters(filters, 1)[0]
         check_filter(filters, index)
         photo = to_photo(view, image)
-        patches = parse_patches(patch or "")[:1] or telling_patches(look(view, photo, 0.5).joint, view)[-1:]
+        seen = {"clean": look(view, photo, 0.5)}
+        patches = parse_patches(patch or "")[:1] or telling_patches(seen["clean"].joint, view)[-1:]
         check_patches(patches, grid)
         row, col = patches[0]
         pictures = {"clean": photo}
@@ -264,7 +265,8 @@ class Jobs:
         elif change:
             pictures[f"{change} {ratio:.0%} black"] = occlude(photo, mask, change, ratio, min(14, *grid)).photo
         token = n + row * grid[1] + col
-        views, seen = views_by_level(view, filters, pictures, index, token, scale)
+        seen |= {name: look(view, other, 0.5) for name, other in pictures.items() if name not in seen}
+        views = views_by_level(view, filters, pictures, seen, index, token, scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
         text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()

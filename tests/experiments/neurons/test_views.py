@@ -18,6 +18,7 @@ from vitviz_hf.experiments.config import OccludeConfig, ViewsConfig
 from vitviz_hf.experiments.masks import read_object
 from vitviz_hf.experiments.neurons.filters import FAINTEST, global_view, outshining, patch_filters, view_caption
 from vitviz_hf.experiments.neurons.live import views_by_level
+from vitviz_hf.experiments.neurons.occlude import look
 from vitviz_hf.experiments.neurons.views import run_views, shown_levels
 from vitviz_hf.experiments.perturb import mask_to_model
 from vitviz_hf.models.view import normalize, to_pixels
@@ -266,8 +267,10 @@ def test_the_apps_pictures_are_the_same(model, cat, scale):
     dark[: dark.shape[0] // 2] = 0
     other = Own(model, dark)
 
-    alone, _ = views_by_level(model, patch_filters(model), {"clean": own.crop}, 2, token, scale=scale)
-    both, _ = views_by_level(model, patch_filters(model), {"clean": own.crop, "black": dark}, 2, token, scale=scale)
+    pictures = {"clean": own.crop, "black": dark}
+    seen = {name: look(model, picture, 0.5) for name, picture in pictures.items()}
+    alone = views_by_level(model, patch_filters(model), {"clean": own.crop}, seen, 2, token, scale)
+    both = views_by_level(model, patch_filters(model), pictures, seen, 2, token, scale)
 
     def expected(which, level, top):
         weights = which.views[level, token]

@@ -1,8 +1,7 @@
 """Views and groups of one picture, for a page that a visitor clicks through."""
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,11 @@ from scipy import ndimage
 from vitviz_hf.experiments.neurons.clusters import embed_tokens, group_tokens, instances_to_patches
 from vitviz_hf.experiments.neurons.filters import FAINTEST, Filters, brightness, global_view, mosaic, view_caption
 from vitviz_hf.experiments.neurons.group import block_outputs, majority
-from vitviz_hf.experiments.neurons.occlude import Seen, look
+from vitviz_hf.experiments.neurons.occlude import Seen
 from vitviz_hf.experiments.perturb import Mask, Photo
-from vitviz_hf.images import encode, pixels_to_image
+from vitviz_hf.images import pixels_to_image
 from vitviz_hf.models.view import ModelView
+from vitviz_hf.templates import load_template
 
 _COLORS = ("#9a9a9a", "#e4572e", "#2f79b5", "#3a9d5d", "#8e5bb5", "#d99a00")
 
@@ -24,15 +24,18 @@ def views_by_level(
     view: ModelView,
     filters: Filters,
     photos: Mapping[str, Photo],
+    seen: Mapping[str, Seen],
     index: int,
     token: int,
     scale: str,
-) -> tuple[list[tuple[str, Image.Image]], dict[str, Seen]]:
+) -> list[tuple[str, Image.Image]]:
     """For each named picture itself and the views of one token at every level, with captions.
 
     The mosaics are relative to the largest of all; for `scale` see `global_view`.
+
+    Args:
+        seen: what `look` gives for each.
     """
-    seen = {name: look(view, photo, 0.5) for name, photo in photos.items()}
     mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
     brightest, grid = max(brightness(m) for m in mosaics.values()), view.layers[0].patch_grid
     levels = range(len(view.layers) + 1) if len(photos) == 1 else _some_levels(len(view.layers))
@@ -47,7 +50,7 @@ def views_by_level(
     if scale == "log":
         ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, None].repeat(3, 0).repeat(32, 1)
         pictures.append((f"weight of a patch, from {FAINTEST:g} to 1", pixels_to_image(ramp)))
-    return pictures, seen
+    return pictures
 
 
 def _some_levels(n_layers: int) -> list[int]:
@@ -73,9 +76,9 @@ def group_plot(view: ModelView, photo: Photo, mask: Mask, layer: int) -> str:
     owners = majority(mask, grid)
     places = embed_tokens(tokens)[n:]
     places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
-    points = "".join(
+    points = [
         _point(photo, grid, k, (20 + 420 * x, 20 + 420 * y), int(owners[k])) for k, (x, y) in enumerate(places.tolist())
-    )
+    ]
     text = f"Patches after layer {layer + 1} of {len(view.layers)}, colored by what you painted; gray: nothing."
     objects = instances_to_patches(mask, grid)
     if objects:
@@ -83,24 +86,12 @@ def group_plot(view: ModelView, photo: Photo, mask: Mask, layer: int) -> str:
         found = group_tokens(tokens[n:], list(objects.values()), names).measures
         shown = ("purity", "silhouette", "in-object cosine", "between-object cosine")
         text += " " + ", ".join(f"{name} {found[name]:.2f}" for name in shown) + "."
-    return (
-        "<style>.vitviz-groups g image, .vitviz-groups g text {display: none} .vitviz-groups g:hover image, "
-        ".vitviz-groups g:hover text, .vitviz-groups g:focus image, .vitviz-groups g:focus text {display: block} "
-        ".vitviz-groups g:hover circle, .vitviz-groups g:focus circle {stroke: currentColor; stroke-width: 2} "
-        ".vitviz-groups g {outline: none}</style>"
-        f'<svg class="vitviz-groups" viewBox="0 0 560 460" role="img" aria-label="{html.escape(text)}">{points}</svg>'
-        f"<p>{html.escape(text)}</p>"
-    )
+    return load_template(__package__, "groups.html").render(text=text, points=points)
 
 
-def _point(photo: Photo, grid: tuple[int, int], k: int, place: Sequence[float], owner: int) -> str:
+def _point(photo: Photo, grid: tuple[int, int], k: int, place: Sequence[float], owner: int) -> dict[str, Any]:
     row, col = divmod(k, grid[1])
     height, width = photo.shape[0] // grid[0], photo.shape[1] // grid[1]
     patch = Image.fromarray(photo[row * height : (row + 1) * height, col * width : (col + 1) * width])
-    data = base64.b64encode(encode(patch, "JPEG", quality=80)).decode()
     color = _COLORS[0] if owner == 0 else _COLORS[1 + (owner - 1) % (len(_COLORS) - 1)]
-    return (
-        f'<g tabindex="0"><circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="5" fill="{color}"/>'
-        f'<image x="455" y="10" width="96" height="96" href="data:image/jpeg;base64,{data}"/>'
-        f'<text x="455" y="126" font-size="13" fill="currentColor">patch {row},{col}</text></g>'
-    )
+    return {"x": place[0], "y": place[1], "color": color, "patch": patch, "row": row, "col": col}
