@@ -36,7 +36,7 @@ def views_by_level(
     Args:
         seen: what `look` gives for each.
     """
-    mosaics = {name: mosaic(filters, s.values, index) for name, s in seen.items()}
+    mosaics = {name: mosaic(filters, seen[name].values, index) for name in photos}
     brightest, grid = max(brightness(m) for m in mosaics.values()), view.layers[0].patch_grid
     levels = range(len(view.layers) + 1) if len(photos) == 1 else _some_levels(len(view.layers))
     pictures = []
