@@ -70,6 +70,7 @@ FENCES = {
     "spaces": set(),
     "argparse": {"cli"},
     "datasets": {"stream", "atlas.write"},
+    "jinja2": {"atlas.page"},
     "matplotlib": {"experiments.figures"},
     "scipy": {"experiments"},
     "sklearn": {"experiments"},
@@ -163,6 +164,17 @@ def test_print_is_the_command_lines_only():
 
 def test_hooks_are_registered_in_one_place():
     assert [m for m, p in modules() if "register_forward" in p.read_text()] == ["models.hooks"]
+
+
+def test_files_take_their_names_in_one_place():
+    moving = r"os\.(replace|rename|link)\(|mkstemp|\.rename\("
+    assert [m for m, p in modules() if re.search(moving, p.read_text())] == ["manifest"]
+
+
+def test_pixels_become_bytes_and_pictures_in_one_place():
+    by_hand = r"[*/] 255\b|255 \*|permute\((2, 0, 1|1, 2, 0)\)|transpose\((2, 0, 1|1, 2, 0)\)"
+    found = [m for m, p in modules() if re.search(by_hand, p.read_text())]
+    assert found == ["images", "models.builtin"]  # the latter is a checkpoint's own file
 
 
 def test_public_names_are_sorted_and_importable():
