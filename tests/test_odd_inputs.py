@@ -81,7 +81,7 @@ def test_spatial_counts_features_that_are_not_finite(vit, labelled, tmp_path):
     assert any("Left out:" in note and "NaN or infinite" in note for note in table.notes)
     assert not any(isinstance(cell, float) and np.isnan(cell) for row in table.rows for cell in row)
     with pytest.raises(NonFiniteError):
-        measure(view, parse_feature("1.mlp_act:3"), torch.zeros(3, 32, 32), 0.0, 1, torch.Generator())
+        measure(view, parse_feature("1.mlp_act:3"), torch.zeros(1, 3, 32, 32), 0.0, 1, torch.Generator())
 
 
 def test_a_table_with_nan_is_json():
