@@ -77,9 +77,9 @@ def bare(view, pixels) -> float:
 def papers_way(view, pixels) -> float:
     site = Site(len(view.layers) // 2, "mlp_act")
     acts = activations(view, pixels, [site])[site]
-    best: list[list[tuple[float, int]]] = [[] for _ in range(acts.shape[-1])]
+    best: list[list[tuple[float, int]]] = [[] for _ in range(acts.tap.size)]
     start = time.perf_counter()
-    values = acts[:, view.layers[site.layer].n_prefix :].cpu().tolist()
+    values = acts.patches.cpu().tolist()
     for image, tokens in enumerate(values):
         for feature, column in enumerate(zip(*tokens, strict=True)):
             best[feature].append((sum(column) / len(column), image))

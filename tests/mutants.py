@@ -119,24 +119,63 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "reading/maps",
+        "reading/recording",
         (
             "prefix tokens count as patches",
-            "acts[:, :n_prefix], acts[:, n_prefix:]",
-            "acts[:, :n_prefix], acts[:, : acts.shape[1] - n_prefix]",
-            "models/view::top_features_rank_scores_and_patches",
+            "return self.values[:, self.tap.n_prefix :]",
+            "return self.values[:, : self.values.shape[1] - self.tap.n_prefix]",
+            "reading/recording::scores_are_means_or_maxima_over_patches_alone",
         ),
         (
             "the maximum over patches is their mean",
-            "patches.amax(dim=1)",
-            "patches.mean(dim=1)",
-            "atlas/search::the_maximum_over_patches_can_be_the_score",
+            "self.patches.amax(dim=1)",
+            "self.patches.mean(dim=1)",
+            "reading/recording::scores_are_means_or_maxima_over_patches_alone",
         ),
         (
             "rows and columns of a patch are exchanged",
-            "return row * cols + col",
-            "return col * cols + row",
+            "return self.patches[:, row * cols + col]",
+            "return self.patches[:, col * cols + row]",
             "models/view::top_features_rank_scores_and_patches",
+        ),
+        (
+            "the patches of a map are laid out by columns",
+            ".reshape(-1, *self.tap.patch_grid)",
+            ".reshape(-1, *self.tap.patch_grid[::-1]).mT",
+            "reading/recording::a_map_has_the_patches_row_by_row",
+        ),
+    ),
+    *_of(
+        "models/taps",
+        (
+            "taps of other weights are the same",
+            "+ tensor.double().cpu().numpy().tobytes()",
+            "",
+            "models/taps::the_identity_tells_the_taps_and_is_as_before_without",
+        ),
+        (
+            "a tap of a tap forgets the first",
+            "added.function if source.function is None else nn.Sequential(source.function, added.function)",
+            "added.function",
+            "models/taps::a_tap_of_a_tap_is_both_in_turn",
+        ),
+    ),
+    *_of(
+        "models/view",
+        (
+            "taps are lost at another size",
+            "extend_layers(layers, view.extra_taps)",
+            "layers",
+            "models/taps::it_stays_at_another_size_and_in_half_precision",
+        ),
+    ),
+    *_of(
+        "reading/maps",
+        (
+            "a map is of another site's values",
+            "if feature.site != acts.site:",
+            "if feature.site.kind != acts.site.kind:",
+            "reading/recording::a_map_of_another_sites_values_is_refused",
         ),
         (
             "unusualness is no deviation",

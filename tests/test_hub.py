@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.tiny_models import TINY, Tiny, _save_timm
-from vitviz_hf import activations, list_sites, load_model
+from vitviz_hf import SearchConfig, activations, list_sites, load_model, load_zero_shot, open_source
+from vitviz_hf.atlas.search import search
 from vitviz_hf.errors import (
     GatedModelError,
     HubUnreachableError,
@@ -56,7 +57,7 @@ def test_every_family_loads_by_id_pinned_to_its_commit(family, hub, tiny_view):
     sites = [s for s, _ in list_sites(view)]
     ours, folder = (activations(v, pixels, sites) for v in (view, tiny_view(family)))
     for site in sites:
-        assert torch.equal(ours[site], folder[site])
+        assert torch.equal(ours[site].values, folder[site].values)
     if view.labels:
         with torch.no_grad():
             assert torch.equal(run(view, pixels).logits, run(tiny_view(family), pixels).logits)
@@ -77,7 +78,7 @@ def test_sharded_weights_load(hub, tmp_path, tiny_view):
         activations(tiny_view("vit"), pixels, ["2.resid"]).values(),
         strict=True,
     ):
-        assert torch.equal(a, b)
+        assert torch.equal(a.values, b.values)
 
 
 def test_a_branch_is_pinned_to_its_commit(hub):
@@ -98,6 +99,34 @@ def test_what_is_no_id_is_refused_without_a_request(hub, model_id):
         load_model(model_id)
 
     assert len(hub.log) == before
+
+
+def test_a_loaded_model_is_not_asked_for_again(hub, labelled, tmp_path):
+    """Its tokenizer is downloaded once, and nothing else: neither for other labels nor for decoding processes."""
+    view = load_model("tiny/clip", device="cpu")
+    before = len(hub.log)
+
+    words = load_zero_shot(view, ["a bus", "a cat"], ["{}"])
+
+    asked = [path for _, path, _ in hub.log[before:]]
+    files = [path.rpartition("/")[2] for path in asked if "/resolve/" in path]
+    assert "tokenizer.json" in files and not {"config.json", "model.safetensors"} & set(files)
+    before = len(hub.log)
+    other = load_zero_shot(view, ["a dog", "a cat"], ["{}"])
+    search(view, open_source(str(labelled)), SearchConfig(workers=1, limit=4, k=2), tmp_path / "search")
+    assert hub.log[before:] == []
+    assert torch.equal(words.embeddings[1], other.embeddings[1])
+
+
+def test_a_tokenizer_too_large_is_not_downloaded(hub, tiny_folder):
+    hub.publish("odd/wordy", tiny_folder("clip"), sizes={"tokenizer.json": 200_000_000})
+    view = load_model("odd/wordy", device="cpu")
+    before = len(hub.log)
+
+    with pytest.raises(ModelTooLargeError, match="the tokenizer of 'odd/wordy' takes 200 MB, over 100 MB"):
+        load_zero_shot(view, ["a bus"], ["{}"])
+
+    assert hub.log[before:] == []
 
 
 def test_a_missing_folder():

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vitviz_hf.reading.classification import load_zero_shot as load_zero_shot
     from vitviz_hf.reading.maps import activation_map as activation_map
     from vitviz_hf.reading.maps import top_features as top_features
+    from vitviz_hf.reading.recording import Acts as Acts
     from vitviz_hf.reading.recording import activations as activations
     from vitviz_hf.reading.reference import reference_scores as reference_scores
     from vitviz_hf.sites import Feature as Feature
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 
 # Imported when first used: torch and transformers take seconds, 'vitviz --help' must not.
 _HOMES = {
+    "Acts": "reading.recording",
     "Atlas": "atlas.store",
     "Classification": "reading.classification",
     "Direction": "optimize.objectives",

@@ -18,6 +18,7 @@ there attn_in and attn_mix are what comes out of these.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ _PAPER_NAMES = {
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A tensor read in one layer; `str(site)` is its address."""
+    """A tensor read in one layer; `str(site)` is its address. Which kinds there are, a view says."""
 
     layer: int
     kind: str
@@ -76,8 +77,11 @@ class Feature:
         return {"target": str(self)}
 
 
-def parse_site(address: str) -> Site:
+def parse_site(address: str, kinds: Collection[str] | None = KINDS) -> Site:
     """Site from an address such as `6.mlp_act`.
+
+    Args:
+        kinds: those that there are; `view.kinds` of a view that gained some, None takes any name.
 
     Raises:
         SiteError: malformed address, or unknown kind.
@@ -86,15 +90,15 @@ def parse_site(address: str) -> Site:
     if match is None:
         raise SiteError(f"{address!r} is not a site; write LAYER.KIND, for example '6.mlp_act'.")
     layer, kind = match.groups()
-    if kind not in KINDS:
+    if kinds is not None and kind not in kinds:
         paper = _PAPER_NAMES.get(kind)
         hint = f" (the paper's {kind!r} is {paper})" if paper else ""
-        raise SiteError(f"unknown kind {kind!r} in {address!r}; kinds are {', '.join(KINDS)}{hint}.")
+        raise SiteError(f"unknown kind {kind!r} in {address!r}; kinds are {', '.join(kinds)}{hint}.")
     return Site(int(layer), kind)
 
 
-def parse_feature(address: str) -> Feature:
-    """Feature from an address such as `6.mlp_act:20`.
+def parse_feature(address: str, kinds: Collection[str] | None = KINDS) -> Feature:
+    """Feature from an address such as `6.mlp_act:20`; kinds as in `parse_site`.
 
     Raises:
         SiteError: malformed address, or unknown kind.
@@ -102,7 +106,7 @@ def parse_feature(address: str) -> Feature:
     site, _, index = address.strip().partition(":")
     if not re.fullmatch(r"\d{1,7}", index):
         raise SiteError(f"{address!r} is not a feature; write LAYER.KIND:INDEX, for example '6.mlp_act:20'.")
-    return Feature(parse_site(site), int(index))
+    return Feature(parse_site(site, kinds), int(index))
 
 
 def file_stem(address: object) -> str:

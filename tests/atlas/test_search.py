@@ -102,7 +102,7 @@ def whole(tiny_view, pictures):
     for row in rows:
         pixels = (to_pixels(view, open_image(row.data)) * 255).round() / 255
         for site, acts in activations(view, pixels, sites).items():
-            scores[site].append(acts[0, 1:].mean(0))
+            scores[site].append(acts.values[0, 1:].mean(0))
     return {s: torch.stack(v) for s, v in scores.items()}, rows
 
 
@@ -484,7 +484,7 @@ def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pict
         assert shared == len(set(rows[3]) & set(rows[neighbour.index])) > 0
     pixels = to_pixels(view, draw(5))
     site = Site(1, "mlp_act")
-    scores = activations(view, pixels, [site])[site][0, 1:].mean(0).numpy()
+    scores = activations(view, pixels, [site])[site].values[0, 1:].mean(0).numpy()
     found = unusual_features(atlas, {site: scores}, 3)
     table = atlas.table(site)
     assert found[0][0].index == int(((scores - table.mean) / table.std.clip(0.1 * np.median(table.std))).argmax())
@@ -924,7 +924,7 @@ def test_identical_images_are_ranked_once_and_counted_as_rows(batch, copies, tin
     scores = []
     for file in files:
         pixels = (to_pixels(view, open_image(file)) * 255).round() / 255
-        scores.append(activations(view, pixels, [site])[site][0, 1:].mean(0).numpy())
+        scores.append(activations(view, pixels, [site])[site].values[0, 1:].mean(0).numpy())
     weights = np.array([5 if i == 3 else 2 if i == 7 else 1 for i in range(10)])
     names = [f"m/{f.name}" for f in files]
     names[3], names[7] = f"a/copy-{files[3].name}", f"b/copy-{files[7].name}"
@@ -1077,10 +1077,11 @@ def test_images_with_values_that_are_not_finite_are_left_out_counted_and_named(
     scores, taken, names = {s: [] for s in sites}, [], []
     for row, _ in source.read(0, 1, None):
         acts = activations(clean, (to_pixels(clean, open_image(row.data)) * 255).round() / 255, sites)
-        taken.append(not acts[sites[1]][0, 3, 8] > 0)
+        taken.append(not acts[sites[1]].values[0, 3, 8] > 0)
         names.append(row.name)
         for site in sites:
-            scores[site].append(getattr(acts[site][0, 1:].double(), "amax" if reduce == "max" else reduce)(0).numpy())
+            tokens = acts[site].values[0, 1:].double()
+            scores[site].append(getattr(tokens, "amax" if reduce == "max" else reduce)(0).numpy())
     n_bad = N - sum(taken)
     assert 3 < n_bad < N - 3
 

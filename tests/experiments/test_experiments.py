@@ -51,7 +51,7 @@ def noise(view, batch=2, seed=0):
 def last_tokens(view, pixels):
     """Output of the last block, before the final norm, [B, T, D]."""
     site = Site(len(view.layers) - 1, "resid")
-    return activations(view, pixels, [site])[site]
+    return activations(view, pixels, [site])[site].values
 
 
 # Tokens

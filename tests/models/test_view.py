@@ -22,7 +22,6 @@ from vitviz_hf import (
 from vitviz_hf.errors import ConfigError, FeatureError, SiteError
 from vitviz_hf.models.measure import keeps_places
 from vitviz_hf.models.view import check_feature, normalize, run
-from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record
 from vitviz_hf.sites import KINDS, Site
 
@@ -31,6 +30,10 @@ HF_PLAIN = [f for f in PLAIN if not f.startswith("timm")]
 
 def noise(view, batch=2, seed=0):
     return torch.rand(batch, 3, *view.input_size, generator=torch.Generator().manual_seed(seed))
+
+
+def values_at(view, pixels, sites):
+    return {site: acts.values for site, acts in activations(view, pixels, sites).items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +68,7 @@ def test_resid_equals_hidden_states_bit_for_bit(family, tiny_view):
     view = tiny_view(family)
     pixels = noise(view)
 
-    acts = activations(view, pixels, [f"{i}.resid" for i in range(3)])
+    acts = values_at(view, pixels, [f"{i}.resid" for i in range(3)])
     # Last, because transformers leaves its own hooks behind after this.
     inputs = view.inputs(normalize(view, pixels))
     with torch.no_grad():
@@ -80,7 +83,7 @@ def test_hieras_maps_equal_its_own_rerolled_hidden_states(tiny_view):
     pixels = noise(view)
     last_of_stage = [0, 1, 3, 4]
 
-    acts = activations(view, pixels, [f"{i}.resid" for i in last_of_stage])
+    acts = values_at(view, pixels, [f"{i}.resid" for i in last_of_stage])
     with torch.no_grad():
         hidden = view.module(normalize(view, pixels), output_hidden_states=True).reshaped_hidden_states
 
@@ -92,7 +95,7 @@ def test_convnexts_resid_is_its_stage_output_with_channels_last(tiny_view):
     view = tiny_view("convnext")
     pixels = noise(view)
 
-    acts = activations(view, pixels, ["1.resid", "3.resid"])
+    acts = values_at(view, pixels, ["1.resid", "3.resid"])
     with torch.no_grad():
         hidden = view.module(normalize(view, pixels), output_hidden_states=True).hidden_states
 
@@ -111,7 +114,7 @@ def test_resid_equals_timms_intermediates(family, tiny_view):
         )
 
     for i, (patches, prefix) in enumerate(hidden):
-        ours = activations(view, pixels, [f"{i}.resid"])[Site(i, "resid")]
+        ours = activations(view, pixels, [f"{i}.resid"])[Site(i, "resid")].values
         assert torch.equal(ours, torch.cat([prefix, patches], dim=1))
 
 
@@ -127,9 +130,7 @@ def test_the_last_layer_of_a_stage_equals_timms_intermediates(family, tiny_view)
         )
 
     for layer in last:
-        ours = split_tokens(
-            view, activations(view, pixels, [f"{layer}.resid"])[Site(layer, "resid")], Site(layer, "resid")
-        )[1]
+        ours = activations(view, pixels, [f"{layer}.resid"])[Site(layer, "resid")].patches
         expected = [h.flatten(2).mT for h in hidden]
         assert any(e.shape == ours.shape and torch.equal(e, ours) for e in expected), layer
 
@@ -137,7 +138,7 @@ def test_the_last_layer_of_a_stage_equals_timms_intermediates(family, tiny_view)
 def test_the_feed_forward_sites_equal_a_computation_from_the_weights(view):
     """mlp_out from mlp_act in every layer of every family, whatever its layout."""
     pixels = noise(view)
-    acts = activations(view, pixels, [Site(i, k) for i in range(len(view.layers)) for k in ("mlp_act", "mlp_out")])
+    acts = values_at(view, pixels, [Site(i, k) for i in range(len(view.layers)) for k in ("mlp_act", "mlp_out")])
 
     for i, layer in enumerate(view.layers):
         down = view.module.get_submodule(layer.taps["mlp_out"].module)
@@ -213,7 +214,7 @@ def test_every_kind_equals_a_hand_computation_from_the_weights(family, tiny_view
     """Pre-norm blocks of plain ViTs, computed from the residual stream and the weights alone."""
     view = tiny_view(family)
     pixels = noise(view)
-    acts = activations(view, pixels, [Site(i, k) for i in range(3) for k in KINDS])
+    acts = values_at(view, pixels, [Site(i, k) for i in range(3) for k in KINDS])
     block = view.module.get_submodule(view.layers[1].name)
     stream = acts[Site(0, "resid")]
 
@@ -305,7 +306,7 @@ def test_input_and_queries_of_shifted_windows_equal_a_computation_in_image_order
 ):
     view = tiny_view(family)
     site, given = Site(layer, "attn_q"), Site(layer, "attn_in")
-    acts = activations(view, noise(view), [Site(layer - 1, "resid"), site, given])
+    acts = values_at(view, noise(view), [Site(layer - 1, "resid"), site, given])
     block = view.module.get_submodule(view.layers[layer].name)
     stream = acts[Site(layer - 1, "resid")]
 
@@ -326,7 +327,7 @@ def test_the_attentions_output_is_its_projection_of_the_mixed_values(view):
         for given, made in (("attn_in", "attn_q"), ("attn_mix", "attn_out")):
             if made not in layer.taps:
                 continue
-            acts = activations(view, pixels, [Site(i, given), Site(i, made)])
+            acts = values_at(view, pixels, [Site(i, given), Site(i, made)])
             tap = layer.taps[made]
             projection = view.module.get_submodule(tap.module)
             values = acts[Site(i, given)]
@@ -358,8 +359,7 @@ def test_a_square_moved_to_another_corner_moves_the_change_of_the_early_maps(vie
     acts = activations(view, pixels, sites)
 
     for site in sites:
-        tap = view.layers[site.layer].taps[site.kind]
-        patches = split_tokens(view, acts[site], site)[1].unflatten(1, tap.patch_grid)
+        patches = acts[site].patches.unflatten(1, acts[site].tap.patch_grid)
         change = (patches[1:] - patches[:1]).abs().sum(-1)
         quadrants = functional.adaptive_avg_pool2d(change.unsqueeze(1), 2).flatten(1)
         assert quadrants.argmax(1).tolist() == [0, 1, 2, 3], site
@@ -368,10 +368,10 @@ def test_a_square_moved_to_another_corner_moves_the_change_of_the_early_maps(vie
 def test_two_images_in_a_batch_equal_two_singles(view):
     pixels = noise(view)
     sites = [s for s, _ in list_sites(view)]
-    both = activations(view, pixels, sites)
+    both = values_at(view, pixels, sites)
 
     for i in range(2):
-        alone = activations(view, pixels[i : i + 1], sites)
+        alone = values_at(view, pixels[i : i + 1], sites)
         for site in sites:
             torch.testing.assert_close(both[site][i : i + 1], alone[site], rtol=1e-3, atol=1e-4)
 
@@ -388,7 +388,7 @@ def test_a_changed_patch_changes_the_first_map_there_on_a_grid_that_is_not_squar
 
     before, after = (activations(view, x, [features[0].site])[features[0].site] for x in (gray, marked))
 
-    changes = [(activation_map(view, after, f) - activation_map(view, before, f)).abs()[0] for f in features]
+    changes = [(activation_map(after, f) - activation_map(before, f)).abs()[0] for f in features]
     difference = torch.stack(changes).sum(0)
     assert difference.shape == (4, 6)
     assert difference[row, col] > 0.01
@@ -437,7 +437,7 @@ def test_reading_leaves_no_hooks_even_after_an_error(view):
 def test_gradients_reach_the_pixels_and_no_parameter(view):
     pixels = noise(view).requires_grad_(True)
 
-    record(view, pixels, [Site(1, "mlp_act")])[Site(1, "mlp_act")].sum().backward()
+    record(view, pixels, [Site(1, "mlp_act")])[Site(1, "mlp_act")].values.sum().backward()
 
     assert pixels.grad.abs().sum() > 0
     assert all(p.grad is None for p in view.module.parameters())
@@ -521,7 +521,7 @@ def test_keys_on_a_coarser_grid_have_a_map_of_that_grid(tiny_view):
     view = tiny_view("timm-twins-pcpvt")
     acts = activations(view, noise(view), ["0.attn_q", "0.attn_k"])
 
-    shapes = {k: activation_map(view, acts[Site(0, k)], parse_feature(f"0.{k}:3")).shape for k in ("attn_q", "attn_k")}
+    shapes = {k: activation_map(acts[Site(0, k)], parse_feature(f"0.{k}:3")).shape for k in ("attn_q", "attn_k")}
 
     assert shapes == {"attn_q": (2, 16, 16), "attn_k": (2, 2, 2)}
 
@@ -545,7 +545,7 @@ def test_errors_name_what_is_possible(vit):
 
 def test_top_features_rank_scores_and_patches(vit):
     pixels = noise(vit, 1)
-    acts = activations(vit, pixels, ["1.mlp_act"])[Site(1, "mlp_act")][0, 1:]
+    acts = activations(vit, pixels, ["1.mlp_act"])[Site(1, "mlp_act")].values[0, 1:]
 
     whole = top_features(vit, pixels, "1.mlp_act", k=5)
     patch = top_features(vit, pixels, "1.mlp_act", k=5, patch=(2, 3))
@@ -558,7 +558,7 @@ def test_top_features_rank_scores_and_patches(vit):
 def test_top_features_by_unusualness_are_deviations_from_the_reference(vit):
     pixels = noise(vit, 1)
     site = Site(1, "mlp_act")
-    scores = activations(vit, pixels, [site])[site][0, 1:].mean(0)
+    scores = activations(vit, pixels, [site])[site].values[0, 1:].mean(0)
     reference = scores + torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     reference[:, 7] -= 50  # only this feature is far from its reference scores
 
@@ -578,10 +578,10 @@ def test_two_threads_on_one_model_do_not_read_each_other(vit):
 
     batches = [noise(vit, 1, seed) for seed in range(16)]
     site = Site(2, "mlp_act")
-    expected = [activations(vit, x, [site])[site] for x in batches]
+    expected = [activations(vit, x, [site])[site].values for x in batches]
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda x: activations(vit, x, [site])[site], batches))
+        found = list(pool.map(lambda x: activations(vit, x, [site])[site].values, batches))
 
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
@@ -595,7 +595,7 @@ def test_the_builtin_model_is_the_trained_one(builtin):
     scores = {}
     for example in builtin_photographs():
         acts = activations(builtin, to_pixels(builtin, example.image), [faces.site, heaps.site])
-        scores[example.key] = [activation_map(builtin, acts[f.site], f).mean().item() for f in (faces, heaps)]
+        scores[example.key] = [activation_map(acts[f.site], f).mean().item() for f in (faces, heaps)]
 
     assert max(scores, key=lambda k: scores[k][0]) in ("chelsea", "lion", "cheetah", "groot")
     assert max(scores, key=lambda k: scores[k][1]) == "coins"
@@ -607,8 +607,8 @@ def test_cuda_gives_the_same_activations(tiny_folder, vit):
     cuda = load_model(str(tiny_folder("vit")), device="cuda")
     pixels = noise(vit)
 
-    on_gpu = activations(cuda, pixels.cuda(), ["2.mlp_act"])[Site(2, "mlp_act")].cpu()
+    on_gpu = activations(cuda, pixels.cuda(), ["2.mlp_act"])[Site(2, "mlp_act")].values.cpu()
 
     torch.testing.assert_close(
-        on_gpu, activations(vit, pixels, ["2.mlp_act"])[Site(2, "mlp_act")], rtol=1e-3, atol=1e-4
+        on_gpu, activations(vit, pixels, ["2.mlp_act"])[Site(2, "mlp_act")].values, rtol=1e-3, atol=1e-4
     )

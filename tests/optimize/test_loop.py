@@ -121,7 +121,7 @@ def test_the_score_is_the_mean_over_patches_of_the_picture(vit):
     result = visualize(vit, [feature], QUICK)[0]
 
     acts = activations(vit, result.pixels[None], [feature.site])[feature.site]
-    assert result.score == pytest.approx(acts[0, 1:, 5].mean().item(), abs=1e-5)
+    assert result.score == pytest.approx(acts.values[0, 1:, 5].mean().item(), abs=1e-5)
 
 
 def test_an_objective_is_the_weighted_sum_of_its_targets(vit):
@@ -133,6 +133,7 @@ def test_an_objective_is_the_weighted_sum_of_its_targets(vit):
     value = score_pixels(vit, [objective], images)
 
     acts = activations(vit, images[0], ["1.mlp_act", "2.attn_q", "2.resid"])
+    acts = {site: found.values for site, found in acts.items()}
     with torch.no_grad():
         logits = vit.module((images[0] - 0.5) / 0.5).logits
     expected = (

@@ -38,7 +38,7 @@ def spoiled(tiny_folder, columns):
 @pytest.mark.parametrize("patch", [None, (0, 2)])
 def test_features_without_a_finite_value_are_not_ranked(patch, tiny_folder, vit, pixels):
     view = spoiled(tiny_folder, {4: math.nan, 9: math.inf, 11: -math.inf})
-    acts = activations(vit, pixels, [SITE])[SITE][0, 1:]
+    acts = activations(vit, pixels, [SITE])[SITE].values[0, 1:]
     values = (acts.mean(0) if patch is None else acts[2]).double()
 
     with pytest.warns(RuntimeWarning, match=r"tiny/vit' in float32 gives non-finite values at 1\.mlp_act for 3 of 64"):

@@ -135,7 +135,7 @@ def test_the_final_norm_is_found_by_what_it_is_given(family, tiny_view):
 def test_the_head_on_normalized_tokens_is_the_head_on_tokens(family, tiny_view):
     view = classifier(tiny_view, family)
     site, name = Site(2, "resid"), final_norm(view)
-    tokens = activations(view, noise(view), [site])[site][:, 3]
+    tokens = activations(view, noise(view), [site])[site].values[:, 3]
     norm = view.module.get_submodule(name)
 
     with torch.no_grad():

@@ -13,7 +13,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import imagenet_labels, load_zero_shot
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import ConfigError, NoClassifierError
-from vitviz_hf.experiments.accuracy import study
+from vitviz_hf.experiments.accuracy import classifiers, study
 from vitviz_hf.experiments.config import BackgroundConfig, OcclusionConfig, PositionConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.models.loading import imagenet_synsets
@@ -100,7 +100,7 @@ def test_classes_of_imagenet_get_the_texts_that_clip_was_tested_with(tiny_view, 
     names = list(imagenet_synsets().values())
     source = folder_of(tmp_path, ["n01440764", "n02113186", "n02963159"])
 
-    (view,) = study.as_classifiers([tiny_view("clip")], source)
+    (view,) = classifiers.as_classifiers([tiny_view("clip")], source)
 
     assert view.labels == (names[0], names[264], names[474])
     assert view.head.labels == ("tench", imagenet_labels()[264], imagenet_labels()[474])
@@ -110,7 +110,7 @@ def test_classes_of_imagenet_get_the_texts_that_clip_was_tested_with(tiny_view, 
 
 
 def test_other_names_are_taken_as_they_are(tiny_view, tmp_path):
-    (view,) = study.as_classifiers([tiny_view("clip")], folder_of(tmp_path, ["tench", "polar_beer"]))
+    (view,) = classifiers.as_classifiers([tiny_view("clip")], folder_of(tmp_path, ["tench", "polar_beer"]))
     assert view.labels == ("polar_beer", "tench") and view.head.labels == ("polar beer", "tench")
     assert view.head.templates == ("a photo of a {}.",)
 
@@ -129,17 +129,17 @@ def test_a_dataset_that_does_not_name_its_classes_is_taken_for_imagenet(tiny_vie
             bias=0.0,
         )
 
-    monkeypatch.setattr(study, "load_zero_shot", made)
-    (view,) = study.as_classifiers([tiny_view("clip")], open_source("builtin"))
+    monkeypatch.setattr(classifiers, "load_zero_shot", made)
+    (view,) = classifiers.as_classifiers([tiny_view("clip")], open_source("builtin"))
     assert asked == [(imagenet_labels(), imagenet_templates())]
     assert view.labels == tuple(imagenet_synsets().values())
 
 
 def test_models_with_a_classifier_keep_it_and_those_without_words_are_refused(vit, tiny_view, labelled):
     source = open_source(str(labelled))
-    assert study.as_classifiers([vit], source) == [vit]
+    assert classifiers.as_classifiers([vit], source) == [vit]
     with pytest.raises(NoClassifierError, match="has no trained classifier and no text tower"):
-        study.as_classifiers([vit, tiny_view("dinov2")], source)
+        classifiers.as_classifiers([vit, tiny_view("dinov2")], source)
 
 
 def test_other_words_are_another_run(tiny_view, labelled, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_other_words_are_another_run(tiny_view, labelled, tmp_path, monkeypatch)
     assert told["labels"] == 4
     assert told["texts"] == hashlib.sha256("\n".join([*CLASSES, "", "a photo of a {}."]).encode()).hexdigest()
     run_experiment("position", [tiny_view("clip")], source, config, tmp_path)
-    monkeypatch.setattr(study, "TEMPLATE", "a drawing of a {}.")
+    monkeypatch.setattr(classifiers, "TEMPLATE", "a drawing of a {}.")
     with pytest.raises(ConfigError, match=r"holds a run with models\.0\.zero_shot\.templates\.0 'a photo of a \{\}\.'"):
         run_experiment("position", [tiny_view("clip")], source, config, tmp_path)
 

@@ -112,7 +112,7 @@ def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
 
     feature = parse_feature(address)
     acts = activations(vit, to_pixels(vit, open_image(photo)), [feature.site])[feature.site]
-    own = activation_map(vit, acts, feature)[0]
+    own = activation_map(acts, feature)[0]
     assert f"values {own.min():.3g} to {own.max():.3g} on 4 x 4" in values[maps.facts]
     assert f"mean {own.mean():.3g}" in values[maps.facts]
 

@@ -1,5 +1,6 @@
 """Options of a search."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ class SearchConfig(Checked):
     """
 
     kinds: tuple[str, ...] = knob(("mlp_act",), "default: mlp_act, the neurons", parse=parse_words, metavar="A,B")
-    """Kinds of sites, see sites.py."""
+    """Kinds of sites, see sites.py; those of the view are checked when the search begins."""
     layers: tuple[int, ...] | None = knob(
         None, "for example 3-7,11 (default: all)", blank="", parse=_parse_layers, metavar="A-B,C"
     )
@@ -32,7 +33,15 @@ class SearchConfig(Checked):
     workers: int = knob(0, "processes that decode (default: by the CPU count)", 0, 256)
     """0 decodes in threads of this process; only the command line has another default."""
 
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)  # super() does not know a class with slots
-        if unknown := [k for k in self.kinds if k not in KINDS]:
-            raise ConfigError(f"unknown kind {unknown[0]!r}; kinds are {', '.join(KINDS)}.")
+
+def check_kinds(wanted: Collection[str], known: Collection[str] = KINDS) -> None:
+    """Raise unless all kinds of sites are known.
+
+    Args:
+        known: `view.kinds`, which a model that is not loaded yet has at least.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    if unknown := [k for k in wanted if k not in known]:
+        raise ConfigError(f"unknown kind {unknown[0]!r}; kinds are {', '.join(known)}.")

@@ -63,7 +63,7 @@ def map_hits(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, bottom
     crops = [open_image(s.jpeg) for s in stored]
     pixels = torch.stack([image_to_pixels(crop) for crop in crops])
     acts = activations(view, pixels.to(view.device), [feature.site])[feature.site]
-    maps = activation_map(view, acts, feature).float().cpu().numpy()
+    maps = activation_map(acts, feature).float().cpu().numpy()
     return [
         MappedHit(hit, s.name, s.label, crop, values)
         for hit, s, crop, values in zip(hits, stored, crops, maps, strict=True)

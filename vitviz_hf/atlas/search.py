@@ -24,15 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, find_tap, list_sites
 from vitviz_hf.reading.batches import Batch, Bytes, decoders, read_batches
-from vitviz_hf.reading.maps import name_precision, site_scores, split_tokens
-from vitviz_hf.reading.recording import record_each
+from vitviz_hf.reading.maps import name_precision
+from vitviz_hf.reading.recording import Acts, record_each
 from vitviz_hf.sites import Site, parse_site
 from vitviz_hf.stream import Row, Source
 
@@ -69,6 +69,7 @@ def site_list(view: ModelView, config: SearchConfig) -> list[Site]:
     """
     if not view.layers or (config.layers and max(config.layers) >= len(view.layers)):
         find_tap(view, Site(max(config.layers or (0,)), "mlp_act"))
+    check_kinds(config.kinds, view.kinds)
     sites = [
         s for s, _ in list_sites(view) if s.kind in config.kinds and (not config.layers or s.layer in config.layers)
     ]
@@ -237,7 +238,7 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
         names: dict[Site, dict[str, Tensor]] = {}
         for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
             site, _, part = name.partition("/")
-            names.setdefault(parse_site(site), {})[part] = file.get_tensor(name)
+            names.setdefault(parse_site(site, None), {})[part] = file.get_tensor(name)
     folds = {site: SiteFold.from_tensors(parts, device) for site, parts in sorted(names.items())}
     return SearchState(folds, **{k: facts[k] for k in _FACTS}, skipped=[(a, b) for a, b in facts["skipped"]])
 
@@ -295,13 +296,13 @@ def _take_in(
     ranked: list[Tensor] = []
     finite: dict[Site, Tensor] = {}
 
-    def fold(site: Site, acts: Tensor) -> None:
-        acts = acts.float()
-        fires = split_tokens(view, acts, site)[1] > 0
+    def fold(acts: Acts) -> None:
+        site, acts = acts.site, acts.in_float32()
+        fires = acts.patches > 0
         active = fires.to(torch.uint8).sum(1, dtype=torch.int32) / fires.shape[1]
-        means = site_scores(view, acts, site)  # not finite where a patch is not; a maximum can hide it
+        means = acts.scores()  # not finite where a patch is not; a maximum can hide it
         finite[site] = means.isfinite().all(1)
-        scores = means if reduce == "mean" else site_scores(view, acts, site, reduce)
+        scores = means if reduce == "mean" else acts.scores(reduce)
         ranked.append(state.folds[site].update(scores, active, keys, finite[site]))
 
     with torch.no_grad():

@@ -91,7 +91,7 @@ class Atlas:
     @property
     def sites(self) -> dict[Site, int]:
         """Every site with its number of features."""
-        return {parse_site(name): n for name, n in self.manifest["sites"].items()}
+        return {parse_site(name, None): n for name, n in self.manifest["sites"].items()}
 
     def table(self, site: Site) -> SiteTable:
         """Statistics and ranked images of a site.
@@ -244,7 +244,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     if wrong:
         raise ValueError(f"{wrong[0]} is {manifest[wrong[0]]!r}")
     for site, n in manifest["sites"].items():
-        parse_site(site)
+        parse_site(site, None)
         if not isinstance(n, int):
             raise ValueError(f"{site} has {n!r} features")
 
@@ -351,6 +351,6 @@ def _read_images(path: Path, version: tuple[int, ...], group: int) -> list[Store
 
 def _spans(names: Sequence[str]) -> str:
     kinds: dict[str, list[int]] = {}
-    for site in map(parse_site, names):
+    for site in (parse_site(name, None) for name in names):
         kinds.setdefault(site.kind, []).append(site.layer)
     return ", ".join(f"{kind} of layers {min(x)}-{max(x)}" for kind, x in kinds.items())

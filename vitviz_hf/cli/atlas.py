@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.cli.options import (
     add_knobs,
     add_model_options,
@@ -84,6 +84,7 @@ def _search(args: Any) -> None:
     from vitviz_hf.stream import open_source
 
     config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **read_knobs(args, SearchConfig)})
+    check_kinds(config.kinds)
     out, (rank, n_ranks) = Path(args.out), _ranks()
     check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
@@ -169,7 +170,7 @@ def _atlas_name(args: Any) -> None:
     from vitviz_hf.atlas.store import open_atlas
     from vitviz_hf.atlas.words import name_features
     from vitviz_hf.models.gate import fetch_model
-    from vitviz_hf.models.view import load_model
+    from vitviz_hf.models.view import load_snapshot
 
     words = None
     if args.words:
@@ -180,10 +181,10 @@ def _atlas_name(args: Any) -> None:
     atlas = open_atlas(args.atlas)
     check_absent(atlas.folder / "words")
     own = atlas.manifest["model_id"], atlas.manifest["revision"]
-    namer = (args.namer, None)
-    if not args.namer:
-        namer = own if "text_config" in fetch_model(*own).config else (_NAMER, None)
-    view = load_model(*namer, args.device)
+    snapshot = fetch_model(args.namer) if args.namer else fetch_model(*own)
+    if not args.namer and "text_config" not in snapshot.config:
+        snapshot = fetch_model(_NAMER)
+    view = load_snapshot(snapshot, args.device)
     with counter("reading words and images", "") as show:
         found = name_features(atlas, view, words, progress=show)
     named = sum(bool(atlas.feature_words(Feature(s, i))) for s, n in atlas.sites.items() for i in range(n))

@@ -74,7 +74,8 @@ def _models(args: Any) -> None:
     from vitviz_hf.models.families import FAMILIES
 
     if args.json:
-        print(json.dumps([{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]))
+        facts = [{**asdict(f), "classifies": list(f.classifies)} for f in FAMILIES]
+        print(json.dumps([{k: v for k, v in f.items() if k != "exceptions"} for f in facts]))
         return
     rows = [("family", "features", "classifies", "model_type, or module of timm", "for example")]
     for family in FAMILIES:
@@ -178,7 +179,7 @@ def _map(args: Any) -> None:
     acts = activations(view, pixels, {f.site for f in features})
     crop = pixels_to_image(pixels[0].cpu().numpy())
     for feature, path in zip(features, paths, strict=True):
-        values = activation_map(view, acts[feature.site], feature)[0].float().cpu().numpy()
+        values = activation_map(acts[feature.site], feature)[0].float().cpu().numpy()
         panel = map_panel(crop, values, map_range(values), f"{view.model_id} {feature}")
         facts = {
             "model_id": view.model_id,

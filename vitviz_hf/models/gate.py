@@ -55,12 +55,17 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Files of one checked model: `revision` is the commit sha, None for a local folder."""
+    """Files of one checked model, which stay as they are: no second visit to the Hub is needed for them."""
 
     model_id: str
+    """Hub id, folder or `builtin`, as given."""
     revision: str | None
+    """Commit sha; None for a local folder and the built-in model."""
     folder: Path
     config: dict[str, Any]
+    """What config.json holds."""
+    sizes: Mapping[str, int]
+    """File -> bytes of all that the repository holds at this commit, not only of what is in `folder` already."""
 
     def digest(self) -> str | None:
         """Sha256 of the files of a local folder that decide what it gives; None where a commit pins them."""
@@ -101,16 +106,15 @@ def fetch_model(model_id: str, revision: str | None = None, token: Token = None)
 
 
 def fetch_tokenizer(snapshot: Snapshot, token: Token = None) -> Path:
-    """Folder with the tokenizer files of a model, at the same commit.
+    """Folder with the tokenizer files of a model, at the same commit; downloaded when first asked for.
 
     Raises:
         ModelError: one subclass for each reason; also files larger than a tokenizer is.
     """
-    if snapshot.revision is None or not hub_reachable():
+    sizes = {name: n for name, n in snapshot.sizes.items() if name in _TOKENIZER_FILES}
+    if snapshot.revision is None or all((snapshot.folder / name).is_file() for name in sizes):
         return snapshot.folder
-    sizes = list_files(MODEL, snapshot.model_id, snapshot.revision, token).sizes
-    size = sum(n for name, n in sizes.items() if name in _TOKENIZER_FILES)
-    if size > _TOKENIZER_LIMIT:
+    if (size := sum(sizes.values())) > _TOKENIZER_LIMIT:
         raise ModelTooLargeError(f"the tokenizer of {snapshot.model_id!r} takes {size / 1e6:.0f} MB, over 100 MB.")
     return download(MODEL, snapshot.model_id, snapshot.revision, _TOKENIZER_FILES, token)
 
@@ -133,7 +137,7 @@ def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     files = _weight_files(sizes, name, lambda f: download(MODEL, model_id, sha, [f], token) / f)
     _check_size(sum(sizes.get(f, 0) for f in files), name)
     folder = download(MODEL, model_id, sha, ["config.json", "preprocessor_config.json", *files], token)
-    return Snapshot(model_id, sha, folder, config)
+    return Snapshot(model_id, sha, folder, config, sizes)
 
 
 def _from_cache(model_id: str, revision: str | None) -> Snapshot:
@@ -157,7 +161,7 @@ def _local(model_id: str, folder: Path, revision: str | None = None) -> Snapshot
     if missing := [f for f in files if f not in sizes]:
         raise ModelError(f"{name} lacks weight files: {', '.join(missing)}.")
     _check_size(sum(sizes[f] for f in files), name)
-    return Snapshot(model_id, revision, folder, config)
+    return Snapshot(model_id, revision, folder, config, sizes)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

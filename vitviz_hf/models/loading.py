@@ -5,11 +5,9 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -20,16 +18,14 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 
-from vitviz_hf.errors import ModelError, NoClassifierError, first_line
+from vitviz_hf.errors import ModelError, first_line
 from vitviz_hf.images import cover
-from vitviz_hf.models.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM
-from vitviz_hf.models.gate import VOCABULARY_FILES, Snapshot
-
-# transformers finds the vision tower in a repository with two towers by itself, except in AIMv2's.
-_AIMV2_KEYS = {r"^vision_model\.": ""}
+from vitviz_hf.models.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM, Exceptions, Family
+from vitviz_hf.models.gate import Snapshot
+from vitviz_hf.models.trace import Told
 
 
 def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str, ...] | None]:
@@ -39,8 +35,9 @@ def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str,
         ModelError: the weights do not fit, or an architecture is unknown.
     """
     name, has_labels = _class_name(snapshot)
-    keys = _AIMV2_KEYS if snapshot.config["model_type"] == "aimv2" else None
-    module = _from_pretrained(snapshot, name, dtype, vision_only=not has_labels, key_mapping=keys)
+    family = BY_MODEL_TYPE.get(snapshot.config["model_type"])
+    keys = dict(family.exceptions.keys) if family else {}
+    module = from_pretrained(snapshot, name, dtype, vision_only=not has_labels, key_mapping=keys or None)
     labels = None
     if has_labels:
         names = module.config.id2label or {}  # PVT's config may count its labels without naming them
@@ -71,69 +68,22 @@ def shuffled(module: Any, seed: int) -> Any:
     return copied
 
 
-@dataclass(frozen=True, slots=True)
-class TextTower:
-    """The half of a two-tower model that reads, and what joins the halves."""
-
-    encode: Callable[[Sequence[str]], Tensor]
-    """Texts -> [N, E] embeddings of length 1."""
-    project: Tensor | None
-    """[E, D], from the vision tower's pooled output; None where that is an embedding already."""
-    scale: float
-    """Logit = scale * cosine + bias."""
-    bias: float
-
-
-def load_text_tower(snapshot: Snapshot, tokenizer_folder: Path, dtype: torch.dtype, device: torch.device) -> TextTower:
-    """The text tower of a repository that holds both.
-
-    Raises:
-        NoClassifierError: the repository has no text tower.
-        ModelError: no usable tokenizer, or the weights do not fit.
-    """
-    family = BY_MODEL_TYPE.get(snapshot.config["model_type"])
-    if family is None or "text_config" not in snapshot.config:
-        raise NoClassifierError(
-            f"{snapshot.model_id!r} has no text tower; give a whole CLIP, SigLIP or AIMv2 repository."
-        )
-    # Without one of these transformers makes a tokenizer that knows no words, and says nothing.
-    if not any((tokenizer_folder / name).is_file() for name in VOCABULARY_FILES):
-        raise ModelError(f"{snapshot.model_id!r} has no tokenizer files, so its text tower cannot read.")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            tokenizer_folder, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        raise ModelError(f"{snapshot.model_id!r} has no usable tokenizer: {first_line(error)}") from error
-    model = _from_pretrained(snapshot, family.text_class, dtype).requires_grad_(False).to(device)
-    length = model.config.text_config.max_position_embeddings
-    sigmoid = hasattr(model, "logit_bias")  # SigLIP: trained on padded texts, and without a mask
-
-    @torch.no_grad()
-    def encode(texts: Sequence[str]) -> Tensor:
-        padding = "max_length" if sigmoid else "longest"
-        tokens = tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        mask = {} if sigmoid else {"attention_mask": tokens["attention_mask"].to(device)}
-        embeddings: Tensor = model.get_text_features(input_ids=tokens["input_ids"].to(device), **mask).pooler_output
-        return nn.functional.normalize(embeddings.float(), dim=-1)
-
-    projection = getattr(model, "visual_projection", None)
-    scale = model.logit_scale.clamp(max=getattr(model, "max_log_logit_scale", torch.inf)).exp()
-    return TextTower(
-        encode,
-        projection.weight if projection is not None else None,
-        float(scale),
-        float(model.logit_bias) if sigmoid else 0.0,
-    )
-
-
-def _from_pretrained(
+def from_pretrained(
     snapshot: Snapshot,
     name: str,
     dtype: torch.dtype,
     vision_only: bool = False,
     key_mapping: dict[str, str] | None = None,
 ) -> Any:
+    """A class of transformers with the weights of a snapshot, in eval mode.
+
+    Args:
+        vision_only: with the vision tower's part of the config.
+        key_mapping: names in the file -> names in the module, as regular expressions.
+
+    Raises:
+        ModelError: the weights do not fit.
+    """
     try:
         config = _read_config(snapshot, vision_only)
         with _no_progress_bars():
@@ -186,8 +136,8 @@ def _read_config(snapshot: Snapshot, vision_only: bool) -> Any:
         # timm 1.0.31 writes num_classes a second time here, which transformers 5.23 refuses.
         arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
         config.model_args = arguments | _timm_size_options(config.architecture)
-    elif snapshot.config["model_type"] == "vit_mae":
-        config.mask_ratio = 0.0
+    for name, value in exceptions_of(config).config.items():
+        setattr(config, name, value)
     return getattr(config, "vision_config", config) if vision_only else config
 
 
@@ -202,11 +152,36 @@ def _timm_size_options(architecture: str) -> dict[str, bool]:
     return {k: v for k, v in {"dynamic_img_size": True, "strict_img_size": False}.items() if k in known}
 
 
-def is_tested(module: Any) -> bool:
-    """Whether this kind of model is in the table of families: any other of timm's is tried before it is used."""
-    if module.config.model_type != TIMM:
-        return True
-    return _timm_module(module.config.architecture).rpartition(".")[2] in BY_TIMM_MODULE
+def family_of(config: Any) -> Family | None:
+    """The family of a module's config; None for the kinds of timm's that are tried before they are used."""
+    if config.model_type == TIMM:
+        return BY_TIMM_MODULE.get(_timm_module(config.architecture).rpartition(".")[2])
+    return BY_MODEL_TYPE[config.model_type]
+
+
+def exceptions_of(config: Any) -> Exceptions:
+    """What the family of a module's config does unlike all others."""
+    family = family_of(config)
+    return family.exceptions if family else Exceptions()
+
+
+def told(module: Any, size: tuple[int, int]) -> Told:
+    """What a pass over an image of (height, width) does not show of the module."""
+    exceptions, first_grid = exceptions_of(module.config), None
+    if exceptions.inputs == "patches":
+        patch = int(module.config.patch_size)
+        first_grid = (size[0] // patch, size[1] // patch)
+    return Told(first_grid, _hiera_orders(module) if exceptions.regrouped else {}, exceptions.heads)
+
+
+def _hiera_orders(module: Any) -> dict[int, Tensor]:
+    """Hiera's own code puts the patches back, here a list of positions: number of tokens -> place of each."""
+    encoder = getattr(module, module.base_model_prefix, module).encoder
+    orders = {}
+    for stage, (_, (rows, cols)) in encoder.schedule.items():
+        positions = torch.arange(rows * cols).view(1, -1, 1)
+        orders[rows * cols] = encoder.reroll(positions, stage).flatten()
+    return orders
 
 
 def load_preprocessing(
@@ -235,7 +210,8 @@ def load_preprocessing(
         pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    if is_naflex(config):  # of any shape, so the square with as many patches as it was trained on
+    # Images of any shape: the square with as many patches as it was trained on.
+    if exceptions_of(config).inputs == "patches":
         side = int(config.num_patches**0.5) * config.patch_size
         preprocess = partial(cover_pixels, size=(side, side))
     mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
@@ -266,12 +242,13 @@ def sized_pixels(preprocess: Callable[[Image.Image], Tensor], image: Image.Image
 
 def module_inputs(module: Any) -> Callable[[Tensor], dict[str, Any]]:
     """How normalized pixels [B, 3, H, W] become the module's keyword arguments."""
-    if is_naflex(module.config):
+    wanted = exceptions_of(module.config).inputs
+    if wanted == "patches":
         return partial(_naflex_inputs, module.config.patch_size)
+    if wanted == "image and noise":
+        return partial(_mae_inputs, module.config.patch_size)
     interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
     options = {"interpolate_pos_encoding": True} if interpolate else {}
-    if module.config.model_type == "vit_mae":
-        return partial(_mae_inputs, module.config.patch_size)
     return lambda pixel_values: {"pixel_values": pixel_values, **options}
 
 
@@ -286,11 +263,6 @@ def imagenet_synsets() -> dict[str, str]:
     """WordNet ids of ImageNet's 1000 classes in order, with their names, `tench, Tinca tinca` and so on."""
     info = timm.data.ImageNetInfo()
     return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
-
-
-def is_naflex(config: Any) -> bool:
-    """Whether the model takes patches instead of an image."""
-    return str(config.model_type).startswith("siglip2")
 
 
 def _naflex_inputs(patch: int, pixel_values: Tensor) -> dict[str, Any]:

@@ -2,23 +2,25 @@
 
 The rules, all of them about what was executed, in order, on one image of noise:
 
-1. Patch grids are the sizes that convolutions put out, and their halves (patch merging).
+1. Patch grids are the sizes that convolutions put out, and their halves (patch merging: Swin).
 2. Tokens are prefix tokens, then the patches row by row: [1, T, F] belongs to the largest known grid of at most
-   T patches and has T - R*C prefix tokens; [1, R, C, F] says its grid itself. Tokens in windows are put back in
-   image order by finding the rows of the tensor that they were cut from.
+   T patches and has T - R*C prefix tokens (it may change between layers: CvT, PVT, ConViT); [1, R, C, F] says its grid
+   itself (MaxViT, ConvNeXt). Tokens in windows (Swin, Twins, MaxViT) are put back in image order by finding the rows of
+   the tensor that they were cut from.
 3. A feed-forward block ends in a linear that runs right after its widening linear: `up` maps D -> F (or D -> 2F,
-   packed gate), `down` maps F -> D, F > D. Two equal linears before `down` are a gated pair. Each run of it is a
-   layer, so a block that is shared by three scales gives three.
+   packed gate: EVA-02), `down` maps F -> D, F > D. Two equal linears before `down` are a gated pair (AIMv2, the
+   giant DINOv2). Each run of it is a layer, so a block that is shared by three scales gives three (CoaT).
 4. The attention of a layer are the linears that ran before its feed-forward block and after the last one. Names say
-   which are q, k and v, alone or fused; the last other one is the output projection. What q is given is the input of
-   the attention, what the output projection is given are the mixed values.
-5. The layer's own module is the smallest that holds both, or the largest that holds this feed-forward block only.
+   which are q, k and v, alone or fused (timm, Hiera, LeViT); the last other one is the output projection. What q is
+   given is the input of the attention, what the output projection is given are the mixed values. Keys and values can
+   have a coarser grid than their layer (PVT, CvT, Twins, LeViT), Hiera's queries a finer or coarser one.
+5. The layer's own module is the smallest that holds both, or the largest that holds this feed-forward block only
+   (LeViT's halves are siblings, ConvNeXt has no attention).
 6. A layer's stage is the rank of its patch grid, the finest first.
 """
 
 import itertools
 import re
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from vitviz_hf.models.hooks import read_inputs_and_outputs
+from vitviz_hf.models.trace import Call, Grid, Place, Told, Trace
 
 # Input of the activation function: where a feature's gradient lives while GELU is flat. Not an address.
 PRE_ACT = "mlp_pre"
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,8 @@ class Tap:
     order: Tensor | None = None
     """[T], position of each token among the rows; None if they are in order."""
     channels_first: bool = False
+    function: nn.Module | None = None
+    """What makes the values of a kind that was added, see taps.py: [B, T, F] -> [B, T, G]."""
 
     def read(self, value: Any, batch: int) -> Tensor:
         """[B, T, F] from what the module was given or returned for B images."""
@@ -63,7 +67,10 @@ class Tap:
         rows = rows.reshape(batch, -1, rows.shape[-1])
         if self.order is not None:
             rows = rows[:, self.order.to(rows.device)]
-        return rows if self.columns is None else rows[..., self.columns]
+        if self.columns is not None:
+            rows = rows[..., self.columns]
+        values: Tensor = rows if self.function is None else self.function(rows)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,49 +90,28 @@ class Layer:
     """By kind."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    patch_grid: Grid
-    n_prefix: int
-    order: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One run of a linear."""
-
-    name: str
-    linear: nn.Linear
-    number: int
-    shape: tuple[int, ...]
-    place: _Place | None
-    activation: tuple[str, int] | None
-    """The module without weights that made the input, and which run of it."""
-
-
 def measure_layers(
     module: nn.Module,
     forward: Callable[[], Any],
-    first_grid: Grid | None = None,
-    orders: Mapping[int, Tensor] | None = None,
+    told: Told | None = None,
 ) -> tuple[Layer, ...]:
     """Layers in execution order, found by running `forward` once on one image of noise.
 
     Args:
-        first_grid: the patch grid of a model whose patches are cut outside of it.
-        orders: number of tokens -> position of each among the rows, for a model that reorders its patches.
+        told: what the pass does not show.
     """
-    trace = _Trace(module, first_grid, orders or {})
+    trace = Trace(module, told or Told())
     with torch.no_grad(), read_inputs_and_outputs(module, *trace.readers()):
         forward()
     layers: list[Layer] = []
     blocks = [(i, n_up) for i in range(1, len(trace.calls)) if (n_up := _feed_forward_width(trace.calls, i))]
     downs = {trace.calls[i].name for i, _ in blocks}
-    group: list[_Call] = []
+    group: list[Call] = []
     end = 0
     for i, n_up in blocks:
         down = trace.calls[i]
-        if not (end and trace.calls[end - 1].name == down.name):  # else shared: the attentions of all runs came before
+        # CoaT: three scales share the block, and the attentions of all its runs came before the first.
+        if not (end and trace.calls[end - 1].name == down.name):
             group = trace.calls[end : i - n_up]
         layers.append(_layer(trace, group, trace.calls[i - n_up : i + 1], downs - {down.name}))
         end = i + 1
@@ -159,115 +145,23 @@ def keeps_places(
     return quadrants.argmax(1).tolist() == [0, 1, 2, 3]
 
 
-class _Trace:
-    """What one forward pass executed."""
-
-    def __init__(self, module: nn.Module, first_grid: Grid | None, orders: Mapping[int, Tensor]) -> None:
-        self.calls: list[_Call] = []
-        self.shapes: dict[str, list[list[tuple[int, ...]]]] = {}
-        """Module name -> for each run, the shapes that it returned."""
-        self.modules = dict(module.named_modules())
-        self._grids: set[Grid] = {first_grid} if first_grid else set()
-        self._orders = orders
-        self._recent: deque[Tensor] = deque(maxlen=32)
-        self._given: dict[str, int] = {}
-        self._made: tuple[Tensor, str, int] | None = None
-        self._runs: Counter[str] = Counter()
-
-    def readers(self) -> tuple[dict[str, list[Callable[[Any], None]]], dict[str, list[Callable[[Any], None]]]]:
-        """Of every module's inputs and outputs."""
-        return {n: [self._input_reader(n)] for n in self.modules}, {n: [self._output_reader(n)] for n in self.modules}
-
-    def _input_reader(self, name: str) -> Callable[[Any], None]:
-        module = self.modules[name]
-
-        def read(args: Any) -> None:
-            tensor = args[0] if args else None
-            if not isinstance(tensor, Tensor):
-                return
-            if isinstance(module, nn.Linear):
-                made = self._made[1:] if self._made and self._made[0].data_ptr() == tensor.data_ptr() else None
-                place, shape = self._find_place(tensor), tuple(tensor.shape)
-                self.calls.append(_Call(name, module, self._runs[name], shape, place, made))
-            self._given[name] = tensor.data_ptr()
-            self._remember(tensor)
-
-        return read
-
-    def _output_reader(self, name: str) -> Callable[[Any], None]:
-        module = self.modules[name]
-        acts = next(module.parameters(), None) is None and next(module.children(), None) is None
-
-        def read(output: Any) -> None:
-            items = output if isinstance(output, tuple | list) else (output,)
-            self.shapes.setdefault(name, []).append([tuple(t.shape) if isinstance(t, Tensor) else () for t in items])
-            if isinstance(items[0], Tensor):
-                # An Identity, or a Dropout at rest, hands on what it was given and has made nothing.
-                if acts and items[0].data_ptr() != self._given.get(name):
-                    self._made = (items[0], name, self._runs[name])
-                if isinstance(module, nn.Conv2d):
-                    self._grids.add((items[0].shape[-2], items[0].shape[-1]))
-                self._remember(items[0])
-            self._runs[name] += 1
-
-        return read
-
-    def _remember(self, tensor: Tensor) -> None:
-        if tensor.ndim in (3, 4) and tensor.shape[0] == 1 and tensor.is_floating_point():
-            self._recent.append(tensor)
-
-    def place_of(self, shape: tuple[int, ...]) -> _Place | None:
-        """Grid and prefix tokens of a tensor [1, T, F] or [1, R, C, F]."""
-        if len(shape) not in (3, 4) or shape[0] != 1:
-            return None
-        grids = self._grids | {(-(-r // 2), -(-c // 2)) for r, c in self._grids}
-        n_tokens = shape[1] if len(shape) == 3 else shape[1] * shape[2]
-        fitting = [g for g in grids if 1 < g[0] * g[1] <= n_tokens < 2 * g[0] * g[1]]
-        if len(shape) == 4:
-            fitting = [g for g in fitting if g == shape[1:3]]
-        if not fitting or (self._orders and n_tokens not in self._orders):
-            return None
-        grid = max(fitting, key=lambda g: g[0] * g[1])
-        self._grids.add(grid)
-        return _Place(grid, n_tokens - grid[0] * grid[1], self._orders.get(n_tokens))
-
-    def _find_place(self, tensor: Tensor) -> _Place | None:
-        place = self.place_of(tuple(tensor.shape))
-        if place is not None or tensor.ndim < 3:
-            return place
-        rows: dict[bytes, int] | None = None
-        for source in reversed(self._recent):
-            origin = self.place_of(tuple(source.shape))
-            if origin is None or source.shape[-1] != tensor.shape[-1] or source.data_ptr() == tensor.data_ptr():
-                continue
-            rows = rows or {row: i for i, row in enumerate(_row_bytes(tensor))}
-            order = [rows.get(row, -1) for row in _row_bytes(source)]
-            if min(order) >= 0 and len(set(order)) == len(order):
-                return _Place(origin.patch_grid, origin.n_prefix, torch.tensor(order))
-        return None
-
-
-def _row_bytes(tensor: Tensor) -> list[bytes]:
-    rows = tensor.detach().reshape(-1, tensor.shape[-1]).contiguous().view(torch.uint8).cpu().numpy()
-    return [row.tobytes() for row in rows]
-
-
-def _feed_forward_width(calls: Sequence[_Call], i: int) -> int:
+def _feed_forward_width(calls: Sequence[Call], i: int) -> int:
     """Number of widening linears (1, or 2 if gated) before `calls[i]`; 0 if it does not end a feed-forward block."""
     first, last = calls[i - 1], calls[i]
     up, down = first.linear, last.linear
     if up.in_features != down.out_features or down.in_features <= down.out_features:
         return 0
-    if up.out_features not in (down.in_features, 2 * down.in_features):
+    if up.out_features not in (down.in_features, 2 * down.in_features):  # twice: EVA-02's packed gate
         return 0
     if last.place is None or first.shape[:-1] != last.shape[:-1] or _attention_kinds(first.name)[0]:
         return 0
+    # AIMv2 and the giant DINOv2 have a gate beside it.
     gate = calls[i - 2].linear if i >= 2 else None
     gated = gate is not None and (gate.in_features, gate.out_features) == (up.in_features, up.out_features)
     return 2 if gated else 1
 
 
-def _layer(trace: _Trace, group: Sequence[_Call], block: Sequence[_Call], other_downs: set[str]) -> Layer:
+def _layer(trace: Trace, group: Sequence[Call], block: Sequence[Call], other_downs: set[str]) -> Layer:
     up, down = block[0], block[-1]
     place = down.place
     assert place is not None
@@ -287,14 +181,14 @@ def _layer(trace: _Trace, group: Sequence[_Call], block: Sequence[_Call], other_
     return Layer(name, 0, place.patch_grid, place.n_prefix, _layout(down, taps), taps)
 
 
-def _layout(down: _Call, taps: Mapping[str, Tap]) -> str:
+def _layout(down: Call, taps: Mapping[str, Tap]) -> str:
     layout = "sequence" if len(down.shape) == 3 else "map"
     if taps["mlp_act"].order is not None:
         return f"{layout}, reordered"
     return f"{layout}, windows" if any(t.order is not None for t in taps.values()) else layout
 
 
-def _tap(module: str, side: str, size: int, place: _Place, call: int, **options: Any) -> Tap:
+def _tap(module: str, side: str, size: int, place: Place, call: int, **options: Any) -> Tap:
     return Tap(module, side, size, place.patch_grid, place.n_prefix, call, order=place.order, **options)
 
 
@@ -309,34 +203,37 @@ def _attention_kinds(name: str) -> tuple[str, str]:
     return "", name
 
 
-def _attention_calls(group: Sequence[_Call], place: _Place) -> dict[str, _Call]:
+def _attention_calls(group: Sequence[Call], place: Place) -> dict[str, Call]:
     """The run of a linear for q, k, v and the output (`o`); of several, the last on the layer's own tokens."""
-    found: dict[str, _Call] = {}
+    found: dict[str, Call] = {}
     for call in group:
         for letter in _attention_kinds(call.name)[0]:
+            # CoaT's parallel blocks attend at three scales before one feed-forward block.
             old = found.get(letter)
             if old is None or not _on(old, place) or _on(call, place):
                 found[letter] = call
     shapes = {c.shape[:-1] for c in found.values()}
+    # Of several the last: Swin's patch merging, SigLIP 2's embedding and ConViT's positions run before it.
     others = [c for c in group if not _attention_kinds(c.name)[0] and (c.shape[:-1] in shapes or _on(c, place))]
     if others:
         found["o"] = others[-1]
     return found
 
 
-def _on(call: _Call, place: _Place) -> bool:
+def _on(call: Call, place: Place) -> bool:
     return call.place is not None and _same_tokens(call.place, place)
 
 
-def _same_tokens(a: _Place, b: _Place) -> bool:
+def _same_tokens(a: Place, b: Place) -> bool:
     return (a.patch_grid, a.n_prefix) == (b.patch_grid, b.n_prefix)
 
 
-def _attention_taps(trace: _Trace, calls: Mapping[str, _Call]) -> dict[str, Tap]:
+def _attention_taps(trace: Trace, calls: Mapping[str, Call]) -> dict[str, Tap]:
     taps = {}
     for letter, call in calls.items():
         place, size = call.place, call.linear.out_features
         if letter == "o":
+            # Windows that no tensor was cut from as they are: Swin's and MaxViT's mixed values, in the order of q.
             if place is None and call.shape[:-1] == calls["q"].shape[:-1]:
                 place = calls["q"].place
             if place:
@@ -344,7 +241,8 @@ def _attention_taps(trace: _Trace, calls: Mapping[str, _Call]) -> dict[str, Tap]
                 taps["attn_out"] = _tap(call.name, "output", size, place, call.number)
         elif place:
             letters, module = _attention_kinds(call.name)
-            columns = _columns(trace.modules[module.rpartition(".")[0]], letters, letter, size)
+            heads, attention = trace.told.heads, trace.modules[module.rpartition(".")[0]]
+            columns = _columns(heads(attention) if heads else None, letters, letter, size)
             share = len(torch.arange(size)[columns]) if columns is not None else size
             taps[f"attn_{letter}"] = _tap(module, "output", share, place, call.number, columns=columns)
             if letter == "q":
@@ -352,27 +250,20 @@ def _attention_taps(trace: _Trace, calls: Mapping[str, _Call]) -> dict[str, Tap]
     return taps
 
 
-def _columns(attention: Any, letters: str, letter: str, size: int) -> slice | Tensor | None:
-    """Share of one letter in a fused projection: equal parts side by side, but for two families.
-
-    LeViT and the channels-last attention of timm's MaxViT keep the parts of each head together.
-    """
+def _columns(widths: Mapping[str, int] | None, letters: str, letter: str, size: int) -> slice | Tensor | None:
+    """Share of one letter in a fused projection: equal parts side by side, unless each head has its own."""
     if len(letters) == 1:
         return None
     part, n = letters.index(letter), len(letters)
-    if isinstance(ratio := getattr(attention, "attention_ratio", None), int):
-        widths = {"q": attention.key_dim, "k": attention.key_dim, "v": ratio * attention.key_dim}
-    elif getattr(attention, "head_first", False):
-        widths = dict.fromkeys("qkv", attention.dim_head)
-    else:
+    if widths is None:
         return slice(part * size // n, (part + 1) * size // n)
     per_head = torch.arange(size).view(-1, sum(widths[x] for x in letters))
     start = sum(widths[x] for x in letters[:part])
     return per_head[:, start : start + widths[letter]].flatten()
 
 
-def _block_name(trace: _Trace, down: str, attention: set[str], other_downs: set[str]) -> str:
-    """The smallest module around both parts, or else the largest around this feed-forward block alone."""
+def _block_name(trace: Trace, down: str, attention: set[str], other_downs: set[str]) -> str:
+    """The smallest module around both parts, or else (LeViT, ConvNeXt) the largest around this feed-forward block."""
     parts = down.split(".")
     largest = ""
     for end in range(len(parts) - 1, 0, -1):
@@ -386,17 +277,17 @@ def _block_name(trace: _Trace, down: str, attention: set[str], other_downs: set[
     return largest
 
 
-def _resid_tap(trace: _Trace, name: str, down: _Call, place: _Place) -> Tap | None:
+def _resid_tap(trace: Trace, name: str, down: Call, place: Place) -> Tap | None:
     """The output of the block that has the layer's tokens."""
     runs = trace.shapes.get(name, [])
-    call = down.number if down.number < len(runs) and len(runs) > 1 else 0
+    call = down.number if down.number < len(runs) and len(runs) > 1 else 0  # CoaT: one run for each scale, or for all
     dim = down.linear.out_features
     block = trace.modules[name]
     convolves = any(isinstance(m, nn.Conv2d) and m.in_channels == dim for m in block.modules())
-    for item, shape in enumerate(runs[call] if runs else []):
+    for item, shape in enumerate(runs[call] if runs else []):  # CoaT's parallel blocks return all scales
         found = trace.place_of(shape)
         last = found is not None and shape[-1] == dim and _same_tokens(found, place)
-        first = shape == (1, dim, *place.patch_grid)
+        first = shape == (1, dim, *place.patch_grid)  # ConvNeXt
         if last or first:  # both, where as many channels as rows: a block with a convolution has them first
             return _tap(name, "output", dim, place, call, item=item, channels_first=first and (convolves or not last))
     return None

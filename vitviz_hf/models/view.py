@@ -1,7 +1,7 @@
 """A ModelView: the module as it is, and what was measured on it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from operator import attrgetter
@@ -19,16 +19,17 @@ from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, f
 from vitviz_hf.images import to_rgb
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import (
-    is_naflex,
-    is_tested,
+    family_of,
     load_module,
     load_preprocessing,
     module_inputs,
     reinitialized,
     shuffled,
     sized_pixels,
+    told,
 )
 from vitviz_hf.models.measure import Layer, Tap, keeps_places, measure_layers
+from vitviz_hf.models.taps import ExtraTap, digest_taps, extend_layers, prepare_taps
 from vitviz_hf.sites import KINDS, Feature, Site, parse_site
 
 
@@ -44,15 +45,20 @@ class Identity:
     """How the weights were made to know nothing, see `as_control`."""
     input_size: tuple[int, int]
     dtype: str
+    taps: str | None = field(default=None, repr=False)
+    """Digest of the taps that it gained, see `with_taps`; None without any."""
 
     @property
     def key(self) -> str:
         """32 hexadecimal digits for the names of files."""
-        return sha256(repr(self).encode()).hexdigest()[:32]
+        return sha256((repr(self) + (self.taps or "")).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
         """For manifests and recipes."""
-        return asdict(self) | {"input_size": list(self.input_size)}
+        found = asdict(self) | {"input_size": list(self.input_size)}
+        if self.taps is None:
+            del found["taps"]
+        return found
 
     def difference(self, made: Mapping[str, Any]) -> str:
         """How the model of a manifest or recipe differs: `input size 168x168, not 224x224`; empty if it does not.
@@ -76,10 +82,8 @@ def _told(value: Any) -> str:
 class ModelView:
     """A model and the facts measured on it. It adds no behavior to the module, and several views may share one."""
 
-    model_id: str
-    """Hub id, folder or `builtin`, as given."""
-    revision: str | None
-    """Commit sha; None for a local folder and the built-in model."""
+    snapshot: Snapshot
+    """The checked files that it was loaded from."""
     weights: str | None
     """Sha256 of the files of a local folder and the built-in model; None where a commit pins them."""
     control: str | None = None
@@ -100,6 +104,18 @@ class ModelView:
     """RGB picture -> [3, H, W] in [0, 1] at the checkpoint's own size."""
     inputs: Callable[[Tensor], dict[str, Any]]
     """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
+    extra_taps: Mapping[Site, ExtraTap] = field(default_factory=dict)
+    """Sites that it gained, see `with_taps`; `layers` have their taps."""
+
+    @property
+    def model_id(self) -> str:
+        """Hub id, folder or `builtin`, as given."""
+        return self.snapshot.model_id
+
+    @property
+    def revision(self) -> str | None:
+        """Commit sha; None for a local folder and the built-in model."""
+        return self.snapshot.revision
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +128,11 @@ class ModelView:
         return next(self.module.parameters()).dtype
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of sites that its layers may have: those of every model, then those that it gained."""
+        return tuple(dict.fromkeys((*KINDS, *(site.kind for site in self.extra_taps))))
+
+    @property
     def identity(self) -> Identity:
         """What decides every number that the model gives."""
         return Identity(
@@ -121,6 +142,7 @@ class ModelView:
             control=self.control,
             input_size=self.input_size,
             dtype=str(self.dtype).removeprefix("torch."),
+            taps=digest_taps(self.extra_taps),
         )
 
 
@@ -158,8 +180,7 @@ def load_snapshot(
     preprocess, mean, std = load_preprocessing(snapshot, module.config)
     size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
-        model_id=snapshot.model_id,
-        revision=snapshot.revision,
+        snapshot=snapshot,
         weights=snapshot.digest(),
         module=module,
         layers=(),
@@ -172,7 +193,8 @@ def load_snapshot(
     )
     view = _measured(view, view.input_size)
     forward = partial(run, view)
-    if view.layers and not is_tested(module) and not keeps_places(module, forward, view.layers[0], view.input_size):
+    untested = family_of(module.config) is None
+    if view.layers and untested and not keeps_places(module, forward, view.layers[0], view.input_size):
         raise ModelError(
             f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
             "established, so its maps would be wrong."
@@ -221,6 +243,25 @@ def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
     return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
 
 
+def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
+    """The same model with more kinds of sites, each a function of the values of another.
+
+    They can be read, ranked, searched and optimized as the others.
+
+    Args:
+        extra: address such as `2.my_kind` -> what makes its values.
+
+    Raises:
+        SiteError: a malformed address, a name that is taken, or a source that the layer does not have.
+        ConfigError: a function does not give one token for each.
+    """
+    sites = {parse_site(address, None): tap for address, tap in extra.items()}
+    if taken := [str(s) for s in sites if s in view.extra_taps]:
+        raise SiteError(f"the view has a tap '{taken[0]}' already; choose another name.")
+    added = prepare_taps(sites, view.device, view.dtype)
+    return replace(view, layers=extend_layers(view.layers, added), extra_taps={**view.extra_taps, **added})
+
+
 def normalize(view: ModelView, pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [0, 1] -> the model's pixel_values, differentiable."""
     mean = pixels.new_tensor(view.mean)[:, None, None]
@@ -258,7 +299,7 @@ def list_sites(view: ModelView) -> list[tuple[Site, int]]:
     return [
         (Site(i, kind), layer.taps[kind].size)
         for i, layer in enumerate(view.layers)
-        for kind in KINDS
+        for kind in view.kinds
         if kind in layer.taps
     ]
 
@@ -278,7 +319,7 @@ def find_tap(view: ModelView, site: Site) -> Tap:
         raise SiteError(f"{view.model_id!r} has layers 0-{len(view.layers) - 1}; got layer {site.layer} in '{site}'.")
     taps = view.layers[site.layer].taps
     if site.kind not in taps:
-        kinds = ", ".join(k for k in KINDS if k in taps)
+        kinds = ", ".join(k for k in view.kinds if k in taps)
         raise SiteError(f"layer {site.layer} of {view.model_id!r} has no {site.kind}; it has {kinds}.")
     return taps[site.kind]
 
@@ -290,14 +331,26 @@ def check_feature(view: ModelView, feature: Feature) -> None:
         SiteError: no such site.
         FeatureError: the site has fewer features.
     """
-    size = find_tap(view, feature.site).size
-    if feature.index >= size:
-        raise FeatureError(f"'{feature.site}' has {size} features (0-{size - 1}); got {feature.index}.")
+    check_index(feature, find_tap(view, feature.site))
 
 
-def to_site(site: Site | str) -> Site:
-    """A site, or its address."""
-    return parse_site(site) if isinstance(site, str) else site
+def check_index(feature: Feature, tap: Tap) -> None:
+    """Raise unless the tap of its site has so many features.
+
+    Raises:
+        FeatureError: it has fewer.
+    """
+    if feature.index >= tap.size:
+        raise FeatureError(f"'{feature.site}' has {tap.size} features (0-{tap.size - 1}); got {feature.index}.")
+
+
+def to_site(view: ModelView, site: Site | str) -> Site:
+    """A site, or its address, of whatever kinds the view has.
+
+    Raises:
+        SiteError: malformed address, or unknown kind.
+    """
+    return parse_site(site, view.kinds) if isinstance(site, str) else site
 
 
 def best_device() -> torch.device:
@@ -311,30 +364,11 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
     view = replace(view, input_size=size)
     # Noise, so that no two rows of tokens are alike.
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
-    first_grid = None
-    if is_naflex(view.module.config):
-        patch = int(view.module.config.patch_size)  # type: ignore[union-attr, arg-type]
-        first_grid = (size[0] // patch, size[1] // patch)
-    orders = _hiera_orders(view.module) if hasattr(_encoder(view.module), "reroll") else None
+    facts = told(view.module, size)
     try:
-        layers = measure_layers(view.module, lambda: run(view, noise), first_grid, orders)
+        layers = measure_layers(view.module, lambda: run(view, noise), facts)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
-    if orders and not layers:
+    if facts.orders and not layers:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
-    return replace(view, layers=layers)
-
-
-def _encoder(module: nn.Module) -> Any:
-    base = getattr(module, getattr(module, "base_model_prefix", ""), module)
-    return getattr(base, "encoder", None)
-
-
-def _hiera_orders(module: nn.Module) -> dict[int, Tensor]:
-    """Hiera keeps its patches grouped by mask unit; its own code puts them back, here a list of positions."""
-    encoder = _encoder(module)
-    orders = {}
-    for stage, (_, (rows, cols)) in encoder.schedule.items():
-        positions = torch.arange(rows * cols).view(1, -1, 1)
-        orders[rows * cols] = encoder.reroll(positions, stage).flatten()
-    return orders
+    return replace(view, layers=extend_layers(layers, view.extra_taps))

@@ -56,7 +56,7 @@ def visualize(
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (preset `paper`).
     """
-    config, wanted = config or default_config(view), [to_objective(o) for o in objectives]
+    config, wanted = config or default_config(view), [to_objective(o, view.kinds) for o in objectives]
     step = None
     for step in visualize_steps(view, wanted, config):  # noqa: B007
         pass
@@ -72,7 +72,7 @@ def visualize_steps(
     view: ModelView, objectives: Sequence[Objective | Target | str], config: VisualizeConfig
 ) -> Iterator[Step]:
     """As `visualize`, one step at a time. Abandoning the iterator leaves the model as it was."""
-    wanted = [to_objective(o) for o in objectives]
+    wanted = [to_objective(o, view.kinds) for o in objectives]
     for objective in wanted:
         check_objective(view, objective)
     if wanted:

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, FeatureError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
+from vitviz_hf.sites import KINDS, Feature, Site, parse_feature, parse_site
 
 
 class Target(Protocol):
@@ -50,10 +50,10 @@ class Direction:
         return {"site": str(self.site), "float32": base64.b64encode(packed).decode(), "name": self.name}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Direction":
-        """The inverse of `to_json`."""
+    def from_json(cls, values: Mapping[str, Any], kinds: Collection[str] | None = None) -> "Direction":
+        """The inverse of `to_json`; kinds as in `parse_site`."""
         vector = torch.frombuffer(bytearray(base64.b64decode(values["float32"])), dtype=torch.float32)
-        return cls(parse_site(values["site"]), tuple(vector.tolist()), str(values["name"]))
+        return cls(parse_site(values["site"], kinds), tuple(vector.tolist()), str(values["name"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +120,31 @@ class Objective:
         return [{"weight": weight, **target.to_json()} for weight, target in self.terms]
 
     @classmethod
-    def from_json(cls, terms: Sequence[Mapping[str, Any]]) -> "Objective":
-        """The inverse of `to_json`.
+    def from_json(cls, terms: Sequence[Mapping[str, Any]], kinds: Collection[str] | None = None) -> "Objective":
+        """The inverse of `to_json`; kinds as in `parse_site`, any name if None.
 
         Raises:
             SiteError: an address is malformed.
         """
-        return cls(tuple((float(t["weight"]), target_from_json(t)) for t in terms))
+        return cls(tuple((float(t["weight"]), target_from_json(t, kinds)) for t in terms))
 
 
-def to_objective(target: "Objective | Target | str") -> Objective:
-    """An objective from a target or its text, such as `5.mlp_act:10 - 0.5*5.mlp_act:3`, `-logit:207`."""
+def to_objective(target: "Objective | Target | str", kinds: Collection[str] | None = KINDS) -> Objective:
+    """An objective from a target or its text, such as `5.mlp_act:10 - 0.5*5.mlp_act:3`, `-logit:207`.
+
+    Args:
+        kinds: of the view, see `parse_site`.
+    """
     if isinstance(target, Objective):
         return target
-    return parse_objective(target) if isinstance(target, str) else Objective(((1.0, target),))
+    return parse_objective(target, kinds) if isinstance(target, str) else Objective(((1.0, target),))
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objective:
     """Objective from text: addresses joined by ` + ` or ` - `, each with an optional `NUMBER*`.
+
+    Args:
+        kinds: as in `parse_site`.
 
     Raises:
         ConfigError: not of this form.
@@ -150,7 +157,9 @@ def parse_objective(text: str) -> Objective:
             "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
         )
     parts = re.findall(rf"([+-]?)\s*{term}", text)
-    return Objective(tuple((float(n or 1) * (-1 if sign == "-" else 1), parse_target(a)) for sign, n, a in parts))
+    return Objective(
+        tuple((float(n or 1) * (-1 if sign == "-" else 1), parse_target(a, kinds)) for sign, n, a in parts)
+    )
 
 
 def check_objective(view: ModelView, objective: Objective) -> None:
@@ -207,21 +216,23 @@ def readout(view: ModelView, objectives: Sequence[Objective]) -> dict[Site | Non
     return weights
 
 
-def parse_target(address: str) -> Feature | Logit:
-    """A feature such as `5.mlp_act:10`, or a class such as `logit:207`.
+def parse_target(address: str, kinds: Collection[str] | None = KINDS) -> Feature | Logit:
+    """A feature such as `5.mlp_act:10`, or a class such as `logit:207`; kinds as in `parse_site`.
 
     Raises:
         SiteError: neither.
     """
     if match := re.fullmatch(r"logit:(\d+)", address):
         return Logit(int(match[1]))
-    return parse_feature(address)
+    return parse_feature(address, kinds)
 
 
-def target_from_json(values: Mapping[str, Any]) -> Target:
-    """The target of one term of a recipe.
+def target_from_json(values: Mapping[str, Any], kinds: Collection[str] | None = None) -> Target:
+    """The target of one term of a recipe; kinds as in `parse_site`.
 
     Raises:
         SiteError: an address is malformed.
     """
-    return Direction.from_json(values) if "float32" in values else parse_target(str(values["target"]))
+    if "float32" in values:
+        return Direction.from_json(values, kinds)
+    return parse_target(str(values["target"]), kinds)

@@ -13,7 +13,6 @@ from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.canvas import seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import Objective, Target
-from vitviz_hf.reading.maps import split_tokens
 from vitviz_hf.reading.recording import record, record_with_logits
 from vitviz_hf.sites import Site
 
@@ -37,7 +36,7 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
         else:
             has_pre_act = site.kind == "mlp_act" and PRE_ACT in view.layers[site.layer].taps
             source = Site(site.layer, PRE_ACT) if has_pre_act else site
-            values = split_tokens(view, record(view, noise, [source])[source], source)[1].float().mean(1)
+            values = record(view, noise, [source])[source].in_float32().scores()
         probes = torch.randn(values.shape, generator=generator).to(view.device)
         (signal,) = torch.autograd.grad((values * probes).sum(), noise)
         (roughness,) = torch.autograd.grad(total_variation(noise.unsqueeze(1)).sum(), noise)

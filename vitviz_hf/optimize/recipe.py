@@ -70,7 +70,7 @@ class Visualization:
 
 def shows(recipe: Mapping[str, Any], view: ModelView, target: Objective | Target | str) -> bool:
     """Whether a recipe is of this model, as it is now, and of this objective."""
-    same = recipe.get("objective") == to_objective(target).to_json()
+    same = recipe.get("objective") == to_objective(target, view.kinds).to_json()
     return same and not view.identity.difference(recipe)
 
 

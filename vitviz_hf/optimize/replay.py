@@ -21,6 +21,7 @@ from vitviz_hf.optimize.recipe import (
     is_here,
     read_recipe,
 )
+from vitviz_hf.sites import KINDS
 
 
 class ReplayWarning(UserWarning):
@@ -41,7 +42,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     """
     recipe = read_recipe(source)
     try:
-        objective = Objective.from_json(recipe["objective"])
+        objective = Objective.from_json(recipe["objective"], view.kinds if view else KINDS)
         config = VisualizeConfig.from_dict(recipe["config"])
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]

@@ -14,8 +14,7 @@ from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import seeded_generator
 from vitviz_hf.optimize.objectives import Objective, can_revive, readout
-from vitviz_hf.reading.maps import split_tokens
-from vitviz_hf.reading.recording import record, record_with_logits
+from vitviz_hf.reading.recording import Acts, record, record_with_logits
 from vitviz_hf.sites import Site
 
 
@@ -70,12 +69,13 @@ class Readout:
             acts, logits = record_with_logits(self.view, flat, wanted)
             values = values + torch.einsum("nmk,nk->nm", logits.float().unflatten(0, (-1, copies)), self.logit_weights)
         for site, weights in self.weights.items():
-            values = values + self._mean_over_patches(acts[site], site, weights, copies)
+            values = values + _mean_over_patches(acts[site], weights, copies)
         if not self.pre_sites:
             return values, None
-        pre = [self._mean_over_patches(acts[p], s, self.weights[s], copies) for p, s in self.pre_sites.items()]
+        pre = [_mean_over_patches(acts[p], self.weights[s], copies) for p, s in self.pre_sites.items()]
         return values, torch.stack(pre).sum(0)
 
-    def _mean_over_patches(self, acts: Tensor, site: Site, weights: Tensor, copies: int) -> Tensor:
-        patches = split_tokens(self.view, acts, site)[1].float().unflatten(0, (-1, copies))
-        return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)
+
+def _mean_over_patches(acts: Acts, weights: Tensor, copies: int) -> Tensor:
+    patches = acts.patches.float().unflatten(0, (-1, copies))
+    return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)

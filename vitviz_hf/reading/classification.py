@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from vitviz_hf.errors import ConfigError, ModelError, NoClassifierError, OutputExistsError
 from vitviz_hf.manifest import cache_folder, write_file
-from vitviz_hf.models.gate import fetch_model, fetch_tokenizer
-from vitviz_hf.models.loading import load_text_tower
+from vitviz_hf.models.gate import fetch_tokenizer
+from vitviz_hf.models.text import load_text_tower
 from vitviz_hf.models.view import ModelView, logits
 
 _TEXTS_AT_ONCE = 400
@@ -143,8 +143,8 @@ def load_zero_shot(
         raise ConfigError(
             f"a template needs one {{}} for the label, as in 'a photo of a {{}}.'; got {list(templates)[:5]}."
         )
-    # Size and control change the vision tower only.
-    texts_of = replace(view.identity, control=None, input_size=(0, 0)).key
+    # Size, control and taps change the vision tower only.
+    texts_of = replace(view.identity, control=None, input_size=(0, 0), taps=None).key
     recipe = sha256("\n".join((texts_of, *labels, "", *templates)).encode())
     path = cache_folder() / "zero-shot" / f"{recipe.hexdigest()[:32]}.safetensors"
     if path.is_file():
@@ -171,8 +171,7 @@ def _embed(
     token: str | bool | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Tensor]:
-    snapshot = fetch_model(view.model_id, view.revision, token)
-    tower = load_text_tower(snapshot, fetch_tokenizer(snapshot, token), view.dtype, view.device)
+    tower = load_text_tower(view.snapshot, fetch_tokenizer(view.snapshot, token), view.dtype, view.device)
     texts = [t.replace("{}", label) for label in labels for t in templates]
     parts = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):

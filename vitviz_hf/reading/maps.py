@@ -7,44 +7,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitviz_hf.errors import ConfigError, ModelError
-from vitviz_hf.models.view import ModelView, check_feature, find_tap, to_site
-from vitviz_hf.reading.recording import activations
+from vitviz_hf.errors import ConfigError, ModelError, SiteError
+from vitviz_hf.models.view import ModelView, to_site
+from vitviz_hf.reading.recording import Acts, activations
 from vitviz_hf.sites import Feature, Site
 
 
-def split_tokens(view: ModelView, acts: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-    """Prefix tokens [B, n_prefix, F] and patch tokens [B, P, F] of a site's values [B, T, F]."""
-    n_prefix = find_tap(view, site).n_prefix
-    return acts[:, :n_prefix], acts[:, n_prefix:]
-
-
-def activation_map(view: ModelView, acts: Tensor, feature: Feature) -> Tensor:
+def activation_map(acts: Acts, feature: Feature) -> Tensor:
     """Activation of one feature at every patch, laid out on the patch grid.
 
     Prefix tokens are dropped first, so entry [b, r, c] belongs to the pixels
     [r*p:(r+1)*p, c*p:(c+1)*p] for patch size p.
 
     Args:
-        acts: [B, T, F] as returned by `activations` for `feature.site`.
+        acts: as returned by `activations` for `feature.site`.
 
     Returns:
-        [B, R, C], raw activation values (not normalized), dtype of `acts`.
+        [B, R, C], raw activation values (not normalized), dtype of `acts.values`.
 
     Raises:
+        SiteError: the values are of another site.
         FeatureError: `feature.index` >= F.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
     """
-    check_feature(view, feature)
-    _, patches = split_tokens(view, acts, feature.site)
-    return patches[..., feature.index].reshape(-1, *find_tap(view, feature.site).patch_grid)
-
-
-def site_scores(view: ModelView, acts: Tensor, site: Site, reduce: str = "mean") -> Tensor:
-    """Score of every feature of a site: `mean` or `max` over patch tokens, [B, T, F] -> [B, F]."""
-    patches = split_tokens(view, acts, site)[1]
-    return patches.mean(dim=1) if reduce == "mean" else patches.amax(dim=1)
+    if feature.site != acts.site:
+        raise SiteError(f"the values are of '{acts.site}'; got '{feature}'. Take those of '{feature.site}'.")
+    return acts.map(feature.index)
 
 
 def top_features(
@@ -75,26 +64,22 @@ def top_features(
     Warns:
         RuntimeWarning: some features have no finite value; they are left out.
     """
-    site = to_site(site)
+    site = to_site(view, site)
     if pixels.shape[0] != 1:
         raise ConfigError(f"top_features takes one image; got a batch of {pixels.shape[0]}.")
-    return rank_features(view, activations(view, pixels, [site])[site], site, k, patch, reference)
+    return rank_features(view, activations(view, pixels, [site])[site], k, patch, reference)
 
 
 def rank_features(
     view: ModelView,
-    acts: Tensor,
-    site: Site,
+    acts: Acts,
     k: int,
     patch: tuple[int, int] | None = None,
     reference: Mapping[Site, Tensor] | None = None,
 ) -> list[tuple[Feature, float]]:
-    """As `top_features`, from the values [1, T, F] of the site."""
-    acts = acts.float()
-    if patch is None:
-        values = site_scores(view, acts, site)[0]
-    else:
-        values = split_tokens(view, acts, site)[1][0, patch_index(view, site, patch)]
+    """As `top_features`, from the values of the site on one image."""
+    site, acts = acts.site, acts.in_float32()
+    values = (acts.scores() if patch is None else acts.at(patch))[0]
     if reference is not None:
         values = unusualness(values, reference[site].to(values.device))
     finite = values.isfinite()
@@ -106,19 +91,6 @@ def rank_features(
         warnings.warn(f"{text} features; they are left out.", RuntimeWarning, stacklevel=3)
     best = values.where(finite, -math.inf).topk(min(k, n_finite))
     return [(Feature(site, int(i)), float(v)) for v, i in zip(best.values, best.indices, strict=True)]
-
-
-def patch_index(view: ModelView, site: Site, patch: tuple[int, int]) -> int:
-    """Position of a patch (row, column) among the patch tokens.
-
-    Raises:
-        ConfigError: outside the grid.
-    """
-    rows, cols = find_tap(view, site).patch_grid
-    row, col = patch
-    if not (0 <= row < rows and 0 <= col < cols):
-        raise ConfigError(f"patch {row},{col} is outside the grid of {rows} rows (0-{rows - 1}) and {cols} columns.")
-    return row * cols + col
 
 
 def unusualness(scores: Tensor, reference: Tensor) -> Tensor:

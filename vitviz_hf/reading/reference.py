@@ -13,7 +13,7 @@ from torch import Tensor
 from vitviz_hf.errors import ModelError, OutputExistsError
 from vitviz_hf.manifest import cache_folder, write_file
 from vitviz_hf.models.view import ModelView, list_sites, to_pixels
-from vitviz_hf.reading.maps import name_precision, site_scores
+from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site, parse_site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
@@ -40,7 +40,7 @@ def reference_scores(view: ModelView, progress: Callable[[int, int], None] | Non
     wanted = sha256(f"{names} {list(map(str, sites))}".encode()).hexdigest()[:8]
     path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
     if path.is_file():
-        scores = {parse_site(k): v for k, v in load(path.read_bytes()).items()}
+        scores = {parse_site(k, view.kinds): v for k, v in load(path.read_bytes()).items()}
         _check_finite(view, scores)
         return scores
     scores = score_examples(view, builtin_photographs(), sites, progress, len(names))
@@ -62,7 +62,7 @@ def score_examples(
     for done, example in enumerate(examples, 1):
         acts = activations(view, to_pixels(view, example.image), sites)
         for site in sites:
-            rows[site].append(site_scores(view, acts[site].float(), site)[0].cpu())
+            rows[site].append(acts[site].in_float32().scores()[0].cpu())
         if progress:
             progress(done, n)
     return {s: torch.stack(v) for s, v in rows.items()}

@@ -40,11 +40,11 @@ from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.classification import Classification
-from vitviz_hf.reading.maps import activation_map, rank_features, site_scores, unusualness
+from vitviz_hf.reading.maps import activation_map, rank_features, unusualness
 from vitviz_hf.reading.recording import activations, record_with_logits
 from vitviz_hf.reading.reference import best_photograph, reference_scores
 from vitviz_hf.reading.tokens import check_sequence
-from vitviz_hf.sites import KINDS, Feature, Site
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 
 _KEEP = 2
@@ -228,7 +228,7 @@ class Jobs:
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
         reduce = atlas.manifest["reduce"]
-        scores = {s: site_scores(view, acts[s].float(), s, reduce)[0].cpu().numpy() for s in sites}
+        scores = {s: acts[s].in_float32().scores(reduce)[0].cpu().numpy() for s in sites}
         return unusual_features(atlas, scores, n)
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
@@ -237,7 +237,7 @@ class Jobs:
             load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
         )
         find_tap(view, Site(0, "mlp_act"))
-        kinds = tuple(k for k in KINDS if any(k in layer.taps for layer in view.layers))
+        kinds = tuple(k for k in view.kinds if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
             view.model_id,
             view.revision,
@@ -265,9 +265,6 @@ class Jobs:
         """
         view = self.view(snapshot)
         pixels = to_pixels(view, image)
-        grid = find_tap(view, site).patch_grid
-        if patch and chosen_on:
-            patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
         reference = reference_scores(view) if unusual else None
         classes: list[tuple[str, float]] = []
         if view.labels:
@@ -276,8 +273,11 @@ class Jobs:
             classes = Classification(logits, view.labels).top(3)[0]
         else:
             acts = activations(view, pixels, [site])
-        ranked = rank_features(view, acts[site], site, k, patch, reference)
-        maps = [activation_map(view, acts[site], f)[0].float().cpu().numpy() for f, _ in ranked]
+        grid = acts[site].tap.patch_grid
+        if patch and chosen_on:
+            patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
+        ranked = rank_features(view, acts[site], k, patch, reference)
+        maps = [activation_map(acts[site], f)[0].float().cpu().numpy() for f, _ in ranked]
         return RankResult(
             _picture(pixels[0]), grid, patch, [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)], classes
         )
@@ -288,8 +288,8 @@ class Jobs:
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
-        values = activation_map(view, acts, feature)[0].float().cpu().numpy()
-        scores = site_scores(view, acts.float(), feature.site)[0].cpu()
+        values = activation_map(acts, feature)[0].float().cpu().numpy()
+        scores = acts.in_float32().scores()[0].cpu()
         unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
         return MapResult(_picture(pixels[0]), feature, values, float(unusual))
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from vitviz_hf.experiments.accuracy.paper import MODELS, VALIDATION, WITH_BOXES, Setting, fits_shorter_side
+from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import Source
 
@@ -23,8 +25,7 @@ CNN = v2.Compose([v2.Resize(224), v2.CenterCrop(224), v2.PILToTensor(), v2.ToDty
 
 def made(model_id="timm/vit_base_patch16_384.orig_in21k_ft_in1k", size=384, preprocess=CROP, **facts):
     return ModelView(
-        model_id=model_id,
-        revision="0" * 40,
+        snapshot=Snapshot(model_id, "0" * 40, Path(), {}, {}),
         weights=None,
         module=nn.Linear(1, 1),
         layers=(),

@@ -19,7 +19,7 @@ def broken(view, rows):
     """The model with NaN in some rows of its head."""
     module = copy.deepcopy(view.module)
     module.classifier.weight.data[rows] = torch.nan
-    return replace(view, module=module, model_id="broken")
+    return replace(view, module=module, snapshot=replace(view.snapshot, model_id="broken"))
 
 
 def with_bad_pictures(view, bad):
@@ -31,7 +31,7 @@ def with_bad_pictures(view, bad):
         return output
 
     module.register_forward_hook(spoil, with_kwargs=True)
-    return replace(view, module=module, model_id="odd")
+    return replace(view, module=module, snapshot=replace(view.snapshot, model_id="odd"))
 
 
 def has_black(values):

@@ -356,7 +356,7 @@ def test_all_scenes_are_used_unless_a_limit_says_otherwise(vit, voc):
 
 
 def test_the_papers_numbers_stand_only_beside_the_same_model_data_and_number_of_scenes(builtin, monkeypatch):
-    view = replace(builtin, model_id=PAPER_MODEL, weights=None)
+    view = replace(builtin, snapshot=replace(builtin.snapshot, model_id=PAPER_MODEL), weights=None)
     monkeypatch.setattr(group, "PAPER_SCENES", 2)
     monkeypatch.setattr(group, "embed_tokens", lambda tokens, seed: tokens[:, :2])
     scenes = [draw_scene(view, seed) for seed in range(3)]

@@ -21,7 +21,7 @@ def scores_of(view, images):
     """Mean over patches of every feature on each picture, {layer: [N, 64]}."""
     sites = [Site(layer, "mlp_act") for layer in range(len(view.layers))]
     rows = [activations(view, to_pixels(view, image), sites) for image in images]
-    return {s.layer: np.array([r[s][0, 1:].mean(0).tolist() for r in rows]) for s in sites}
+    return {s.layer: np.array([r[s].values[0, 1:].mean(0).tolist() for r in rows]) for s in sites}
 
 
 def strongest(scores, n):

@@ -12,6 +12,8 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import SpatialConfig
 from vitviz_hf.experiments.pictures.spatial import SHARES, Curves, measure
 from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.models.view import find_tap
+from vitviz_hf.reading.recording import Acts
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 
@@ -40,7 +42,7 @@ def local(vit, monkeypatch):
         def read(view, pixels, sites):
             values = module(pixels).detach()
             tokens = torch.cat([torch.zeros(len(pixels), 1), values], 1)
-            return {site: tokens[..., None].expand(-1, -1, 64) for site in sites}
+            return {s: Acts(tokens[..., None].expand(-1, -1, 64), find_tap(view, s), s) for s in sites}
 
         monkeypatch.setattr("vitviz_hf.experiments.pictures.spatial.activations", read)
         return vit
@@ -94,7 +96,7 @@ def test_a_feature_that_lives_on_its_surroundings_is_below_the_line_at_once(loca
 
 
 def values_of(view, pixels):
-    return activation_map(view, activations(view, pixels[None], [FEATURE.site])[FEATURE.site], FEATURE)[0].flatten()
+    return activation_map(activations(view, pixels[None], [FEATURE.site])[FEATURE.site], FEATURE)[0].flatten()
 
 
 def test_active_patches_are_blacked_out_one_by_one_and_others_as_the_control(vit):
@@ -143,7 +145,7 @@ def test_the_tables_are_means_and_fits_over_the_features_of_each_layer(vit, labe
     for layer, row in enumerate(cells):
         site, few, found = Site(layer, "mlp_act"), [0, 0], []
         for i in np.sort(rng.choice(64, 12, replace=False)).tolist():
-            scores = [activations(vit, to_pixels(vit, x), [site])[site][0, 1:, i].mean().item() for x in images]
+            scores = [activations(vit, to_pixels(vit, x), [site])[site].values[0, 1:, i].mean().item() for x in images]
             best = stored[int(np.argmax(scores))]
             generator = torch.Generator().manual_seed(2 * 1_000_003 + layer * 100_003 + i)
             one = measure(vit, Feature(site, i), best, 0.05, 6, generator)

@@ -30,8 +30,7 @@ from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table, paper_and_ours
 from vitviz_hf.images import bytes_to_pixels
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.reading.maps import split_tokens
-from vitviz_hf.reading.recording import record_with_logits
+from vitviz_hf.reading.recording import Acts, record_with_logits
 from vitviz_hf.reading.tokens import check_isolation, check_plain, final_norm, head_logits, isolated_logits
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import Source
@@ -182,9 +181,9 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
     view, norm = plan.view, plan.norm
     site = Site(len(view.layers) - 1, "resid")
 
-    def means(tokens: Tensor) -> list[Tensor | None]:
+    def means(acts: Acts) -> list[Tensor | None]:
         both: list[Tensor | None] = []
-        for some in (split_tokens(view, tokens, site)[1], tokens):
+        for some in (acts.patches, acts.values):
             both.append(head_logits(view, some.mean(1)))
             both.append(None if norm is None else head_logits(view, _normed(view, norm, some).mean(1), norm))
         return both
@@ -199,7 +198,7 @@ def _count(plan: _Plan, source: Source, config: TokenMixingConfig, work: Path, p
         targets = [e.targets[0] for e in examples]
         nothing = np.full(len(targets), UNKNOWN, np.uint8)
         flags = [nothing if logits is None else is_right(logits, targets, k) for logits in ways for k in _TOP]
-        patches = split_tokens(view, acts[site], site)[1]
+        patches = acts[site].patches
         each = torch.cat([head_logits(view, some) for some in patches.flatten(0, 1).split(_TOKENS_AT_ONCE)])
         repeated = [t for t in targets for _ in range(patches.shape[1])]
         by_patch = [is_right(each, repeated, k).reshape(len(targets), -1) for k in _TOP]

@@ -219,7 +219,7 @@ def block_outputs(view: ModelView, photo: Photo) -> NDArray[np.float32]:
     """
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     acts = activations(view, from_photo(view, photo), sites)
-    outputs = np.stack([acts[site][0].float().cpu().numpy() for site in sites])
+    outputs = np.stack([acts[site].values[0].float().cpu().numpy() for site in sites])
     if not np.isfinite(outputs).all():
         raise NonFiniteError(f"blocks of {name_precision(view)} give NaN or infinite values.")
     return outputs

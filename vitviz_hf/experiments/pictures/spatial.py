@@ -165,10 +165,10 @@ def measure(
 
     def maps(stack: Tensor) -> Tensor:
         parts = [
-            activation_map(view, activations(view, some.to(view.device), [feature.site])[feature.site], feature)
+            activation_map(activations(view, some.to(view.device), [feature.site])[feature.site], feature)
             for some in stack.split(batch)
         ]
-        return torch.cat(parts).float().cpu().double().flatten(1)
+        return torch.cat(parts).float().cpu().double()
 
     def quantities(values: Tensor) -> Tensor:
         if not values.isfinite().all():
@@ -176,7 +176,8 @@ def measure(
         active = values > threshold
         return torch.stack([active.sum(-1).double(), (values * active).sum(-1)])
 
-    natural = maps(pixels[None])[0]
+    (natural_map,) = maps(pixels[None])
+    grid, natural = natural_map.shape, natural_map.flatten()
     quantities(natural)
     active = natural > threshold
     n = int(active.sum())
@@ -192,9 +193,8 @@ def measure(
         kept[0, step, inside[count:]] = 1
         kept[1, step] = 1
         kept[1, step, outside[:count]] = 0
-    grid = find_tap(view, feature.site).patch_grid
     masks = [black_out(k.reshape(grid), (pixels.shape[1], pixels.shape[2])) for k in kept.flatten(0, 1)]
-    values = maps(torch.stack([pixels * mask for mask in masks])).unflatten(0, (2, -1))
+    values = maps(torch.stack([pixels * mask for mask in masks])).flatten(1).unflatten(0, (2, -1))
     whole = quantities(natural)
     lost = 1 - quantities(natural * kept[0]) / whole[:, None]
     left, control = (quantities(v) / whole[:, None] for v in values)
