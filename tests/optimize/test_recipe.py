@@ -315,7 +315,7 @@ def test_an_objective_in_a_recipe_is_as_it_always_was_and_comes_back_the_same():
 
 def test_an_address_is_parsed_once_on_its_way_to_the_picture(vit, tmp_path, monkeypatch):
     parsed, parse = [], objectives.parse_feature
-    monkeypatch.setattr(objectives, "parse_feature", lambda text: parsed.append(text) or parse(text))
+    monkeypatch.setattr(objectives, "parse_feature", lambda text, kinds: parsed.append(text) or parse(text, kinds))
 
     visualize(vit, ["1.mlp_act:5"], QUICK)[0].save(tmp_path / "a.png")
 

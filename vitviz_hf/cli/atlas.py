@@ -83,9 +83,8 @@ def _search(args: Any) -> None:
     from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
     from vitviz_hf.stream import open_source
 
-    options = read_knobs(args, SearchConfig)
-    check_kinds(options.get("kinds", ()))
-    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **options})
+    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **read_knobs(args, SearchConfig)})
+    check_kinds(config.kinds)
     out, (rank, n_ranks) = Path(args.out), _ranks()
     check_absent(out)
     if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):

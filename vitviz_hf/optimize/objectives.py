@@ -50,7 +50,7 @@ class Direction:
         return {"site": str(self.site), "float32": base64.b64encode(packed).decode(), "name": self.name}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], kinds: Collection[str] | None = KINDS) -> "Direction":
+    def from_json(cls, values: Mapping[str, Any], kinds: Collection[str] | None = None) -> "Direction":
         """The inverse of `to_json`; kinds as in `parse_site`."""
         vector = torch.frombuffer(bytearray(base64.b64decode(values["float32"])), dtype=torch.float32)
         return cls(parse_site(values["site"], kinds), tuple(vector.tolist()), str(values["name"]))
@@ -120,8 +120,8 @@ class Objective:
         return [{"weight": weight, **target.to_json()} for weight, target in self.terms]
 
     @classmethod
-    def from_json(cls, terms: Sequence[Mapping[str, Any]], kinds: Collection[str] | None = KINDS) -> "Objective":
-        """The inverse of `to_json`; kinds as in `parse_site`.
+    def from_json(cls, terms: Sequence[Mapping[str, Any]], kinds: Collection[str] | None = None) -> "Objective":
+        """The inverse of `to_json`; kinds as in `parse_site`, any name if None.
 
         Raises:
             SiteError: an address is malformed.
@@ -227,7 +227,7 @@ def parse_target(address: str, kinds: Collection[str] | None = KINDS) -> Feature
     return parse_feature(address, kinds)
 
 
-def target_from_json(values: Mapping[str, Any], kinds: Collection[str] | None = KINDS) -> Target:
+def target_from_json(values: Mapping[str, Any], kinds: Collection[str] | None = None) -> Target:
     """The target of one term of a recipe; kinds as in `parse_site`.
 
     Raises:

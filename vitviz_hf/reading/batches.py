@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitviz_hf.errors import ImageError
 from vitviz_hf.images import open_image, pixels_to_bytes
-from vitviz_hf.models.gate import Snapshot, fetch_model
+from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.loading import load_preprocessing, sized_pixels
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import Row
@@ -96,7 +96,7 @@ def decoders(view: ModelView, n_processes: int) -> Iterator[Submit[Bytes]]:
         with ThreadPoolExecutor(2) as threads:
             yield lambda row: threads.submit(decode, row.data)
         return
-    worker = fetch_model(view.model_id, view.revision), view.module.config, view.input_size
+    worker = view.snapshot, view.module.config, view.input_size
     with ProcessPoolExecutor(n_processes, get_context("spawn"), _start_process, worker) as processes:
         yield lambda row: processes.submit(_decode_in_process, row.data)
 
