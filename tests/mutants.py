@@ -377,7 +377,7 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "atlas/page",
+        "templates",
         (
             "HTML of strangers is kept as it is",
             "autoescape=True",
