@@ -71,7 +71,7 @@ def draw(i):
     return Image.fromarray(noise).resize((40 + i, 36), Image.Resampling.BICUBIC)
 
 
-def named(view, model_id):
+def called(view, model_id):
     """The same model under another name."""
     return replace(view, snapshot=replace(view.snapshot, model_id=model_id))
 
@@ -469,7 +469,7 @@ def test_an_atlas_is_a_dataset_that_datasets_reads_with_its_pictures(tiny_view, 
 def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_path):
     for name in ("owner/a-model", "C: 'a' \"b\" #c"):
         out = tmp_path / name.replace("/", "-")
-        metadata = metadata_of(atlas_of(named(tiny_view("vit"), name), pictures, out))
+        metadata = metadata_of(atlas_of(called(tiny_view("vit"), name), pictures, out))
 
         assert metadata.get("base_model") == (name if "/" in name else None)
         assert metadata["pretty_name"] == f"Atlas of {name}" and "vision-transformer" in metadata["tags"]
@@ -567,7 +567,7 @@ def test_html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text(
     (tmp_path / evil / evil).mkdir(parents=True)
     for i in range(4):
         draw(i).save(tmp_path / evil / evil / f"{i}.png")
-    view = named(tiny_view("vit"), f"model{evil}")
+    view = called(tiny_view("vit"), f"model{evil}")
     atlas = atlas_of(view, tmp_path / evil, tmp_path / "atlas", k=2)
     best = {site: (np.zeros((n, 1), int), np.ones((n, 1), np.float32)) for site, n in atlas.sites.items()}
     write_words(atlas, Words(f"namer{evil}", None, 1, TEMPLATES, 0.5), [f"word{evil}"], best)
