@@ -82,13 +82,22 @@ def test_an_interrupted_run_is_not_begun_again_by_accident(tiny_folder, labelled
     assert main([*command, "--device", "cpu", "--resume"]) == 0
 
 
-def test_all_makes_a_classifier_by_words_once(tiny_folder, labelled, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def three_experiments():
+    """The order of the others is kept."""
+    known = dict(EXPERIMENTS)
+    for name in known:
+        if name not in ("token-mixing", "position", "occlusion"):
+            del EXPERIMENTS[name]
+    yield
+    EXPERIMENTS.clear()
+    EXPERIMENTS.update(known)
+
+
+def test_all_makes_a_classifier_by_words_once(tiny_folder, labelled, tmp_path, capsys, monkeypatch, three_experiments):
     calls = []
     made = classifiers.load_zero_shot
     monkeypatch.setattr(classifiers, "load_zero_shot", lambda *given: calls.append(given) or made(*given))
-    for name in list(EXPERIMENTS):
-        if name not in ("token-mixing", "position", "occlusion"):
-            monkeypatch.delitem(EXPERIMENTS, name)
     command = ["experiment", "all", str(tiny_folder("clip")), str(labelled), "--limit", "4", "--device", "cpu"]
 
     assert main([*command, "--out", str(tmp_path / "all")]) == 0
