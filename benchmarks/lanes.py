@@ -1,7 +1,7 @@
 """What a visitor waits for while another one's optimization runs: the page, and the answer to a patch.
 
-Starts the app, asks as a visitor does (the page and its first ranking and map; then a ranking of one patch and its map),
-first alone, then while an optimization of another visitor runs.
+Starts the app, asks as a visitor does (the page with its first ranking and map; then a ranking of one patch and its
+map), first alone, then while an optimization of another visitor runs.
 
 Run: python benchmarks/lanes.py [--model builtin] [--repeats 5]
 """
