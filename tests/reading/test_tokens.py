@@ -1,5 +1,6 @@
 """Changes to tokens against attention masks and against heads written out."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.models.view import logits, run
 from vitviz_hf.reading.tokens import (
     check_isolation,
+    check_sequence,
     final_norm,
     head_logits,
     isolated_logits,
@@ -110,6 +112,35 @@ def test_a_model_whose_attention_needs_all_tokens_is_refused(family, tiny_view):
 
     with pytest.raises(ConfigError, match="does not work on a part of the tokens"):
         check_isolation(view)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_one_layer_that_asks_for_places_is_enough_and_rounding_is_not(layer, vit):
+    def placed(share):
+        module = copy.deepcopy(vit.module)
+
+        def shift(_, __, tokens):
+            return tokens + share * torch.linspace(-1, 1, tokens.shape[1])[:, None] * tokens.std()
+
+        module.vit.layers[layer].register_forward_hook(shift)
+        return replace(vit, module=module)
+
+    check_isolation(placed(0))
+    check_isolation(placed(2e-5))
+    with pytest.raises(ConfigError, match="its blocks ask for a token's place"):
+        check_isolation(placed(1e-2))
+
+
+def test_two_blocks_are_a_sequence_and_one_is_none(vit):
+    check_sequence(replace(vit, layers=vit.layers[:2]))
+
+    for layers, why in [
+        ((), "it has no transformer layers"),
+        (vit.layers[:1], "its layers are not separate blocks"),
+        ((vit.layers[0],) * 2, "its layers are not separate blocks"),
+    ]:
+        with pytest.raises(ConfigError, match=why):
+            check_sequence(replace(vit, layers=layers))
 
 
 NORMS = {

@@ -242,6 +242,9 @@ def test_masks_are_those_of_the_class_where_names_tell():
     assert np.array_equal(class_mask(row, (4, 2)), (values == 1) | (values == 3))
     unnamed = Row("", "dog", b"", mask=file.getvalue())
     assert np.array_equal(class_mask(unnamed, (4, 2)), (values > 0) & (values < 255))
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 199, 200, 201]], np.uint8)).save(file, "PNG")
+    assert class_mask(Row("", "dog", b"", mask=file.getvalue()), (4, 1)).tolist() == [[False, True, True, False]]
     assert class_mask(Row("", "dog", b""), (4, 2)) is None and class_mask(unnamed, (2, 4)) is None
     assert class_mask(Row("", "dog", b"", mask=b"damaged"), (4, 2)) is None
 

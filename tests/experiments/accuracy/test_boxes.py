@@ -146,6 +146,8 @@ def test_boxes_that_are_not_there_are_told(tmp_path, labelled):
             load_boxes(source, config(boxes=str(tmp_path / "rows.csv")))
         with pytest.raises(DatasetError, match="no XML of boxes"):
             load_boxes(source, config(boxes=str(tmp_path / "xml")))
+    with pytest.raises(DatasetError, match="there are no boxes in 'builtin'"):
+        load_boxes(source, BackgroundConfig(boxes="builtin"))
     with pytest.raises(DatasetError, match="has no boxes"):
         load_boxes(open_source("builtin"), BackgroundConfig())
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import draw_noise
 from tests.experiments.accuracy.test_token_mixing import read
 from vitviz_hf import at_size, to_pixels
 from vitviz_hf.experiments.accuracy import low_pass
-from vitviz_hf.experiments.accuracy.low_pass import KEPT, SHAPES, masks
+from vitviz_hf.experiments.accuracy.low_pass import KEPT, SHAPES, masks, removed_energy
 from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.run import run_experiment
@@ -130,9 +131,54 @@ def test_several_models_share_the_panels_and_the_axis_above(trained, trained_oth
     assert above.get_xlim()[1] == pytest.approx(32 * axes[0].get_xlim()[1])
 
 
-def test_a_uniform_picture_has_no_energy_to_lose():
-    from vitviz_hf.experiments.accuracy.low_pass import removed_energy
+def test_cycles_are_counted_along_the_height(trained, shapes, tmp_path):
+    view = at_size(trained, (64, 96))
 
+    result = run_experiment("low-pass", [view], open_source(str(shapes)), LowPassConfig(limit=2), tmp_path)
+
+    assert [r["cycles per image"] for r in result.data["intervals"].records()[1:]] == [r * 32 for r in KEPT] * 3
+    assert f"in cycles per image height, 32 for {view.model_id}." in " ".join(result.tables["table"].notes)
+    encode_figure(result.figures["figure"], "png")
+    axes = result.figures["figure"].axes[0]
+    assert axes.child_axes[0].get_xlim()[1] == pytest.approx(32 * axes.get_xlim()[1])
+
+
+def test_energy_is_the_mean_over_the_files_that_can_be_read(vit, tmp_path):
+    (tmp_path / "cat").mkdir()
+    for i in range(3):
+        draw_noise(i).save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "cat" / "1b.png").write_bytes(b"no picture")
+
+    result = run_experiment("low-pass", [vit], open_source(str(tmp_path)), LowPassConfig(), tmp_path / "w")
+
+    lost = []
+    for i in range(3):
+        pixels = (to_pixels(vit, draw_noise(i))[0] * 255).round().numpy()
+        power = (abs(np.fft.fft2(pixels)) ** 2).sum(0)
+        power[0, 0] = 0
+        kept = np.fft.ifftshift(passes("square", 0.3, "low", 32, 32))
+        lost.append(100 - 100 * (kept * power).sum() / power.sum())
+    found = {(r["mask"], r["r"]): r["removed energy, %"] for r in result.data["intervals"].records()}
+    assert found["square", 0.3] == pytest.approx(np.mean(lost), abs=0.01) and np.std(lost) > 0.1
+    assert len(result.figures["examples"].axes) == 3 * 3 * 6
+
+
+def test_what_filters_overshoot_is_clipped():
+    values = torch.tensor([-7.0, -0.4, 0.6, 254.6, 255.4, 255.6, 256.3, 300.0])
+
+    assert np.asarray(low_pass._to_image(values.expand(3, 1, 8)))[0, :, 1].tolist() == [
+        0,
+        0,
+        1,
+        255,
+        255,
+        255,
+        255,
+        255,
+    ]
+
+
+def test_a_uniform_picture_has_no_energy_to_lose():
     assert removed_energy(torch.full((3, 8, 8), 7.0), masks(8, 8)).tolist() == [0] * 33
 
 

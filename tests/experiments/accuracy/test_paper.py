@@ -64,6 +64,7 @@ def test_the_setting_of_the_paper_holds_for_its_models_on_all_images():
         (made(control="random-weights"), source(), 50_000, r"are a control \(random-weights\)"),
         (replace(made(), module=nn.Linear(1, 1, dtype=torch.float16)), source(), 50_000, "computes in float16"),
         (made(size=224), source(), 50_000, "is 224x224 pixels, not 384x384"),
+        (made(size=512), source(), 50_000, "is 512x512 pixels, not 384x384"),
         (made(preprocess=SQUASH), source(), 50_000, "does not scale the shorter side to 384 px and crop the center"),
         (made(preprocess=CLOSER), source(), 50_000, "does not scale the shorter side to 384 px and crop the center"),
     ],

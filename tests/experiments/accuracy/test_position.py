@@ -1,5 +1,7 @@
 """Accuracy without positions and with shuffled tiles, against the same in plain transformers and torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -86,5 +88,13 @@ def test_tiles_are_shuffled_and_none_is_lost():
 def test_tiles_divide_the_input_in_whole_patches(vit, tiny_view):
     assert vit.input_size == (32, 32) and tile_size(vit) == 16
     assert tile_size(vit, 8) == 8
+    free = tiny_view("resnet")
+    sides = {side: tile_size(replace(free, input_size=(side, side))) for side in (1056, 992, 510, 4)}
+    assert sides == {1056: 32, 992: 32, 510: 30, 4: 2}  # 33 and 31 divide too; of 30 and 34 the smaller
+    layers = [replace(vit.layers[0], patch_grid=(n, n)) for n in (9, 4)]
+    assert tile_size(replace(vit, input_size=(36, 36), layers=tuple(layers))) == 12  # of 4 and 12, the whole patches
+    for size in ((48, 64), (64, 48)):
+        with pytest.raises(ConfigError, match="possible are 2, 4, 8, 16"):
+            tile_size(replace(free, input_size=size), 24)
     with pytest.raises(ConfigError, match="possible are 2, 4, 8, 16"):
         tile_size(vit, 9)

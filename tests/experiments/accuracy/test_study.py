@@ -98,6 +98,9 @@ def test_differences_draw_the_same_images_for_both_models():
     found, _ = study.paired_difference((a, None), (b, None), 3)
     assert found.high - found.low < 0.8 * separate
     assert study.paired_difference((a[:7], None), (b[:7], None), 0) == (None, 0)
+    one, both = np.array([1, 0], np.uint8), np.ones(2, np.uint8)
+    for first, second, wanted in [((both, None), (one, one), 0), ((one, one), (one, None), -50)]:
+        assert study.paired_difference(first, second, 0)[0].value == wanted
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,32 @@ def test_counts_of_what_was_left_out_survive_a_stop(vit, labelled, tmp_path):
     resumed = run_experiment("background", [vit], source, config, tmp_path / "b")
     assert resumed.tables["table"].notes == straight.tables["table"].notes
     assert "Boxes used: 15." in straight.tables["table"].notes
+
+
+@pytest.mark.parametrize("n", [20, None])
+def test_progress_counts_rows_of_which_the_number_may_not_be_known(n, vit, labelled, tmp_path):
+    source, seen = replace(open_source(str(labelled)), n_rows=n), []
+
+    run_experiment("position", [vit], source, PositionConfig(batch=8), tmp_path, lambda *x: seen.append(x))
+
+    assert seen == [(8, n or 0), (16, n or 0), (20, n or 0)]
+
+
+def test_labels_that_the_dataset_lacks_are_counted(vit, labelled, tmp_path):
+    view = replace(vit, labels=("bus", "no class", "dog"))
+
+    def notes(source, name):
+        return " ".join(
+            run_experiment("position", [view], source, PositionConfig(), tmp_path / name).tables["table"].notes
+        )
+
+    source = open_source(str(labelled))
+    assert f"{vit.model_id} chooses among 3 labels, 1 of which are no class of this dataset." in notes(source, "a")
+
+    def read(*where):
+        return ((replace(row, class_id=None), mark) for row, mark in source.read(*where))
+
+    assert "chooses among" not in notes(replace(source, class_names=(), read=read), "b")
 
 
 def test_classify_ranks_no_logits_that_are_not_finite(vit):

@@ -160,6 +160,21 @@ def test_patch_120_is_counted_from_0_row_by_row(trained, shapes, tmp_path):
         assert len({places[i].item() for i in (119, 120, 121)}) > 1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_interval_of_one_picture_is_a_point_and_of_two_goes_from_one_to_the_other(n, trained, shapes, tmp_path):
+    values, targets = read(shapes, trained.module)
+    normed = trained.module.vit.layernorm(last_tokens(trained.module, values[:n]))
+    each = right(trained.module.classifier(normed[:, 1:]), targets[:n], 5).mean(1)
+
+    config = TokenMixingConfig(limit=n)
+    found = run_experiment("token-mixing", [trained], open_source(str(shapes)), config, tmp_path).tables["table"]
+
+    ends = [found.records()[1][f"patch average {end}"] for end in ("low", "high")]
+    assert ends == pytest.approx([each.min().item(), each.max().item()])
+    assert n == 1 or ends[0] < ends[1]
+
+
 def test_without_the_sweep_there_is_one_table(vit, labelled, tmp_path):
     result = run_experiment("token-mixing", [vit], open_source(str(labelled)), TokenMixingConfig(), tmp_path)
 

@@ -309,6 +309,23 @@ def test_a_patch_of_two_objects_goes_to_the_larger_part_or_to_the_sum_of_their_n
         instances_to_patches(mask, (4, 8), overlap="other")
 
 
+def test_objects_have_the_names_of_their_numbers(vit, monkeypatch):
+    asked = []
+
+    def measured(tokens, owned, classes):
+        asked.append((classes, [len(o) for o in owned]))
+        return group_tokens(tokens, owned, classes)
+
+    monkeypatch.setattr(group, "group_tokens", measured)
+    pixels, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.int64)
+    mask[:, :8], mask[:, 8:16], mask[:, 16:] = 3, 1, 4
+    for names, expected in [(("a", "b", "c", "d"), ["a", "c", "d"]), (("a", "b", "c"), ["a", "c", "object 4"])]:
+        group.group_scene(vit, pixels, mask, names, GroupConfig(), 0)
+
+        assert asked == [(expected, [4, 4, 8])] * 3
+        asked.clear()
+
+
 def test_the_rule_for_overlaps_reaches_the_measures(vit):
     mask = np.zeros((32, 32), np.int64)
     mask[:, :16], mask[:, 16:] = 1, 2

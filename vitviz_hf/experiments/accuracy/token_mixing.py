@@ -256,7 +256,7 @@ def _mean_interval(values: NDArray[np.float64]) -> Interval | None:
     if not len(values):
         return None
     mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2:
         return Interval(mean, mean, mean)
     found = stats.bootstrap((values,), np.mean, n_resamples=2000, batch=50, method="percentile", random_state=0)
     low, high = found.confidence_interval
