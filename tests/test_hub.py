@@ -22,7 +22,7 @@ from vitviz_hf.errors import (
     UnsafeModelError,
 )
 from vitviz_hf.models.gate import default_model, fetch_model
-from vitviz_hf.models.view import run
+from vitviz_hf.models.view import load_snapshot, run
 
 
 def variant(hub, tiny_folder, tmp_path, name, change=None, **options):
@@ -324,3 +324,17 @@ def test_a_hub_that_fails_midway_is_reported(hub, tiny_folder, tmp_path, monkeyp
 
     with pytest.raises((HubUnreachableError, ModelError)):
         load_model(model_id)
+
+
+def test_what_is_fetched_later_of_a_model_is_asked_for_as_the_model_was(hub, tiny_folder, monkeypatch):
+    """A server's own login must not reach what a visitor names."""
+    hub.publish("stranger/clip", tiny_folder("clip"))
+    monkeypatch.setenv("HF_TOKEN", "hf_friend")
+    view = load_snapshot(fetch_model("stranger/clip", token=False), "cpu")
+    before = len(hub.log)
+
+    load_zero_shot(view, ["a bus", "a cat"], ["{}"])
+
+    asked = hub.log[before:]
+    assert asked and {token for _, _, token in asked} == {None}
+    assert "hf_" not in repr(fetch_model("stranger/clip", token="hf_friend"))

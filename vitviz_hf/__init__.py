@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.experiments.run import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
+    from vitviz_hf.models.taps import ExtraTap as ExtraTap
     from vitviz_hf.models.view import ModelView as ModelView
     from vitviz_hf.models.view import at_size as at_size
     from vitviz_hf.models.view import list_sites as list_sites
     from vitviz_hf.models.view import load_model as load_model
     from vitviz_hf.models.view import to_pixels as to_pixels
+    from vitviz_hf.models.view import with_taps as with_taps
     from vitviz_hf.optimize.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.optimize.loop import Step as Step
     from vitviz_hf.optimize.loop import visualize as visualize
@@ -58,6 +60,7 @@ _HOMES = {
     "Atlas": "atlas.store",
     "Classification": "reading.classification",
     "Direction": "optimize.objectives",
+    "ExtraTap": "models.taps",
     "Feature": "sites",
     "Logit": "optimize.objectives",
     "ModelView": "models.view",
@@ -95,6 +98,7 @@ _HOMES = {
     "top_features": "reading.maps",
     "visualize": "optimize.loop",
     "visualize_steps": "optimize.loop",
+    "with_taps": "models.view",
 }
 __all__ = sorted(_HOMES)
 

@@ -185,6 +185,8 @@ def _check(option: "Field[Any]", declared: Any, value: Any) -> None:
 
 
 IMAGENET = "ILSVRC/imagenet-1k"
+BUILTIN = "builtin"
+"""The model and the photographs that come with the packages."""
 """Dataset that is searched if none is named."""
 
 

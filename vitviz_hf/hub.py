@@ -190,4 +190,6 @@ def upload_folder(of: Repositories, folder: Path, repo_id: str, message: str, pr
                 "choose another name."
             ) from error
         raise of.failed(f"the Hub refused {repo_id!r} ({first_line(error)}).") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise of.failed(f"the Hub failed at {repo_id!r} ({first_line(error)}). Try again later.") from error
     return str(url)

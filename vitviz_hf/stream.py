@@ -15,11 +15,11 @@ import httpx2
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
 from vitviz_hf.hub import DATASET, Token, find_commit
 from vitviz_hf.images import open_image
 
-BUILTIN = "builtin"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
 _LABELS = ("label", "labels", "name", "class", "wnid")

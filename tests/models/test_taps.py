@@ -224,7 +224,7 @@ def test_a_tap_of_a_tap_is_both_in_turn(more):
         ("3.new", ExtraTap("resid", linear()), SiteError, r"'3\.new' cannot be made: there is no '3\.resid'"),
         ("1.new", ExtraTap("keys", linear()), SiteError, r"'1\.new' cannot be made: there is no '1\.keys'"),
         ("new", ExtraTap("resid", linear()), SiteError, r"write LAYER\.KIND"),
-        ("1.new", ExtraTap("resid", nn.Flatten()), ConfigError, r"token by token: \[1, 2, 32\] became \[1, 64\]"),
+        ("1.new", ExtraTap("resid", nn.Flatten()), ConfigError, "each token of .* from itself alone"),
     ],
 )
 def test_taps_that_cannot_be_are_refused(address, tap, error, text, more):
@@ -239,3 +239,60 @@ def test_the_other_sites_are_as_they_were(more, vit):
 
     assert all(torch.equal(ours[s].values, plain[s].values) for s in sites)
     assert replace(more, extra_taps={}, layers=vit.layers).identity == vit.identity
+
+
+class Buffers(nn.Module):
+    """A matrix that is no parameter, and is not stored."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.register_buffer("matrix", factor * torch.eye(32), persistent=False)
+
+    def forward(self, values):
+        return values @ self.matrix
+
+
+class Mixing(nn.Module):
+    def forward(self, values):
+        return values - values.mean(1, keepdim=True)
+
+
+def test_whatever_decides_the_values_decides_the_identity(vit):
+    first, second = (with_taps(vit, {"2.new": ExtraTap("resid", Buffers(x))}) for x in (1.0, 2.0))
+    a, b = ("2.a", ExtraTap("resid", linear(1))), ("2.b", ExtraTap("resid", linear(2)))
+
+    assert first.identity.key != second.identity.key
+    assert with_taps(vit, dict([a, b])).identity == with_taps(vit, dict([b, a])).identity
+
+
+def test_a_tap_of_another_extra_one_may_come_first(vit):
+    taps = {"2.b": ExtraTap("a", linear(2, 8)), "2.a": ExtraTap("resid", linear(1, 32))}
+    view, pixels = with_taps(vit, taps), noise(vit)
+
+    found = activations(view, pixels, ["2.resid", "2.b"])
+
+    expected = linear(2, 8)(linear(1, 32)(found[Site(2, "resid")].values))
+    torch.testing.assert_close(found[Site(2, "b")].values, expected)
+
+
+def test_a_tap_without_parameters_follows_the_views_precision(tiny_folder):
+    view = load_model(str(tiny_folder("vit")), device="cpu", dtype=torch.bfloat16)
+
+    more = with_taps(view, {"2.new": ExtraTap("resid", Buffers(2.0))})
+
+    found = activations(more, noise(view), ["2.new", "2.resid"])
+    torch.testing.assert_close(found[Site(2, "new")].values, 2 * found[Site(2, "resid")].values)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (nn.Linear(5, 3), r"'2\.new' must take \[B, T, 32\] and give \[B, T, G\]"),
+        (nn.LSTM(32, 4), r"'2\.new' must take"),
+        (torch.relu, r"'2\.new' must be a torch module"),
+        (Mixing(), r"'2\.new' must make each token of \[B, T, 32\] from itself alone"),
+    ],
+)
+def test_functions_that_are_none_of_a_token_are_refused(vit, function, text):
+    with pytest.raises(ConfigError, match=text):
+        with_taps(vit, {"2.new": ExtraTap("resid", function)})

@@ -85,3 +85,11 @@ def test_a_visitor_names_hub_ids_only(shelf, name):
         shelf.snapshot(name)
     with pytest.raises(AtlasError, match="is not a Hub id"):
         shelf.atlas(name)
+
+
+def test_a_model_that_is_known_by_its_commit_is_not_asked_for_again(hub, tiny_folder, shelf):
+    known = shelf.snapshot(publish(hub, tiny_folder, "shelf/pinned"))
+    before = len(hub.log)
+
+    assert shelf.snapshot("shelf/pinned", known.revision) is known
+    assert hub.log[before:] == []

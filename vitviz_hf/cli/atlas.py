@@ -159,11 +159,11 @@ def _atlas_build(args: Any) -> None:
 def _feature_range(text: str) -> list[Feature]:
     match = re.fullmatch(r"(.+):(\d+)-(\d+)", text.strip())
     if match is None:
-        return [parse_feature(text)]
+        return [parse_feature(text, None)]
     site, first, last = match.groups()
     if int(last) < int(first) or int(last) - int(first) > 100_000:
         raise ConfigError(f"{text!r} is no range of features; write for example 5.mlp_act:0-63.")
-    return [parse_feature(f"{site}:{i}") for i in range(int(first), int(last) + 1)]
+    return [parse_feature(f"{site}:{i}", None) for i in range(int(first), int(last) + 1)]
 
 
 def _atlas_name(args: Any) -> None:
@@ -218,7 +218,7 @@ def _page(args: Any) -> None:
     from vitviz_hf.images import encode
     from vitviz_hf.manifest import write_file
 
-    out, feature = Path(args.out), parse_feature(args.feature)
+    out, feature = Path(args.out), parse_feature(args.feature, None)
     if out.suffix not in (".html", ".png"):
         raise ConfigError(f"--out must end in .html or .png; got '{out}'.")
     check_absent(out)

@@ -19,7 +19,7 @@ from vitviz_hf.cli.options import (
     split_words,
 )
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.sites import KINDS, parse_feature, parse_site
+from vitviz_hf.sites import parse_feature, parse_site
 
 
 def add_picture_commands(verbs: Any) -> None:
@@ -121,7 +121,7 @@ def _sites(args: Any) -> None:
         return
     rows = [("layer", "stage", "grid", "prefix tokens", "layout", "features by kind")]
     for i, layer in enumerate(view.layers):
-        sizes = "  ".join(_size(k, layer.taps[k], layer.patch_grid) for k in KINDS if k in layer.taps)
+        sizes = "  ".join(_size(k, layer.taps[k], layer.patch_grid) for k in view.kinds if k in layer.taps)
         rows.append((str(i), str(layer.stage), _grid(layer.patch_grid), str(layer.n_prefix), layer.layout, sizes))
     print_table(rows)
 

@@ -9,10 +9,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import (
     HubUnreachableError,
     ModelError,
@@ -24,7 +25,6 @@ from vitviz_hf.hub import MODEL, Token, download, find_cached, hub_reachable, is
 from vitviz_hf.models.builtin import builtin_folder
 from vitviz_hf.models.families import MODEL_TYPES, TIMM
 
-BUILTIN = "builtin"
 DEFAULT_MODEL = "google/vit-base-patch16-224"
 SUGGESTED_MODELS = (
     "google/vit-base-patch16-224",
@@ -66,6 +66,8 @@ class Snapshot:
     """What config.json holds."""
     sizes: Mapping[str, int]
     """File -> bytes of all that the repository holds at this commit, not only of what is in `folder` already."""
+    token: Token = field(default=None, repr=False, compare=False)
+    """What the Hub was asked with; what is fetched later of this model is asked for with it too."""
 
     def digest(self) -> str | None:
         """Sha256 of the files of a local folder that decide what it gives; None where a commit pins them."""
@@ -108,6 +110,9 @@ def fetch_model(model_id: str, revision: str | None = None, token: Token = None)
 def fetch_tokenizer(snapshot: Snapshot, token: Token = None) -> Path:
     """Folder with the tokenizer files of a model, at the same commit; downloaded when first asked for.
 
+    Args:
+        token: None asks as the model was asked for.
+
     Raises:
         ModelError: one subclass for each reason; also files larger than a tokenizer is.
     """
@@ -116,7 +121,9 @@ def fetch_tokenizer(snapshot: Snapshot, token: Token = None) -> Path:
         return snapshot.folder
     if (size := sum(sizes.values())) > _TOKENIZER_LIMIT:
         raise ModelTooLargeError(f"the tokenizer of {snapshot.model_id!r} takes {size / 1e6:.0f} MB, over 100 MB.")
-    return download(MODEL, snapshot.model_id, snapshot.revision, _TOKENIZER_FILES, token)
+    return download(
+        MODEL, snapshot.model_id, snapshot.revision, _TOKENIZER_FILES, snapshot.token if token is None else token
+    )
 
 
 def default_model() -> str:
@@ -126,7 +133,7 @@ def default_model() -> str:
 
 def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     if not hub_reachable():
-        return _from_cache(model_id, revision)
+        return replace(_from_cache(model_id, revision), token=token)
     name = repr(model_id) + (f" at {revision!r}" if revision else "")
     listing = list_files(MODEL, model_id, revision, token)
     sha, sizes = listing.sha, listing.sizes
@@ -137,7 +144,7 @@ def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     files = _weight_files(sizes, name, lambda f: download(MODEL, model_id, sha, [f], token) / f)
     _check_size(sum(sizes.get(f, 0) for f in files), name)
     folder = download(MODEL, model_id, sha, ["config.json", "preprocessor_config.json", *files], token)
-    return Snapshot(model_id, sha, folder, config, sizes)
+    return Snapshot(model_id, sha, folder, config, sizes, token)
 
 
 def _from_cache(model_id: str, revision: str | None) -> Snapshot:

@@ -8,7 +8,7 @@ from hashlib import sha256
 import torch
 from torch import nn
 
-from vitviz_hf.errors import ConfigError, SiteError
+from vitviz_hf.errors import ConfigError, SiteError, first_line
 from vitviz_hf.models.measure import PRE_ACT, Layer
 from vitviz_hf.sites import KINDS, Site
 
@@ -28,45 +28,69 @@ def prepare_taps(extra: Mapping[Site, ExtraTap], device: torch.device, dtype: to
 
     Raises:
         SiteError: a kind has the name of another.
+        ConfigError: a function is no module.
     """
     for site in extra:
         if site.kind in (*KINDS, PRE_ACT) or not site.kind.isidentifier():
             raise SiteError(f"a new kind needs a name of its own, of letters, digits and '_'; got '{site}'.")
+    if odd := [s for s, tap in extra.items() if not isinstance(tap.function, nn.Module)]:
+        raise ConfigError(f"the function of '{odd[0]}' must be a torch module, so that its weights identify it.")
     return {
         site: replace(tap, function=copy.deepcopy(tap.function).to(device, dtype).eval().requires_grad_(False))
         for site, tap in extra.items()
     }
 
 
-def extend_layers(layers: tuple[Layer, ...], extra: Mapping[Site, ExtraTap]) -> tuple[Layer, ...]:
-    """The layers with the extra taps; grid and prefix tokens are those of their sources.
+def extend_layers(
+    layers: tuple[Layer, ...], extra: Mapping[Site, ExtraTap], device: torch.device, dtype: torch.dtype
+) -> tuple[Layer, ...]:
+    """The layers with the extra taps; grid and prefix tokens are those of their sources, which may be extra ones too.
 
     Raises:
         SiteError: a layer has no such source, or is not there.
-        ConfigError: a function does not give one token for each.
+        ConfigError: a function does not make each token from itself alone.
     """
-    taps = [dict(layer.taps) for layer in layers]
-    for site, added in extra.items():
-        if site.layer >= len(layers) or added.source not in taps[site.layer]:
-            raise SiteError(f"'{site}' cannot be made: there is no '{site.layer}.{added.source}'.")
-        source = taps[site.layer][added.source]
-        weight = next(added.function.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            shape = tuple(added.function(weight.new_zeros(1, 2, source.size)).shape)
-        if len(shape) != 3 or shape[:2] != (1, 2):
-            raise ConfigError(f"'{site}' must be made token by token: [1, 2, {source.size}] became {list(shape)}.")
-        function = added.function if source.function is None else nn.Sequential(source.function, added.function)
-        taps[site.layer][site.kind] = replace(source, size=shape[2], function=function)
+    taps, waiting = [dict(layer.taps) for layer in layers], dict(extra)
+    while waiting:
+        ready = [s for s, tap in waiting.items() if s.layer < len(layers) and tap.source in taps[s.layer]]
+        if not ready:
+            site, tap = next(iter(waiting.items()))
+            raise SiteError(f"'{site}' cannot be made: there is no '{site.layer}.{tap.source}'.")
+        for site in ready:
+            added = waiting.pop(site)
+            source = taps[site.layer][added.source]
+            size = _width(site, added.function, source.size, device, dtype)
+            function = added.function if source.function is None else nn.Sequential(source.function, added.function)
+            taps[site.layer][site.kind] = replace(source, size=size, function=function)
     return tuple(replace(layer, taps=own) for layer, own in zip(layers, taps, strict=True))
 
 
+def _width(site: Site, function: nn.Module, size: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Features that a function gives for each token, tried on three tokens together and one by one."""
+    tokens = torch.randn(1, 3, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    try:
+        with torch.no_grad():
+            whole, alone = function(tokens), torch.cat([function(tokens[:, i : i + 1]) for i in range(3)], dim=1)
+        fits = whole.shape[:2] == (1, 3) and whole.ndim == 3 and torch.allclose(whole, alone, rtol=0.05, atol=1e-2)
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"the function of '{site}' must take [B, T, {size}] and give [B, T, G]: {first_line(error)}"
+        ) from error
+    if not fits:
+        raise ConfigError(
+            f"the function of '{site}' must make each token from itself alone: [B, T, {size}] -> [B, T, G]."
+        )
+    return int(whole.shape[2])
+
+
 def digest_taps(extra: Mapping[Site, ExtraTap]) -> str | None:
-    """Sha256 of what decides the values of the extra taps; None without any."""
+    """Sha256 of what decides the values of the extra taps, in whatever order they were given; None without any."""
     if not extra:
         return None
     whole = sha256()
-    for site, tap in extra.items():
+    for site, tap in sorted(extra.items(), key=lambda pair: str(pair[0])):
         whole.update(f"{site} {tap.source} {tap.function!r}".encode())
-        for name, tensor in tap.function.state_dict().items():
+        # Not the state_dict, which leaves out buffers that are not stored.
+        for name, tensor in (*tap.function.named_parameters(), *tap.function.named_buffers()):
             whole.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.double().cpu().numpy().tobytes())
     return whole.hexdigest()

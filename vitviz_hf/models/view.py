@@ -259,7 +259,9 @@ def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
     if taken := [str(s) for s in sites if s in view.extra_taps]:
         raise SiteError(f"the view has a tap '{taken[0]}' already; choose another name.")
     added = prepare_taps(sites, view.device, view.dtype)
-    return replace(view, layers=extend_layers(view.layers, added), extra_taps={**view.extra_taps, **added})
+    return replace(
+        view, layers=extend_layers(view.layers, added, view.device, view.dtype), extra_taps={**view.extra_taps, **added}
+    )
 
 
 def normalize(view: ModelView, pixels: Tensor) -> Tensor:
@@ -371,4 +373,4 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
     if facts.orders and not layers:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")
-    return replace(view, layers=extend_layers(layers, view.extra_taps))
+    return replace(view, layers=extend_layers(layers, view.extra_taps, view.device, view.dtype))

@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import VitvizError
-from vitviz_hf.models.gate import BUILTIN, SUGGESTED_MODELS, default_model
+from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.events import LATEST, shown

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
 from vitviz_hf.atlas.store import unusual_features
-from vitviz_hf.config import parse_patches
+from vitviz_hf.config import BUILTIN, parse_patches
 from vitviz_hf.errors import ConfigError, DatasetAccessError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
@@ -31,7 +31,7 @@ from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.models.gate import BUILTIN, Snapshot
+from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.loop import default_config, finish, visualize_steps

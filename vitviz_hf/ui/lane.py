@@ -50,9 +50,11 @@ class Lane:
         ticket = object()
         with self._changed:
             self._turns.append(ticket)
-            self._changed.wait_for(lambda: not self._busy and self._turns[0] is ticket)
-            self._turns.popleft()
-            self._busy = True
+            try:
+                self._changed.wait_for(lambda: not self._busy and self._turns[0] is ticket)
+                self._busy = True
+            finally:
+                self._turns.remove(ticket)
         try:
             yield
         finally:

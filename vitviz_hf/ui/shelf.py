@@ -7,16 +7,17 @@ What was not used for longest is put away when the shelf is full.
 import os
 from threading import Condition
 
-from cachetools import LRUCache, TTLCache, cachedmethod
+from cachetools import LRUCache, cachedmethod
 from cachetools.keys import hashkey
 
 from vitviz_hf.atlas.store import Atlas, open_atlas
+from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, ModelNotFoundError
 from vitviz_hf.hub import is_hub_id, size_limit
-from vitviz_hf.models.gate import BUILTIN, Snapshot, fetch_model
+from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.view import ModelView, load_snapshot
 
-_SNAPSHOTS, _SNAPSHOT_SECONDS, _ATLASES = 256, 3600, 16
+_SNAPSHOTS, _ATLASES = 256, 16
 
 
 def kept_bytes() -> int:
@@ -36,7 +37,7 @@ class Shelf:
     def __init__(self, own_model: str) -> None:
         """`own_model` is the server's default; it may be a local folder, a visitor's may not."""
         self._own_model = own_model
-        self._snapshots: TTLCache[object, Snapshot] = TTLCache(_SNAPSHOTS, _SNAPSHOT_SECONDS)
+        self._snapshots: LRUCache[object, Snapshot] = LRUCache(_SNAPSHOTS)
         self._views: LRUCache[object, ModelView] = LRUCache(kept_bytes(), weight_bytes)
         self._atlases: LRUCache[object, Atlas] = LRUCache(_ATLASES)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
@@ -52,7 +53,10 @@ class Shelf:
             raise ModelNotFoundError(
                 f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
             )
-        return self._fetched(model_id, revision)
+        with self._fetching:
+            known = list(self._snapshots.values())
+        same = next((s for s in known if (s.model_id, s.revision) == (model_id, revision)), None)
+        return same or self._fetched(model_id, revision)
 
     @cachedmethod(lambda self: self._snapshots, condition=lambda self: self._fetching)
     def _fetched(self, model_id: str, revision: str | None) -> Snapshot:
