@@ -77,9 +77,7 @@ def _width(site: Site, function: nn.Module, size: int, device: torch.device, dty
             f"the function of '{site}' must take [B, T, {size}] and give [B, T, G]: {first_line(error)}"
         ) from error
     if not fits:
-        raise ConfigError(
-            f"the function of '{site}' must make each token from itself alone: [B, T, {size}] -> [B, T, G]."
-        )
+        raise ConfigError(f"the function of '{site}' must make each token of [B, T, {size}] from itself alone.")
     return int(whole.shape[2])
 
 
