@@ -12,8 +12,8 @@ from vitviz_hf.templates import load_template
 from vitviz_hf.ui.cards import Card, Fired, RankResult
 
 STYLES = ("overlay", "heatmap", "signed")
-_SMALL = 160
-_THUMBNAIL = 96
+_MAP, _EXEMPLAR, _THUMBNAIL = 128, 80, 64
+"""Longer side in pixels: a first page has 79 of them."""
 
 
 def draw_map(crop: Image.Image, fired: Fired, style: str) -> Image.Image:
@@ -57,8 +57,7 @@ def peak_text(fired: Fired) -> str:
 
 def cards_html(result: RankResult, words: list[str], chosen: str = "") -> str:
     """Cards of ranked features; each picks its address."""
-    small = result.crop.copy()
-    small.thumbnail((_SMALL, _SMALL))
+    small = _shrink(result.crop, _MAP)
     cards = [_card(card, small, word) for card, word in zip(result.cards, words, strict=True)]
     chosen = chosen or next((card["feature"] for card in cards), "")
     return _render("cards.html", cards=[{**card, "chosen": card["feature"] == chosen} for card in cards])
@@ -84,7 +83,7 @@ def _card(card: Card, crop: Image.Image, word: str) -> dict[str, Any]:
         "alt": f"{peak_text(fired)}. It is also excited by",
         "exemplars": [
             {
-                "crop": picture,
+                "crop": _shrink(picture, _EXEMPLAR),
                 "alt": "{}, patch {},{}: {:.3g}".format(e.photograph.replace("_", " "), *e.patch, e.value),
             }
             for e, picture in card.exemplars
@@ -100,6 +99,12 @@ def _where(fired: Fired) -> str:
 
 def _scale(fired: Fired, style: str) -> tuple[float, float]:
     return two_sided(fired.values) if style == "signed" else (0.0, max(0.0, float(fired.values.max())))
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return small
 
 
 def _thumbnail(path: Path) -> Image.Image:

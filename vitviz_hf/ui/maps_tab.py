@@ -26,7 +26,7 @@ from vitviz_hf.ui.drawing import (
 from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.picker import picked_js, picker, scroll_js
+from vitviz_hf.ui.picker import picked_js, picker, scroll_js, settled
 
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
@@ -61,12 +61,14 @@ class MapsTab:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
         self.rank_job, self.map_job = page.on_device(60, page.jobs.rank), page.on_device(60, page.jobs.map)
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=5, min_width=260):
                 self._lay_out_picture()
                 self._lay_out_ranking()
-            with gr.Column(scale=2, min_width=320, elem_id="result"):
+            with gr.Column(scale=6, min_width=280, elem_id="maps"):
                 self._lay_out_maps()
-                self._lay_out_feature()
+            with gr.Column(scale=10, min_width=300):
+                self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
+                self.cards = picker("cards", label="Strongest features")
         self.ranked, self.grid = gr.JSON(visible="hidden", label="Ranked features"), gr.State(None)
         self.rank_outputs = [self.crop, self.cards, self.status, self.ranked]
         self.map_outputs = [self.large, self.bar, self.facts]
@@ -95,7 +97,9 @@ class MapsTab:
             label="Layer",
             elem_id="layer",
             info="from early (edges, colors) to late (things)",
+            buttons=[],
         )
+        self.layer_set = settled("layer")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.kind = gr.Dropdown(
                 KINDS, value=site.kind, label="Kind", elem_id="kind", info="mlp_act are the neurons"
@@ -116,40 +120,25 @@ class MapsTab:
             self.rank_button = gr.Button("Rank features", variant="primary", elem_id="rank", min_width=120)
 
     def _lay_out_maps(self) -> None:
-        self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
-        with gr.Row(elem_id="maps"):
-            with gr.Column(min_width=150):
-                self.crop = picker(
-                    "crop", True, label="What the model sees: click a patch", container=True, show_label=True
-                )
-                self.whole_button = gr.Button("Whole picture", elem_id="whole", size="sm")
-            with gr.Column(min_width=150):
-                self.large = gr.Image(
-                    label="Activation map",
-                    interactive=False,
-                    format="png",
-                    elem_id="map",
-                    alt_text="Activation map of the chosen feature",
-                    buttons=["download", "fullscreen"],
-                )
-                self.bar = gr.HTML(elem_id="bar", label="Color scale")
+        self.crop = picker("crop", True, label="What the model sees: click a patch", container=True, show_label=True)
+        self.whole_button = gr.Button("Whole picture", elem_id="whole", size="sm")
+        self.large = gr.Image(
+            label="Activation map",
+            interactive=False,
+            format="jpeg",
+            elem_id="map",
+            alt_text="Activation map of the chosen feature",
+            buttons=["download", "fullscreen"],
+        )
+        self.bar = gr.HTML(elem_id="bar", label="Color scale")
         self.facts = gr.Markdown(elem_id="map-facts")
-        self.cards = picker("cards", label="Strongest features")
-
-    def _lay_out_feature(self) -> None:
+        self.style = gr.Radio(STYLES, value="overlay", label="Draw", elem_id="style")
+        self.feature = gr.Textbox(
+            FIRST_FEATURE, label="Feature: layer.kind:index, Enter draws its map", elem_id="feature", max_lines=1
+        )
         with gr.Row():
-            self.feature = gr.Textbox(
-                FIRST_FEATURE,
-                label="Feature: layer.kind:index, Enter draws its map",
-                elem_id="feature",
-                scale=2,
-                max_lines=1,
-                min_width=200,
-            )
-            self.style = gr.Radio(STYLES, value="overlay", label="Draw", elem_id="style", min_width=160)
-        with gr.Row():
-            self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=200)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140)
+            self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
+            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130)
 
     @property
     def kept(self) -> list[Kept]:
@@ -180,7 +169,7 @@ class MapsTab:
         page.link(gr.on([self.feature.submit, self.style.input], self.redraw, one, mapped, **private))
         ranking = [self.rank_button.click, self.patch.submit, self.rank_by.input]
         page.link(gr.on(ranking, self.rank, asked, self.shown, **private))
-        moving = [self.kind.input, self.layer.release]
+        moving = [self.kind.input, self.layer_set.click]
         page.link(gr.on(moving, self.move, [*asked, self.grid], self.shown, **private))
         page.link(self.crop.click(self.rank, asked, self.shown, js=picked_js("crop", 4), **private))
         page.link(self.whole_button.click(self.pick_whole, asked, self.shown, **private))
@@ -315,9 +304,8 @@ def _sentence(asked: Asked, result: RankResult) -> str:
     where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
     more = "unusually strongly, the most unusual first" if asked.rank_by == "unusual" else "most strongly"
     text = (
-        f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. Where "
-        "your picture is bright, it fires; the framed patches beside it excite it most in the built-in photographs. "
-        "Look for what they share."
+        f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. It fires "
+        "where your picture is bright; the framed patches of photographs excite it most. Look for what they share."
     )
     if result.classes:
         text += " The model's own guess: " + ", ".join(f"{html.escape(n)} {p:.0%}" for n, p in result.classes) + "."

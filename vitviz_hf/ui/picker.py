@@ -77,6 +77,17 @@ def picker(name: str, patches: bool = False, **options: Any) -> gr.HTML:
     return gr.HTML(elem_id=name, js_on_load=script, **options)
 
 
+def settled(name: str) -> gr.HTML:
+    """Its `click` tells that an input of the component `name` was set: released, stepped, or typed and entered.
+
+    Of a slider's own events, `release` does not come from the keyboard, and `input` comes all along the way.
+    """
+    script = f"""document.addEventListener("change", (event) => {{
+  if (event.target.closest("#{name}")) trigger("click");
+}});"""
+    return gr.HTML(visible="hidden", js_on_load=script)
+
+
 def picked_js(name: str, at: int) -> str:
     """For the event's `js`: puts what was picked in place of input `at`."""
     return f"(...inputs) => {{ inputs[{at}] = window.vitvizPicked?.[{name!r}] ?? inputs[{at}]; return inputs; }}"
