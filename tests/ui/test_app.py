@@ -36,7 +36,7 @@ def url(hub, tmp_path_factory):
         port = free.getsockname()[1]
     results = tmp_path_factory.mktemp("results")
     vit = load_model("tiny/vit", device="cpu")
-    for name, layers in (("early", "0"), ("late", "2")):
+    for name, layers in (("early", (0,)), ("late", (2,))):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
         run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
     environment = {
