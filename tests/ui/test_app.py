@@ -374,6 +374,26 @@ def test_a_patch_is_chosen_with_the_keyboard_and_keeps_the_focus(page, url):
     page.wait_for_function("document.activeElement.dataset.at === '2,3'")
 
 
+MAP_ON_SCREEN = """() => {
+  const box = document.querySelector("#map img").getBoundingClientRect();
+  return box.top >= -1 && box.bottom <= innerHeight + 1;
+}"""
+
+
+def test_on_a_phone_a_chosen_photograph_brings_its_map_onto_the_screen(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url)
+    assert not page.evaluate(MAP_ON_SCREEN)
+
+    page.locator("#examples button").nth(4).click()
+
+    page.wait_for_function("location.search.includes('photo=coffee')")
+    page.wait_for_function(MAP_ON_SCREEN)
+    context.close()
+
+
 @pytest.mark.parametrize("width", [1300, 390])
 def test_a_card_chosen_with_the_keyboard_shows_its_large_map_on_the_screen(browser, url, width):
     context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
@@ -386,12 +406,7 @@ def test_a_card_chosen_with_the_keyboard_shows_its_large_map_on_the_screen(brows
     page.keyboard.press("Enter")
 
     wait_for_text(page, "#map-facts", feature)
-    page.wait_for_function(
-        """() => {
-          const box = document.querySelector("#map img").getBoundingClientRect();
-          return box.top >= -1 && box.bottom <= innerHeight + 1;
-        }"""
-    )
+    page.wait_for_function(MAP_ON_SCREEN)
     assert page.locator("#map img").get_attribute("alt").startswith(f"Activation map of {feature}: highest ")
     assert card.get_attribute("aria-pressed") == "true" and value(page, "#feature") == feature
     assert card.get_attribute("title").startswith(f"{feature} on the whole picture: ")

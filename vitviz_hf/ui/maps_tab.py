@@ -64,7 +64,7 @@ class MapsTab:
             with gr.Column(scale=5, min_width=260):
                 self._lay_out_picture()
                 self._lay_out_ranking()
-            with gr.Column(scale=6, min_width=280, elem_id="maps"):
+            with gr.Column(scale=6, min_width=280):
                 self._lay_out_maps()
             with gr.Column(scale=10, min_width=300):
                 self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
@@ -178,7 +178,7 @@ class MapsTab:
         picked = self.examples.click(self.pick_example, example, picture, js=picked_js("examples", 0), **private)
         for event in (self.photo.input(self.pick_upload, asked, [self.photo_key, *self.shown], **private), picked):
             page.link(event)
-            event.success(None, js=scroll_js("#maps"), api_visibility="private")
+            event.success(None, js=scroll_js("#map"), api_visibility="private")
         chosen = self.cards.click(
             self.pick_feature, one, [self.feature, *mapped], js=picked_js("cards", len(asked)), **private
         )
