@@ -49,8 +49,9 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events",
-        "jobs",
+        "shelf lane stored link events picker",
+        "cards",
+        "jobs drawing",
         "page",
         "maps_tab experiments_tab",
         "optimize_tab features_tab behavior_tab",

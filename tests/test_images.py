@@ -27,6 +27,7 @@ from vitviz_hf.images import (
     pixels_to_bytes,
     pixels_to_image,
     to_rgb,
+    two_sided,
 )
 
 
@@ -224,6 +225,27 @@ def test_overlay_leaves_silent_patches_gray():
 
     assert np.ptp(drawn[5, 5]) == 0
     assert np.ptp(drawn[35, 35]) > 40
+
+
+@pytest.mark.parametrize("gray", [0, 60, 128, 255])
+def test_overlay_is_the_brighter_the_stronger_and_paints_nothing_at_or_below_zero(gray):
+    picture = Image.new("RGB", (52, 1), (gray, gray, gray))
+    values = np.concatenate([[-0.165, 0.0], np.linspace(0.004, 1, 50)])[None]
+
+    drawn = np.asarray(overlay(picture, values, (0, 1)).convert("L")).astype(int)[0]
+
+    assert drawn[0] == drawn[1]
+    assert (np.diff(drawn) >= -1).all()
+    assert drawn[-1] > drawn[0] + 60
+
+
+def test_overlay_on_a_scale_of_two_sides_paints_both():
+    values = np.array([[-1.0, 0.0, 1.0]])
+
+    low, zero, high = np.asarray(overlay(Image.new("RGB", (3, 1), "gray"), values, two_sided(values)))[0].astype(int)
+
+    assert low[2] > low[0] + 40 and high[0] > high[2] + 40 and np.ptp(zero) == 0
+    assert two_sided(np.array([-3.0, 2.0])) == (-3.0, 3.0)
 
 
 def test_a_map_of_zeros_is_drawn():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
 from torch import Tensor
 
@@ -26,6 +26,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SEQUENTIAL = ("000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98e09", "f9cb35", "fcffa4")
 # Blue is negative, red positive, white is exactly zero.
 _DIVERGING = ("053061", "2f79b5", "8fc4dd", "dbeaf2", "ffffff", "fbe0d0", "f4a582", "c13639", "67001f")
+
+# Of the photograph and of the colors on it: so weak places are not darker than silent ones, whatever lies below.
+_DIMMED, _ADDED = 0.6, 0.9
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
@@ -128,6 +131,12 @@ def is_signed(values: Floats) -> bool:
     return bool(values.min() < 0 and -values.min() >= 0.2 * values.max())
 
 
+def two_sided(values: Floats) -> tuple[float, float]:
+    """A color scale that is symmetric around 0."""
+    high = float(np.abs(values).max())
+    return -high, high
+
+
 def map_range(*maps: Floats) -> tuple[float, float]:
     """One color scale for all maps of a feature: (0, max), or symmetric around 0 if they are signed."""
     low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
@@ -152,13 +161,30 @@ def heatmap(values: Floats, size: tuple[int, int], scale: tuple[float, float]) -
 
 
 def overlay(image: Image.Image, values: Floats, scale: tuple[float, float], opacity: float = 0.75) -> Image.Image:
-    """The picture in gray with the heatmap over it, more opaque where the map is strong."""
-    colors = heatmap(values, image.size, scale)
+    """The picture in gray with the map over it.
+
+    On a scale from 0 the stronger is the brighter, and values of 0 and less are not painted. On a scale of two sides
+    values of either sign are painted, more opaque where they are far from 0.
+    """
+    colors, gray = heatmap(values, image.size, scale), ImageOps.grayscale(image).convert("RGB")
     limit = max(abs(scale[0]), abs(scale[1]))
-    strength = np.abs(values) / limit if limit > 0 else np.zeros_like(values)
-    alpha = Image.fromarray((255 * opacity * strength.clip(0, 1) ** 0.5).astype(np.uint8))
-    gray = ImageOps.grayscale(image).convert("RGB")
-    return Image.composite(colors, gray, alpha.resize(image.size, Image.Resampling.NEAREST))
+    shown = np.abs(values) if scale[0] < 0 else values.clip(min=0)
+    strength = (shown / limit).clip(0, 1) if limit > 0 else np.zeros_like(values)
+    if scale[0] < 0:
+        return Image.composite(colors, gray, _blocks(255 * opacity * strength**0.5, image.size))
+    # The color is added, not mixed in: dark colors would make weak places darker than silent ones.
+    kept = ImageChops.multiply(gray, _blocks(255 * _DIMMED * (1 - opacity * strength), image.size).convert("RGB"))
+    added = ImageChops.multiply(colors, _blocks(255 * _ADDED * (strength > 0), image.size).convert("RGB"))
+    return ImageChops.add(kept, added)
+
+
+def _blocks(values: Floats, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def palette_stops(scale: tuple[float, float]) -> list[str]:
+    """The colors of a heatmap's scale, evenly spaced from low to high, as #rrggbb."""
+    return [f"#{color}" for color in (_DIVERGING if scale[0] < 0 else _SEQUENTIAL)]
 
 
 def color_bar(size: tuple[int, int], scale: tuple[float, float]) -> Image.Image:

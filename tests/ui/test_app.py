@@ -36,7 +36,7 @@ def url(hub, tmp_path_factory):
         port = free.getsockname()[1]
     results = tmp_path_factory.mktemp("results")
     vit = load_model("tiny/vit", device="cpu")
-    for name, layers in (("early", "0"), ("late", "2")):
+    for name, layers in (("early", (0,)), ("late", (2,))):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
         run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
     environment = {
@@ -107,8 +107,10 @@ def page(browser):
     assert not elsewhere
 
 
-def opened(page, url, query=""):
+def opened(page, url, query="", advanced=False):
     page.goto(url + query)
+    if advanced:
+        page.locator("#advanced button").first.click()
     page.wait_for_selector("#map img", state="attached")
     page.wait_for_function("document.querySelector('#map-facts').textContent.includes('values')")
     return page
@@ -132,13 +134,13 @@ def test_the_first_page_shows_a_map_of_a_photograph(page, url):
     opened(page, url)
 
     assert "tiny/vit" in text(page, "#model-facts") and "3 layers, 4 x 4 patches" in text(page, "#model-facts")
-    assert page.locator("#gallery img").count() == 12
+    assert page.locator("#cards .card").count() == 12
     assert "Activation map" in page.locator("#map img").get_attribute("alt")
 
 
 def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, photo, tmp_path):
     photo.save(tmp_path / "mine.png")
-    opened(page, url)
+    opened(page, url, advanced=True)
     page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
     page.wait_for_timeout(2500)
@@ -156,12 +158,12 @@ def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, 
 
 
 def test_a_link_reopens_the_same_view(page, url):
-    opened(page, url)
+    opened(page, url, advanced=True)
     page.locator("#patch textarea, #patch input").first.fill("1,2")
     page.keyboard.press("Enter")
     wait_for_text(page, "#rank-status", "patch 1,2")
     page.wait_for_function("location.search.includes('patch=1%2C2')")
-    page.locator("#gallery button").nth(3).click()
+    page.locator("#cards .card").nth(3).click()
     page.wait_for_timeout(1500)
     feature, facts, link = value(page, "#feature"), text(page, "#map-facts"), page.url
 
@@ -179,11 +181,14 @@ def test_a_patch_keeps_its_place_on_the_coarser_grid_of_a_later_layer(page, url)
     wait_for_text(page, "#rank-status", "Layer 0, mlp_act, patch 8,12")
     assert "16 x 16 to 8 x 8 patches" in text(page, "#model-facts")
 
-    page.locator("#layer input").fill("3")
+    page.locator("#layer input[type=number]").fill("2")
     page.keyboard.press("Enter")
+    wait_for_text(page, "#rank-status", "Layer 2, mlp_act, patch 4,6")
+    page.locator("#layer input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
     wait_for_text(page, "#rank-status", "Layer 3, mlp_act, patch 4,6")
 
-    assert value(page, "#patch") == "4,6"
+    page.wait_for_function("location.search.includes('patch=4%2C6')")
 
 
 def test_the_models_own_guess_is_told_and_a_network_without_features_is_refused(page, url):
@@ -334,11 +339,114 @@ def test_a_typed_feature_is_drawn(page, url):
     wait_for_text(page, "#map-facts", "2.attn_q:7")
 
 
-def test_an_example_photograph_can_be_chosen(page, url):
+def test_of_two_quick_clicks_on_photographs_the_last_counts(page, url):
     opened(page, url)
+    for i in (0, 4):
+        page.locator("#examples button").nth(i).click()
+        page.wait_for_timeout(50)
+
+    page.wait_for_function("location.search.includes('photo=coffee')")
+    page.wait_for_timeout(1500)
+    assert "photo=coffee" in page.url
+
+
+def test_of_two_quick_clicks_on_the_crop_the_last_counts(page, url):
+    opened(page, url)
+    box = page.locator("#crop img").bounding_box()
+    for share in (0.1, 0.9):
+        page.mouse.click(box["x"] + share * box["width"], box["y"] + share * box["height"])
+        page.wait_for_timeout(50)
+
+    wait_for_text(page, "#rank-status", "patch 3,3")
+    page.wait_for_timeout(1500)
+    assert "patch 3,3" in text(page, "#rank-status")
+
+
+def test_a_patch_is_chosen_with_the_keyboard_and_keeps_the_focus(page, url):
+    opened(page, url, "?patch=1,1")
+    page.locator("#crop .seen").focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert text(page, "#crop .told") == "patch 2,3"  # the grid ends there
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#rank-status", "patch 2,3")
+    page.wait_for_function("document.activeElement.dataset.at === '2,3'")
+
+
+MAP_ON_SCREEN = """() => {
+  const box = document.querySelector("#map img").getBoundingClientRect();
+  return box.top >= -1 && box.bottom <= innerHeight + 1;
+}"""
+
+
+def test_on_a_phone_a_chosen_photograph_brings_its_map_onto_the_screen(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url)
+    assert not page.evaluate(MAP_ON_SCREEN)
+
     page.locator("#examples button").nth(4).click()
 
     page.wait_for_function("location.search.includes('photo=coffee')")
+    page.wait_for_function(MAP_ON_SCREEN)
+    context.close()
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_a_card_chosen_with_the_keyboard_shows_its_large_map_on_the_screen(browser, url, width):
+    context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url)
+    card = page.locator("#cards .card").nth(9)
+    feature = card.get_attribute("data-pick")
+    card.focus()
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#map-facts", feature)
+    page.wait_for_function(MAP_ON_SCREEN)
+    assert page.locator("#map img").get_attribute("alt").startswith(f"Activation map of {feature}: highest ")
+    assert card.get_attribute("aria-pressed") == "true" and value(page, "#feature") == feature
+    assert card.get_attribute("title").startswith(f"{feature} on the whole picture: ")
+    assert page.locator("#cards .card").nth(0).locator("img").count() >= 2
+    context.close()
+
+
+def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
+    streamed, finished = {}, {}  # some requests stay open
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+
+    def add(event):
+        streamed[event["requestId"]] = streamed.get(event["requestId"], 0) + event["encodedDataLength"]
+
+    session.on("Network.dataReceived", add)
+    session.on("Network.loadingFinished", lambda e: finished.update({e["requestId"]: e["encodedDataLength"]}))
+    opened(page, url)
+    page.wait_for_timeout(1000)
+    places = [
+        page.locator(s).nth(i).bounding_box() for s, i in (("#crop img", 0), ("#map img", 0), ("#cards .card", 5))
+    ]
+
+    assert all(place["y"] + place["height"] <= 1000 for place in places)
+    assert 300_000 < sum({**streamed, **finished}.values()) < 1_500_000
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
+def test_nothing_on_the_first_tab_shuts_anyone_out(browser, url, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?patch=1,2", advanced=True)
+
+    found = Axe().run(page).response["violations"]
+    context.close()
+
+    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
 
 
 def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path):
@@ -410,7 +518,6 @@ def test_another_model_brings_its_own_layers(page, url):
     page.locator("#model input").press("Enter")
 
     wait_for_text(page, "#model-facts", "tiny/dinov2-registers")
-    page.locator("#rank").click()
     page.wait_for_function("location.search.includes('dinov2-registers')")
 
 
@@ -462,7 +569,7 @@ def test_the_api_ranks_maps_and_optimizes(client, photo, tmp_path):
     drawn, _, facts = client.predict("tiny/vit", picture, first, "overlay", api_name="/map_feature")
     image, summary, _ = client.predict("tiny/vit", "1.mlp_act:5", "fast", 3, 0, api_name="/visualize")
 
-    assert len(maps) == 12 and "patch 2,3" in sentence and first.startswith("1.mlp_act:")
+    assert maps.count("data-pick") == 12 and "patch 2,3" in sentence and first.startswith("1.mlp_act:")
     assert Image.open(drawn).size[0] >= 500 and first in facts
     assert read_recipe(image)["config"]["steps"] == 3 and "after 3 steps" in summary
 

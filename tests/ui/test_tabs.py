@@ -93,15 +93,33 @@ def test_every_handler_fills_components_that_its_event_names(app):
     assert list(ranked.outputs) == maps.rank_outputs
 
 
-def test_a_clicked_place_is_the_patch_under_it(app):
-    maps = app.page.tab(MapsTab)
-    photo = str(builtin_paths()["chelsea"])
-    click = SimpleNamespace(index=(95, 10))
+def asked(app, **changes):
+    own = {"image": str(builtin_paths()["chelsea"]), "kind": "mlp_act", "layer": 1, "patch": "", "rank_by": "unusual"}
+    return (app.model.value, *{**own, "style": "overlay", **changes}.values())
 
-    values = maps.pick_patch(app.model.value, photo, "mlp_act", 1, "score", "overlay", (4, 4, 100, 100), click)
+
+def test_a_picked_patch_is_ranked_and_every_card_shows_its_own_numbers(app, vit):
+    maps = app.page.tab(MapsTab)
+
+    values = maps.rank(*asked(app, patch="0,3"))
 
     assert values[maps.patch] == "0,3" and "patch 0,3" in values[maps.status]
-    assert values[maps.layout][:2] == (4, 4) and len(values[maps.gallery]) == 12
+    assert values[maps.grid] == (4, 4) and values[maps.cards].count("data-pick") == 12
+    first = values[maps.ranked][0]
+    told = f"{first['feature']} at patch 0,3: {first['score']:.3g}, {first['unusual']:+.1f} sd from the strongest"
+    assert f'title="{told}' in values[maps.cards]
+    assert told in values[maps.facts].replace("**", "")
+    assert first["feature"] == values[maps.feature]
+    ranked = [row["unusual"] for row in values[maps.ranked]]
+    assert ranked == sorted(ranked, reverse=True) and max(ranked) < 10
+
+
+def test_a_feature_of_another_layer_is_told_of_on_the_whole_picture(app):
+    maps = app.page.tab(MapsTab)
+
+    values = maps.redraw(*asked(app, patch="0,3"), "2.mlp_act:5")
+
+    assert "2.mlp_act:5** on the whole picture" in values[maps.facts]
 
 
 def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
@@ -120,10 +138,7 @@ def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
 def test_a_removed_picture_clears_the_patch_only(app):
     maps = app.page.tab(MapsTab)
 
-    assert maps.pick_upload(app.model.value, None, "mlp_act", 1, "score", "overlay") == {
-        maps.photo_key: "",
-        maps.patch: "",
-    }
+    assert maps.pick_upload(*asked(app, image=None, patch="1,1")) == {maps.photo_key: "", maps.patch: ""}
 
 
 def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):

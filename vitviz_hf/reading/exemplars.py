@@ -59,7 +59,12 @@ def crop_exemplar(view: ModelView, photograph: Image.Image, feature: Feature, pa
         A picture whose longer side has 120 pixels.
     """
     seen = pixels_to_image(to_pixels(view, photograph)[0].float().cpu().numpy())
-    rows, cols = find_tap(view, feature.site).patch_grid
+    return crop_seen(seen, find_tap(view, feature.site).patch_grid, patch)
+
+
+def crop_seen(seen: Image.Image, grid: tuple[int, int], patch: tuple[int, int]) -> Image.Image:
+    """As `crop_exemplar`, from the model's crop of the photograph."""
+    rows, cols = grid
     framed = outline_patch(seen, patch, (rows, cols))
     top, height = _window(patch[0], rows)
     left, width = _window(patch[1], cols)

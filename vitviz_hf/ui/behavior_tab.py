@@ -1,4 +1,4 @@
-"""Tab Views and groups: what a patch gathers over the levels, what occlusion changes, and how patches group."""
+"""Tab Inside a patch: what a patch gathers over the levels, what occlusion changes, and how patches group."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ _CHANGES = {
 class BehaviorTab:
     """The crop and what is done to it on the left; views by level and groups on the right."""
 
-    key, title = "views", "Views and groups"
+    key, title = "views", "Inside a patch"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
         self.view_job, self.group_job = page.on_device(30, page.jobs.patch_views), page.on_device(60, page.jobs.groups)
-        gr.Markdown("The picture of Activation maps. Click a patch to see what its token has gathered, level by level.")
+        gr.Markdown("The picture of the first tab. Click a patch to see what its token has gathered, level by level.")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self._lay_out_patch()
@@ -102,7 +102,7 @@ class BehaviorTab:
         return [Kept("view", self.patch, or_else("")), Kept("filter", self.filter, whole(-1))]
 
     def connect(self) -> None:
-        """Connect its events; the picture is that of the tab Activation maps."""
+        """Connect its events; the picture is that of the tab Your picture."""
         page, model, photo = self.page, self.page.model, self.page.tab(MapsTab).photo
         lane = {**LATEST, "show_progress_on": [self.facts]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}

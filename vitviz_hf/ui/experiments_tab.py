@@ -22,7 +22,7 @@ _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin
 class ExperimentsTab:
     """Stored results and the controls of a live sample on the left, tables and figures on the right."""
 
-    key, title = "experiments", "Experiments"
+    key, title = "experiments", "Papers"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()

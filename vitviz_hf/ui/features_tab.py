@@ -1,4 +1,4 @@
-"""Tab Features: an atlas to browse, and the page of each feature."""
+"""Tab Browse features: an atlas to browse, and the page of each feature."""
 
 import html
 import os
@@ -23,7 +23,7 @@ _SORTS = {
 class FeaturesTab:
     """The atlas and its tiles on the left, the page of a feature on the right."""
 
-    key, title = "features", "Features"
+    key, title = "features", "Browse features"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
@@ -55,7 +55,7 @@ class FeaturesTab:
         self.facts = gr.Markdown(elem_id="atlas-facts")
         self.site = gr.Dropdown([], label="Site", elem_id="atlas-site")
         self.sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
-        self.find = gr.Button("Find the features of the picture in Activation maps", elem_id="find")
+        self.find = gr.Button("Find the features of your picture", elem_id="find")
         self.word = gr.Textbox(
             label="Find features by a word",
             placeholder="fur, water, from above ...",
@@ -167,7 +167,7 @@ class FeaturesTab:
 
     @shown
     def find_features(self, name: str, photo: str | None) -> Values:
-        """Features that the picture of the tab Activation maps excites more than the atlas's images do."""
+        """Features that the picture of the tab Your picture excites more than the atlas's images do."""
         found = self.find_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, open_photo(photo), _SHOWN)
         return self.tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
 
@@ -190,12 +190,12 @@ class FeaturesTab:
         return {self.feature: listed[event.index], **self.show(name, listed[event.index])}
 
     def take(self, feature: str) -> Values:
-        """A feature of the tab Activation maps."""
+        """A feature of the tab Your picture."""
         return {self.feature: feature, **self.page.go(FeaturesTab)}
 
     @shown
     def give(self, atlas: str, feature: str) -> Values:
-        """The feature to the tab Activation maps, with its model."""
+        """The feature to the tab Your picture, with its model."""
         model_id = self.shelf.atlas(atlas).manifest["model_id"]
         values = {self.page.model: model_id, self.page.tab(MapsTab).feature: str(parse_feature(feature))}
         return {**values, **self.page.go(MapsTab)}

@@ -38,43 +38,19 @@ from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.classification import Classification
-from vitviz_hf.reading.maps import activation_map, rank_features, unusualness
+from vitviz_hf.reading.maps import rank_features
 from vitviz_hf.reading.recording import activations, record_with_logits
-from vitviz_hf.reading.reference import best_photograph, reference_scores
+from vitviz_hf.reading.reference import best_photograph, load_reference, reference_scores
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
+from vitviz_hf.ui.cards import Card, MapResult, RankResult, crop_exemplars, measure
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import Shown
 
-_KEEP = 2
 _FRAME_SECONDS = 0.4
 MAX_SAMPLE = 64
 _SAMPLE = {"columns": 1, "rows": 3, "per_layer": 4, "preset": "fast", "steps": 24}
-
-
-@dataclass(frozen=True, slots=True)
-class MapResult:
-    """Activation map of one feature on the model's crop of a picture."""
-
-    crop: Image.Image
-    feature: Feature
-    values: NDArray[np.floating]
-    """[R, C], raw."""
-    unusual: float
-    """Standard deviations of the score above the built-in photographs."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankResult:
-    """Strongest features of a site, each with its map."""
-
-    crop: Image.Image
-    grid: tuple[int, int]
-    patch: tuple[int, int] | None
-    ranked: list[tuple[Feature, float, NDArray[np.floating]]]
-    classes: list[tuple[str, float]]
-    """Likeliest labels with their probability; empty without a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +175,7 @@ class Jobs:
             chosen_on: the patch grid that `patch` was chosen on, if it is to be moved to the same place on this one.
         """
         view = self._shelf.view(snapshot)
-        pixels = to_pixels(view, image)
-        reference = reference_scores(view) if unusual else None
+        pixels, reference = to_pixels(view, image), load_reference(view)
         classes: list[tuple[str, float]] = []
         if view.labels:
             with torch.no_grad():
@@ -208,25 +183,25 @@ class Jobs:
             classes = Classification(logits, view.labels).top(3)[0]
         else:
             acts = activations(view, pixels, [site])
-        grid = acts[site].tap.patch_grid
+        own = acts[site]
+        grid = own.tap.patch_grid
         if patch and chosen_on:
             patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
-        ranked = rank_features(view, acts[site], k, patch, reference)
-        maps = [activation_map(acts[site], f)[0].float().cpu().numpy() for f, _ in ranked]
-        return RankResult(
-            _picture(pixels[0]), grid, patch, [(f, v, m) for (f, v), m in zip(ranked, maps, strict=True)], classes
-        )
+        usual = reference.peaks if patch else reference.scores
+        features = [f for f, _ in rank_features(view, own, k, patch, usual if unusual else None)]
+        fired = measure(own, features, reference, patch)
+        cards = [Card(f, crop_exemplars(self._shelf, view, reference, f.feature)) for f in fired]
+        return RankResult(_picture(pixels[0]), grid, patch, cards, classes)
 
-    def map(self, snapshot: Snapshot, image: Image.Image, feature: Feature) -> MapResult:
-        """The activation map of one feature."""
+    def map(
+        self, snapshot: Snapshot, image: Image.Image, feature: Feature, patch: tuple[int, int] | None = None
+    ) -> MapResult:
+        """The activation map of one feature, and what it does on the picture or on one patch."""
         view = self._shelf.view(snapshot)
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
-        values = activation_map(acts, feature)[0].float().cpu().numpy()
-        scores = acts.in_float32().scores()[0].cpu()
-        unusual = unusualness(scores, reference_scores(view)[feature.site])[feature.index]
-        return MapResult(_picture(pixels[0]), feature, values, float(unusual))
+        return MapResult(_picture(pixels[0]), measure(acts, [feature], load_reference(view), patch)[0])
 
     def patch_views(
         self,

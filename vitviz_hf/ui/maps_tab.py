@@ -1,20 +1,32 @@
-"""Tab Activation maps: which features of a model fire where on a picture."""
+"""Tab Your picture: which features of a model fire where on a picture, and what else excites them."""
 
 import html
 import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.images import color_bar, heatmap, map_range, outline_patch, overlay
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.cards import RankResult
+from vitviz_hf.ui.drawing import (
+    STYLES,
+    cards_html,
+    crop_html,
+    describe,
+    draw_bar,
+    draw_map,
+    peak_text,
+    photographs_html,
+    styles_for,
+)
 from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
-from vitviz_hf.ui.jobs import RankResult
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.picker import picked_js, picker, scroll_js, settled
 
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
@@ -22,24 +34,45 @@ _LARGE = 560
 _SHOWN = 12
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the visitor has set, in the order of `MapsTab.asked`."""
+
+    model_id: str
+    image: str | None
+    kind: str
+    layer: int
+    patch: str
+    rank_by: str
+    style: str
+
+    @property
+    def site(self) -> Site:
+        """Where features are ranked."""
+        return Site(int(self.layer), self.kind)
+
+
 class MapsTab:
     """The picture and its controls on the left; the crop, the map and the strongest features on the right."""
 
-    key, title = "maps", "Activation maps"
+    key, title = "maps", "Your picture"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
         self.rank_job, self.map_job = page.on_device(60, page.jobs.rank), page.on_device(60, page.jobs.map)
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=5, min_width=260):
                 self._lay_out_picture()
                 self._lay_out_ranking()
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=6, min_width=280):
                 self._lay_out_maps()
-        self.ranked, self.layout = gr.JSON(visible="hidden", label="Ranked features"), gr.State(None)
-        self.rank_outputs = [self.crop, self.gallery, self.status, self.ranked, self.layout]
+            with gr.Column(scale=10, min_width=300):
+                self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
+                self.cards = picker("cards", label="Strongest features")
+        self.ranked, self.grid = gr.JSON(visible="hidden", label="Ranked features"), gr.State(None)
+        self.rank_outputs = [self.crop, self.cards, self.status, self.ranked]
         self.map_outputs = [self.large, self.bar, self.facts]
-        self.shown = [self.patch, *self.rank_outputs, self.feature, *self.map_outputs]
+        self.shown = [self.patch, *self.rank_outputs, self.grid, self.feature, *self.map_outputs, self.style]
         self.asked = [page.model, self.photo, self.kind, self.layer, self.patch, self.rank_by, self.style]
 
     def _lay_out_picture(self) -> None:
@@ -47,100 +80,65 @@ class MapsTab:
             label="Picture",
             sources=["upload", "webcam", "clipboard"],
             format="png",
-            height=260,
+            height=240,
             elem_id="photo",
             alt_text="The picture you chose",
         )
-        self.examples = gr.Gallery(
-            [(str(p), k.replace("_", " ")) for k, p in builtin_paths().items()],
-            label="Example photographs",
-            columns=3,
-            height=210,
-            allow_preview=False,
-            interactive=False,
-            format="png",
-            elem_id="examples",
-            object_fit="cover",
-            buttons=[],
-        )
+        self.examples = picker("examples", value=photographs_html(builtin_paths()), label="Example photographs")
         self.photo_key = gr.Textbox(visible="hidden", label="Example photograph", elem_id="photo-key")
 
     def _lay_out_ranking(self) -> None:
         site = parse_feature(FIRST_FEATURE).site
-        self.kind = gr.Dropdown(KINDS, value=site.kind, label="Kind", elem_id="kind", info="mlp_act are the neurons")
-        self.layer = gr.Number(site.layer, label="Layer", precision=0, minimum=0, elem_id="layer")
-        self.rank_by = gr.Radio(
-            [("unusual for photographs", "unusual"), ("plain score", "score")],
-            value="unusual",
-            label="Rank features by",
-            elem_id="rank-by",
+        self.layer = gr.Slider(
+            0,
+            11,
+            site.layer,
+            step=1,
+            label="Layer",
+            elem_id="layer",
+            info="from early (edges, colors) to late (things)",
+            buttons=[],
         )
-        self.patch = gr.Textbox(
-            "",
-            label="Patch as row,column from 0 (empty: the whole picture)",
-            elem_id="patch",
-            max_lines=1,
-            placeholder="3,4",
-        )
-        with gr.Row():
+        self.layer_set = settled("layer")
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            self.kind = gr.Dropdown(
+                KINDS, value=site.kind, label="Kind", elem_id="kind", info="mlp_act are the neurons"
+            )
+            self.patch = gr.Textbox(
+                "",
+                label="Patch as row,column from 0 (empty: the whole picture)",
+                elem_id="patch",
+                max_lines=1,
+                placeholder="3,4",
+            )
+            self.rank_by = gr.Radio(
+                [("unusual for photographs", "unusual"), ("plain score", "score")],
+                value="unusual",
+                label="Rank features by",
+                elem_id="rank-by",
+            )
             self.rank_button = gr.Button("Rank features", variant="primary", elem_id="rank", min_width=120)
-            self.whole_button = gr.Button("Whole picture", elem_id="whole", min_width=120)
 
     def _lay_out_maps(self) -> None:
-        self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
-        with gr.Row():
-            self.crop = gr.Image(
-                label="What the model sees: click a patch",
-                interactive=False,
-                format="png",
-                elem_id="crop",
-                alt_text="The model's crop of the picture, with the chosen patch framed",
-                buttons=["fullscreen"],
-                min_width=240,
-            )
-            self.large = gr.Image(
-                label="Activation map",
-                interactive=False,
-                format="png",
-                elem_id="map",
-                min_width=240,
-                alt_text="Activation map of the chosen feature",
-                buttons=["download", "fullscreen"],
-            )
-        self.bar = gr.Image(
-            show_label=False,
+        self.crop = picker("crop", True, label="What the model sees: click a patch", container=True, show_label=True)
+        self.whole_button = gr.Button("Whole picture", elem_id="whole", size="sm")
+        self.large = gr.Image(
+            label="Activation map",
             interactive=False,
-            format="png",
-            elem_id="bar",
-            height=52,
-            buttons=[],
-            alt_text="Color scale of the map, with the values at its ends",
-            container=False,
+            format="jpeg",
+            elem_id="map",
+            alt_text="Activation map of the chosen feature",
+            buttons=["download", "fullscreen"],
         )
+        self.bar = gr.HTML(elem_id="bar", label="Color scale")
         self.facts = gr.Markdown(elem_id="map-facts")
-        with gr.Row():
-            self.feature = gr.Textbox(
-                FIRST_FEATURE,
-                label="Feature: layer.kind:index, Enter draws its map",
-                elem_id="feature",
-                scale=2,
-                max_lines=1,
-                min_width=200,
-            )
-            self.style = gr.Radio(["overlay", "heatmap"], value="overlay", label="Draw", elem_id="style", min_width=160)
-        with gr.Row():
-            self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=200)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140)
-        self.gallery = gr.Gallery(
-            label="Strongest features: choose one to see it large",
-            columns=4,
-            allow_preview=False,
-            interactive=False,
-            format="png",
-            elem_id="gallery",
-            height="auto",
-            buttons=[],
+        self.style = gr.Radio(STYLES, value="overlay", label="Draw", elem_id="style")
+        self.feature = gr.Textbox(
+            FIRST_FEATURE, label="Feature: layer.kind:index, Enter draws its map", elem_id="feature", max_lines=1
         )
+        with gr.Row():
+            self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
+            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130)
 
     @property
     def kept(self) -> list[Kept]:
@@ -160,113 +158,87 @@ class MapsTab:
         page, model = self.page, self.page.model
         lane = {**LATEST, "show_progress_on": [self.status]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        mapped = [model, self.photo, self.feature, self.style]
-        place = [model, self.photo, self.kind, self.layer, self.rank_by, self.style]
+        asked, one = self.asked, [*self.asked, self.feature]
+        mapped = [*self.map_outputs, self.style]
         # The public events come first: gradio numbers the names of later ones.
         gr.Button(visible=False).click(
-            self.rank_features, self.asked[:-1], self.rank_outputs, api_name="rank_features", **lane
+            self.rank_features, asked[:-1], self.rank_outputs, api_name="rank_features", **lane
         )
-        page.link(self.feature.submit(self.map_feature, mapped, self.map_outputs, api_name="map_feature", **lane))
-        self.style.input(self.map_feature, mapped, self.map_outputs, **private)
+        named = [model, self.photo, self.feature, self.style]
+        gr.Button(visible=False).click(self.map_feature, named, self.map_outputs, api_name="map_feature", **lane)
+        page.link(gr.on([self.feature.submit, self.style.input], self.redraw, one, mapped, **private))
         ranking = [self.rank_button.click, self.patch.submit, self.rank_by.input]
-        page.link(gr.on(ranking, self.rank, self.asked, self.shown, **private))
-        moving = [self.kind.input, self.layer.submit]
-        page.link(gr.on(moving, self.move, [*self.asked, self.layout], self.shown, **private))
-        page.link(self.crop.select(self.pick_patch, [*place, self.layout], self.shown, **private))
-        page.link(self.whole_button.click(self.pick_whole, place, self.shown, **private))
-        page.link(self.photo.input(self.pick_upload, place, [self.photo_key, *self.shown], **private))
-        chosen = [model, self.kind, self.layer, self.rank_by, self.style]
+        page.link(gr.on(ranking, self.rank, asked, self.shown, **private))
+        moving = [self.kind.input, self.layer_set.click]
+        page.link(gr.on(moving, self.move, [*asked, self.grid], self.shown, **private))
+        page.link(self.crop.click(self.rank, asked, self.shown, js=picked_js("crop", 4), **private))
+        page.link(self.whole_button.click(self.pick_whole, asked, self.shown, **private))
         picture = [self.photo, self.photo_key, *self.shown]
-        page.link(self.examples.select(self.pick_example, chosen, picture, **private))
-        picked = [model, self.photo, self.style, self.ranked]
-        page.link(self.gallery.select(self.pick_feature, picked, self.shown, **private))
+        example = [self.photo_key, *asked]
+        picked = self.examples.click(self.pick_example, example, picture, js=picked_js("examples", 0), **private)
+        for event in (self.photo.input(self.pick_upload, asked, [self.photo_key, *self.shown], **private), picked):
+            page.link(event)
+            event.success(None, js=scroll_js("#map"), api_visibility="private")
+        chosen = self.cards.click(
+            self.pick_feature, one, [self.feature, *mapped], js=picked_js("cards", len(asked)), **private
+        )
+        page.link(chosen)
+        chosen.success(None, js=scroll_js("#map"), api_visibility="private")
 
-    def ranking(
-        self,
-        model_id: str,
-        image: str | None,
-        kind: str,
-        layer: int,
-        patch: str,
-        rank_by: str,
-        chosen_on: tuple[int, int] | None = None,
-    ) -> tuple[RankResult, Values]:
+    def ranking(self, asked: Asked, chosen_on: tuple[int, int] | None = None) -> tuple[RankResult, Values]:
         """The strongest features, and how they are shown."""
-        unusual, site, at = rank_by == "unusual", Site(int(layer), kind), _parse_patch(patch)
-        snapshot = self.shelf.snapshot(model_id)
-        result: RankResult = self.rank_job(snapshot, open_photo(image), site, at, unusual, _SHOWN, chosen_on)
-        at = result.patch
-        tiles = [
-            (overlay(result.crop, values, map_range(values)), f"{f}  {value:.3g}{' sd' if unusual else ''}")
-            for f, value, values in result.ranked
-        ]
-        sees = _large(result.crop)
-        where = f"patch {at[0]},{at[1]}" if at else "the whole picture"
-        by = "standard deviations (sd) above the built-in photographs" if unusual else "plain score"
-        text = f"**Layer {int(layer)}, {kind}**, {where}. Ranked by {by}."
-        if result.classes:
-            text += " The model's own guess: " + ", ".join(f"{html.escape(n)} {p:.0%}" for n, p in result.classes) + "."
+        unusual, at = asked.rank_by == "unusual", _parse_patch(asked.patch)
+        snapshot = self.shelf.snapshot(asked.model_id)
+        result = self.rank_job(snapshot, open_photo(asked.image), asked.site, at, unusual, _SHOWN, chosen_on)
+        fired = [card.fired for card in result.cards]
+        words = self.shelf.words(snapshot, [f.feature for f in fired])
         return result, {
-            self.crop: outline_patch(sees, at, result.grid) if at else sees,
-            self.gallery: tiles,
-            self.status: text,
-            self.ranked: [{"feature": str(f), rank_by: value} for f, value, _ in result.ranked],
-            self.layout: (*result.grid, *sees.size),
+            self.crop: crop_html(_large(result.crop), result.grid, result.patch),
+            self.cards: cards_html(result, words),
+            self.status: _sentence(asked, result),
+            self.ranked: [{"feature": str(f.feature), "score": f.score, "unusual": f.unusual} for f in fired],
+            self.grid: result.grid,
         }
 
-    def draw(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
-        """The map of one feature."""
-        result = self.map_job(self.shelf.snapshot(model_id), open_photo(image), parse_feature(feature or ""))
-        scale, crop = map_range(result.values), _large(result.crop)
-        drawn = heatmap(result.values, crop.size, scale) if style == "heatmap" else overlay(crop, result.values, scale)
-        rows, cols = result.values.shape
-        text = (
-            f"**{result.feature}**: values {result.values.min():.3g} to {result.values.max():.3g} on {rows} x {cols} "
-            f"patches, mean {result.values.mean():.3g}, {result.unusual:+.1f} sd from the built-in photographs."
-        )
-        return {self.large: drawn, self.bar: color_bar((_LARGE, 48), scale), self.facts: text}
+    def draw(self, asked: Asked, feature: str) -> Values:
+        """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
+        wanted = parse_feature(feature or "")
+        at = _parse_patch(asked.patch) if wanted.site == asked.site else None
+        result = self.map_job(self.shelf.snapshot(asked.model_id), open_photo(asked.image), wanted, at)
+        known = styles_for(result.fired)
+        style = asked.style if asked.style in known else known[0]
+        return {
+            self.large: gr.update(
+                value=draw_map(_large(result.crop), result.fired, style), alt_text=peak_text(result.fired)
+            ),
+            self.bar: draw_bar(result.fired, style),
+            self.facts: describe(result.fired, style != "signed"),
+            self.style: gr.update(choices=known, **({} if style == asked.style else {"value": style})),
+        }
 
-    def show(
-        self,
-        model_id: str,
-        image: str | None,
-        kind: str,
-        layer: int,
-        patch: str,
-        rank_by: str,
-        style: str,
-        feature: str = "",
-    ) -> Values:
+    def show(self, asked: Asked, feature: str = "", chosen_on: tuple[int, int] | None = None) -> Values:
         """The ranking, and the map of `feature` or of the first one."""
-        result, values = self.ranking(model_id, image, kind, layer, patch, rank_by)
-        feature = feature or str(result.ranked[0][0])
-        return {**values, self.feature: feature, **self.draw(model_id, image, feature, style)}
+        result, values = self.ranking(asked, chosen_on)
+        patch = "{},{}".format(*result.patch) if result.patch else ""
+        feature = feature or str(result.cards[0].fired.feature)
+        return {self.patch: patch, **values, self.feature: feature, **self.draw(replace(asked, patch=patch), feature)}
 
     @shown
-    def rank(
-        self, model_id: str, image: str | None, kind: str, layer: int, patch: str, rank_by: str, style: str
-    ) -> Values:
+    def rank(self, *asked: Any) -> Values:
         """The ranking, and the map of the first one."""
-        return self.show(model_id, image, kind, layer, patch, rank_by, style)
+        return self.show(Asked(*asked))
 
     @shown
-    def move(
-        self,
-        model_id: str,
-        image: str | None,
-        kind: str,
-        layer: int,
-        patch: str,
-        rank_by: str,
-        style: str,
-        layout: tuple[int, int, int, int] | None,
-    ) -> Values:
+    def move(self, *asked: Any) -> Values:
         """As `rank` for another layer, kind or model: the patch keeps its place in the picture."""
-        chosen_on = layout[:2] if layout else None
-        result, values = self.ranking(model_id, image, kind, layer, patch, rank_by, chosen_on)
-        at = "{},{}".format(*result.patch) if result.patch else ""
-        feature = str(result.ranked[0][0])
-        return {self.patch: at, **values, self.feature: feature, **self.draw(model_id, image, feature, style)}
+        *settings, grid = asked
+        return self.show(Asked(*settings), chosen_on=grid)
+
+    @shown
+    def redraw(self, *asked: Any) -> Values:
+        """The map of the typed feature."""
+        *settings, feature = asked
+        return self.draw(Asked(*settings), feature)
 
     @shown
     def rank_features(self, model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> Values:
@@ -281,9 +253,10 @@ class MapsTab:
             rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
 
         Returns:
-            The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
+            The model's crop, cards with maps and exemplars, a sentence, and addresses and values as data.
         """
-        return self.ranking(model_id, image, kind, layer, patch, rank_by)[1]
+        values = self.ranking(Asked(model_id, image, kind, layer, patch, rank_by, STYLES[0]))[1]
+        return {component: values[component] for component in self.rank_outputs}
 
     @shown
     def map_feature(self, model_id: str, image: str, feature: str, style: str) -> Values:
@@ -293,58 +266,50 @@ class MapsTab:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
             feature: address such as 5.mlp_act:10.
-            style: 'overlay' on the picture, or 'heatmap' alone.
+            style: 'overlay' on the picture, 'heatmap' alone, or 'signed' with negative values painted too.
 
         Returns:
             The map, its color scale, and a sentence with the value range.
         """
-        return self.draw(model_id, image, feature, style)
+        site = parse_feature(feature or "").site
+        drawn = self.draw(Asked(model_id, image, site.kind, site.layer, "", "unusual", style), feature)
+        return {self.large: drawn[self.large]["value"], self.bar: drawn[self.bar], self.facts: drawn[self.facts]}
 
     @shown
-    def pick_patch(
-        self,
-        model_id: str,
-        image: str,
-        kind: str,
-        layer: int,
-        rank_by: str,
-        style: str,
-        layout: tuple[int, int, int, int],
-        event: gr.SelectData,
-    ) -> Values:
-        """A click on the crop."""
-        (rows, cols, width, height), (x, y) = layout, event.index
-        row, column = min(int(y) * rows // height, rows - 1), min(int(x) * cols // width, cols - 1)
-        patch = f"{row},{column}"
-        return {self.patch: patch, **self.show(model_id, image, kind, layer, patch, rank_by, style)}
-
-    @shown
-    def pick_whole(self, model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> Values:
+    def pick_whole(self, *asked: Any) -> Values:
         """No patch any more."""
-        return {self.patch: "", **self.show(model_id, image, kind, layer, "", rank_by, style)}
+        return self.show(replace(Asked(*asked), patch=""))
 
     @shown
-    def pick_upload(self, model_id: str, image: str, kind: str, layer: int, rank_by: str, style: str) -> Values:
+    def pick_upload(self, *asked: Any) -> Values:
         """A picture of one's own; None if it was removed."""
-        values = {self.photo_key: "", self.patch: ""}
-        return values if image is None else {**values, **self.show(model_id, image, kind, layer, "", rank_by, style)}
+        own = replace(Asked(*asked), patch="")
+        return {self.photo_key: "", self.patch: "", **(self.show(own) if own.image else {})}
 
     @shown
-    def pick_example(
-        self, model_id: str, kind: str, layer: int, rank_by: str, style: str, event: gr.SelectData
-    ) -> Values:
+    def pick_example(self, key: str, *asked: Any) -> Values:
         """An example photograph."""
-        key, path = list(builtin_paths().items())[event.index]
-        values = {self.photo: str(path), self.photo_key: key, self.patch: ""}
-        return {**values, **self.show(model_id, str(path), kind, layer, "", rank_by, style)}
+        path = str(builtin_paths()[key])
+        own = replace(Asked(*asked), image=path, patch="")
+        return {self.photo: path, self.photo_key: key, **self.show(own)}
 
     @shown
-    def pick_feature(
-        self, model_id: str, image: str, style: str, ranked: list[dict[str, Any]], event: gr.SelectData
-    ) -> Values:
-        """A tile of the ranking."""
-        feature = str(ranked[event.index]["feature"])
-        return {self.feature: feature, **self.draw(model_id, image, feature, style)}
+    def pick_feature(self, *asked: Any) -> Values:
+        """A card."""
+        *settings, feature = asked
+        return {self.feature: feature, **self.draw(Asked(*settings), feature)}
+
+
+def _sentence(asked: Asked, result: RankResult) -> str:
+    where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
+    more = "unusually strongly, the most unusual first" if asked.rank_by == "unusual" else "most strongly"
+    text = (
+        f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. It fires "
+        "where your picture is bright; the framed patches of photographs excite it most. Look for what they share."
+    )
+    if result.classes:
+        text += " The model's own guess: " + ", ".join(f"{html.escape(n)} {p:.0%}" for n, p in result.classes) + "."
+    return text
 
 
 def _large(crop: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Tab Feature optimization: the picture that excites a feature most, as it grows."""
+"""Tab Make a picture: the picture that excites a feature most, as it grows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ _MAX_STEPS = 1000
 class OptimizeTab:
     """The recipe on the left, the growing picture on the right."""
 
-    key, title = "optimize", "Feature optimization"
+    key, title = "optimize", "Make a picture"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
@@ -100,7 +100,7 @@ class OptimizeTab:
         page.link(moved)
 
     def take(self, feature: str) -> Values:
-        """A feature of the tab Activation maps."""
+        """A feature of the tab Your picture."""
         return {self.objective: feature, **self.page.go(OptimizeTab)}
 
     @shown

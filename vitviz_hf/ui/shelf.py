@@ -5,19 +5,26 @@ What was not used for longest is put away when the shelf is full.
 """
 
 import os
+from contextlib import suppress
 from threading import Condition
 
-from cachetools import LRUCache, cachedmethod
+from cachetools import LRUCache, TTLCache, cachedmethod
 from cachetools.keys import hashkey
+from PIL import Image
 
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.config import BUILTIN
-from vitviz_hf.errors import AtlasError, ModelNotFoundError
+from vitviz_hf.errors import AtlasError, ModelNotFoundError, VitvizError
 from vitviz_hf.hub import is_hub_id, size_limit
+from vitviz_hf.images import bytes_to_image, open_image, pixels_to_bytes
 from vitviz_hf.models.gate import Snapshot, fetch_model
-from vitviz_hf.models.view import ModelView, load_snapshot
+from vitviz_hf.models.view import ModelView, load_snapshot, to_pixels
+from vitviz_hf.sites import Feature
+from vitviz_hf.stream import builtin_paths
 
-_SNAPSHOTS, _ATLASES = 256, 16
+_SNAPSHOTS, _ATLASES, _PHOTOGRAPHS = 256, 16, 256
+_OWN_ATLAS_SECONDS = 600
+"""After which an atlas that could not be opened is tried again."""
 
 
 def kept_bytes() -> int:
@@ -40,7 +47,10 @@ class Shelf:
         self._snapshots: LRUCache[object, Snapshot] = LRUCache(_SNAPSHOTS)
         self._views: LRUCache[object, ModelView] = LRUCache(kept_bytes(), weight_bytes)
         self._atlases: LRUCache[object, Atlas] = LRUCache(_ATLASES)
+        self._photographs: LRUCache[object, Image.Image] = LRUCache(_PHOTOGRAPHS)
+        self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(1, _OWN_ATLAS_SECONDS)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
+        self._decoding, self._opening_own = Condition(), Condition()
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
         """Checked local files; downloads, but needs no device. Asks the Hub without the server's token.
@@ -71,6 +81,15 @@ class Shelf:
         """The loaded model."""
         return load_snapshot(snapshot)
 
+    @cachedmethod(
+        lambda self: self._photographs,
+        key=lambda self, view, name: hashkey(view.identity.key, name),
+        condition=lambda self: self._decoding,
+    )
+    def photograph(self, view: ModelView, name: str) -> Image.Image:
+        """A built-in photograph as the model sees it."""
+        return bytes_to_image(pixels_to_bytes(to_pixels(view, open_image(builtin_paths()[name]))[0]))
+
     def atlas(self, name: str) -> Atlas:
         """An atlas by Hub id, or the server's own (`VITVIZ_ATLAS`), which may be a folder.
 
@@ -85,6 +104,25 @@ class Shelf:
     @cachedmethod(lambda self: self._atlases, condition=lambda self: self._opening)
     def _opened(self, name: str) -> Atlas:
         return open_atlas(name, token=False)
+
+    @cachedmethod(lambda self: self._own_atlas, condition=lambda self: self._opening_own)
+    def own_atlas(self) -> Atlas | None:
+        """The server's own atlas; None if there is none or it cannot be opened."""
+        name = os.environ.get("VITVIZ_ATLAS")
+        with suppress(VitvizError):
+            return self.atlas(name) if name else None
+        return None
+
+    def words(self, snapshot: Snapshot, features: list[Feature]) -> list[str]:
+        """The best word of each feature in the server's own atlas; empty for one that has none."""
+        atlas = self.own_atlas()
+        of_this_model = atlas and (atlas.manifest["model_id"], atlas.manifest["revision"]) == (
+            snapshot.model_id,
+            snapshot.revision,
+        )
+        if not atlas or not of_this_model:
+            return [""] * len(features)
+        return [next((w for w, _ in atlas.feature_words(f)), "") if f.site in atlas.sites else "" for f in features]
 
     def snapshot_of(self, atlas: Atlas) -> Snapshot:
         """Checked files of the model that an atlas is of, at its revision."""

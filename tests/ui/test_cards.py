@@ -1,0 +1,130 @@
+"""Cards: what they say and show, against maps made one by one."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitviz_hf import Feature, Site, activation_map, activations, open_image, to_pixels
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.store import open_atlas
+from vitviz_hf.atlas.words import name_features
+from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.reading.exemplars import Exemplar, crop_exemplar
+from vitviz_hf.reading.reference import load_reference
+from vitviz_hf.stream import builtin_paths, open_source
+from vitviz_hf.ui.cards import Card, Fired, RankResult
+from vitviz_hf.ui.drawing import cards_html, crop_html, describe, draw_bar, draw_map, peak_text, styles_for
+from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.shelf import Shelf
+
+FEATURE = Feature(Site(1, "mlp_act"), 5)
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_folder):
+    return Jobs(Shelf(str(tiny_folder("vit"))))
+
+
+@pytest.fixture
+def snapshot(tiny_folder):
+    return Shelf(str(tiny_folder("vit"))).snapshot(str(tiny_folder("vit")))
+
+
+def fired(values, patch=None):
+    return Fired(FEATURE, np.array(values), patch, 0.5, 1.25)
+
+
+@pytest.mark.parametrize("patch", [None, (2, 3)])
+def test_a_card_and_the_map_of_its_feature_tell_the_same(jobs, snapshot, vit, patch):
+    photo = open_image(builtin_paths()["coffee"])
+
+    result = jobs.rank(snapshot, photo, FEATURE.site, patch, True, 6)
+    first = result.cards[0].fired
+    alone = jobs.map(snapshot, photo, first.feature, patch).fired
+
+    acts = activations(vit, to_pixels(vit, photo), [first.feature.site])[first.feature.site]
+    own = activation_map(acts, first.feature)[0].numpy()
+    usual = getattr(load_reference(vit), "peaks" if patch else "scores")[first.feature.site][:, first.feature.index]
+    assert first.score == pytest.approx(float(own[patch] if patch else own.mean()), abs=1e-5)
+    assert first.unusual == pytest.approx((first.score - float(usual.mean())) / float(usual.std()), rel=0.01)
+    assert (alone.score, alone.unusual) == (first.score, first.unusual)
+    assert np.array_equal(alone.values, first.values)
+
+
+def test_a_card_has_up_to_four_places_at_most_one_of_each_photograph(jobs, snapshot, vit):
+    result = jobs.rank(snapshot, open_image(builtin_paths()["coins"]), FEATURE.site, None, False, 6)
+
+    for card in result.cards:
+        names = [e.photograph for e, _ in card.exemplars]
+        assert 1 <= len(names) <= 4 and len(set(names)) == len(names)
+    exemplar, crop = result.cards[0].exemplars[0]
+    photograph = open_image(builtin_paths()[exemplar.photograph])
+    assert crop == crop_exemplar(vit, photograph, result.cards[0].fired.feature, exemplar.patch)
+
+
+def test_a_card_is_a_button_with_its_word_its_address_and_alt_texts():
+    picture = Image.new("RGB", (64, 64), "red")
+    card = Card(fired([[0.0, 2.0], [-1.0, 0.0]]), [(Exemplar("red_lion", (1, 0), 3.0), picture)])
+    result = RankResult(picture, (2, 2), None, [card], [])
+
+    page = cards_html(result, ["<b>fur</b> & more"])
+
+    assert re.search(r'<button type="button" class="card" data-pick="1\.mlp_act:5"[^>]*aria-pressed="true"', page)
+    assert "&lt;b&gt;fur&lt;/b&gt; &amp; more" in page and "<small>1.mlp_act:5</small>" in page
+    assert 'title="1.mlp_act:5 on the whole picture: 0.5, +1.2 sd from the built-in photographs"' in page
+    assert 'alt="Activation map of 1.mlp_act:5: highest 2, at patch 0,1' in page
+    assert 'alt="red lion, patch 1,0: 3"' in page
+
+
+def test_negative_values_are_painted_in_the_signed_style_only():
+    picture, both = Image.new("RGB", (40, 20), "gray"), fired([[-2.0, 0.0, 0.5, 1.0]])
+
+    plain, signed = (np.asarray(draw_map(picture, both, s)).astype(int) for s in ("overlay", "signed"))
+
+    assert np.array_equal(plain[0, 5], plain[0, 15]) and np.ptp(plain[0, 35]) > 40
+    assert signed[0, 5, 2] > signed[0, 5, 0] + 40 and signed[0, 35, 0] > signed[0, 35, 2]
+    assert styles_for(both) == ["overlay", "heatmap", "signed"]
+    assert styles_for(fired([[0.0, 1.0]])) == ["overlay", "heatmap"]
+    assert "from -2 to 2" in draw_bar(both, "signed") and "from 0 to 1" in draw_bar(both, "overlay")
+    assert "below 0 are not painted" in describe(both, True) and "painted" not in describe(both, False)
+
+
+def test_a_map_without_positive_values_is_drawn_with_nothing_on_it():
+    picture, silent = Image.new("RGB", (20, 20), "white"), fired([[-2.0, -1.0]])
+
+    assert np.ptp(np.asarray(draw_map(picture, silent, "overlay"))) == 0
+    assert "from 0 to 0" in draw_bar(silent, "overlay")
+    assert peak_text(silent).endswith("highest -1, at patch 0,1")
+
+
+def test_the_crop_frames_the_chosen_patch_and_knows_its_grid():
+    picture = Image.new("RGB", (60, 40), "red")
+
+    page, whole = crop_html(picture, (4, 6), (1, 3)), crop_html(picture, (4, 6), None)
+
+    assert 'data-rows="4" data-cols="6" data-at="1,3"' in page and "left: 50.0%; top: 25.0%" in page
+    assert 'data-at=""' in whole and "hidden></span>" in whole
+
+
+def test_words_come_from_the_servers_own_atlas_of_this_model(tiny_view, snapshot, vit, monkeypatch, tmp_path):
+    atlas = make_atlas(vit, open_source("builtin"), SearchConfig(k=2), tmp_path / "atlas")
+    name_features(atlas, tiny_view("clip"), ["cat", "dog", "bus"])
+    features = [Feature(FEATURE.site, i) for i in range(30)]
+    monkeypatch.setenv("VITVIZ_ATLAS", str(tmp_path / "atlas"))
+
+    words = Shelf("builtin").words(snapshot, features)
+
+    named = open_atlas(str(tmp_path / "atlas"))
+    assert words == [next((w for w, _ in named.feature_words(f)), "") for f in features] and any(words)
+    assert Shelf("builtin").words(replace(snapshot, revision="other"), features) == [""] * 30
+
+
+def test_without_an_atlas_that_opens_there_are_no_words(snapshot, monkeypatch, tmp_path):
+    monkeypatch.delenv("VITVIZ_ATLAS", raising=False)
+    assert Shelf("builtin").words(snapshot, [FEATURE]) == [""]
+
+    monkeypatch.setenv("VITVIZ_ATLAS", str(tmp_path / "none"))
+    assert Shelf("builtin").words(snapshot, [FEATURE]) == [""]

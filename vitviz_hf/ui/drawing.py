@@ -1,0 +1,115 @@
+"""What the tabs show of maps and cards: pictures and HTML."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitviz_hf.images import cover, heatmap, is_signed, open_image, overlay, palette_stops, two_sided
+from vitviz_hf.templates import load_template
+from vitviz_hf.ui.cards import Card, Fired, RankResult
+
+STYLES = ("overlay", "heatmap", "signed")
+_MAP, _EXEMPLAR, _THUMBNAIL = 128, 80, 64
+"""Longer side in pixels: a first page has 79 of them."""
+
+
+def draw_map(crop: Image.Image, fired: Fired, style: str) -> Image.Image:
+    """A map in one of the styles; `overlay` and `heatmap` show what is above 0, `signed` both sides."""
+    scale = _scale(fired, style)
+    if style == "heatmap":
+        return heatmap(fired.values, crop.size, scale)
+    return overlay(crop, fired.values, scale)
+
+
+def draw_bar(fired: Fired, style: str) -> str:
+    """The color scale of such a map."""
+    scale = _scale(fired, style)
+    ticks = [scale[0], 0.0, scale[1]] if scale[0] < 0 else list(scale)
+    return _render("bar.html", stops=palette_stops(scale), ticks=[f"{tick:.3g}" for tick in ticks])
+
+
+def styles_for(fired: Fired) -> list[str]:
+    """The styles that a map can be drawn in."""
+    return list(STYLES) if fired.values.min() < 0 else list(STYLES[:2])
+
+
+def describe(fired: Fired, unpainted: bool) -> str:
+    """What a feature does on a picture, in one sentence or two.
+
+    Args:
+        unpainted: negative values are not to be seen.
+    """
+    values = fired.values
+    rows, cols = values.shape
+    spread = f"values {values.min():.3g} to {values.max():.3g} on {rows} x {cols} patches, mean {values.mean():.3g}"
+    text = f"**{fired.feature}** {_where(fired)}; {spread}."
+    return text + (" Values below 0 are not painted; *signed* paints them." if unpainted and is_signed(values) else "")
+
+
+def peak_text(fired: Fired) -> str:
+    """The map of a feature in words."""
+    row, col = np.unravel_index(int(fired.values.argmax()), fired.values.shape)
+    return f"Activation map of {fired.feature}: highest {fired.values.max():.3g}, at patch {row},{col}"
+
+
+def cards_html(result: RankResult, words: list[str], chosen: str = "") -> str:
+    """Cards of ranked features; each picks its address."""
+    small = _shrink(result.crop, _MAP)
+    cards = [_card(card, small, word) for card, word in zip(result.cards, words, strict=True)]
+    chosen = chosen or next((card["feature"] for card in cards), "")
+    return _render("cards.html", cards=[{**card, "chosen": card["feature"] == chosen} for card in cards])
+
+
+def crop_html(crop: Image.Image, grid: tuple[int, int], patch: tuple[int, int] | None) -> str:
+    """The model's crop; it picks a patch."""
+    return _render("crop.html", crop=crop, grid=grid, patch=patch)
+
+
+def photographs_html(paths: Mapping[str, Path]) -> str:
+    """Small pictures; each picks its key."""
+    return _render("photographs.html", photographs={key: _thumbnail(path) for key, path in paths.items()})
+
+
+def _card(card: Card, crop: Image.Image, word: str) -> dict[str, Any]:
+    fired = card.fired
+    return {
+        "feature": str(fired.feature),
+        "word": word,
+        "title": f"{fired.feature} {_where(fired)}",
+        "map": draw_map(crop, fired, "overlay"),
+        "alt": f"{peak_text(fired)}. It is also excited by",
+        "exemplars": [
+            {
+                "crop": _shrink(picture, _EXEMPLAR),
+                "alt": "{}, patch {},{}: {:.3g}".format(e.photograph.replace("_", " "), *e.patch, e.value),
+            }
+            for e, picture in card.exemplars
+        ],
+    }
+
+
+def _where(fired: Fired) -> str:
+    at = "at patch {},{}".format(*fired.patch) if fired.patch else "on the whole picture"
+    above = "the strongest patches of the" if fired.patch else "the"
+    return f"{at}: {fired.score:.3g}, {fired.unusual:+.1f} sd from {above} built-in photographs"
+
+
+def _scale(fired: Fired, style: str) -> tuple[float, float]:
+    return two_sided(fired.values) if style == "signed" else (0.0, max(0.0, float(fired.values.max())))
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return small
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    return cover(open_image(path), (_THUMBNAIL, _THUMBNAIL))
+
+
+def _render(name: str, **values: Any) -> str:
+    return load_template(__package__, name).render(**values)

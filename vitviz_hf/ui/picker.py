@@ -1,0 +1,101 @@
+"""Pictures that are picked by mouse or keyboard.
+
+What was picked stands in the page, and the event's `js` puts it among the handler's ordinary inputs. The data of an
+event would not do: of clicks that wait, the queue sends again the data of the first.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+_PICK = """
+const pick = (value) => {
+  (window.vitvizPicked ??= {})[NAME] = value;
+  trigger("click");
+};
+element.addEventListener("click", (event) => {
+  const chosen = event.target.closest("[data-pick]");
+  if (!chosen) return;
+  element.querySelectorAll("[data-pick]").forEach((e) => e.setAttribute("aria-pressed", String(e === chosen)));
+  pick(chosen.dataset.pick);
+});
+"""
+_PICK_PATCH = """
+let again = false;
+const ARROWS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
+const within = (at, n) => Math.min(Math.max(at, 0), n - 1);
+const size = (seen) => [Number(seen.dataset.rows), Number(seen.dataset.cols)];
+const show = (seen, at) => {
+  const [rows, cols] = size(seen), frame = seen.querySelector(".frame");
+  frame.hidden = false;
+  frame.style.left = `${100 * at[1] / cols}%`;
+  frame.style.top = `${100 * at[0] / rows}%`;
+  frame.style.width = `${100 / cols}%`;
+  frame.style.height = `${100 / rows}%`;
+  seen.dataset.at = at.join(",");
+};
+const place = (seen) => {
+  const [rows, cols] = size(seen);
+  return seen.dataset.at ? seen.dataset.at.split(",").map(Number) : [rows >> 1, cols >> 1];
+};
+element.addEventListener("click", (event) => {
+  const seen = event.target.closest(".seen");
+  if (!seen) return;
+  const [rows, cols] = size(seen), box = seen.querySelector("img").getBoundingClientRect();
+  const at = event.detail === 0 ? place(seen) : [
+    within(Math.floor((event.clientY - box.top) / box.height * rows), rows),
+    within(Math.floor((event.clientX - box.left) / box.width * cols), cols),
+  ];
+  again = event.detail === 0;
+  show(seen, at);
+  pick(at.join(","));
+});
+element.addEventListener("keydown", (event) => {
+  const seen = event.target.closest(".seen"), step = ARROWS[event.key];
+  if (!seen || !step) return;
+  event.preventDefault();
+  const [rows, cols] = size(seen), from = place(seen);
+  const at = [within(from[0] + step[0], rows), within(from[1] + step[1], cols)];
+  show(seen, at);
+  element.querySelector(".told").textContent = `patch ${at.join(",")}`;
+});
+watch("value", () => {
+  if (again) element.querySelector(".seen")?.focus();
+  again = false;
+});
+"""
+
+
+def picker(name: str, patches: bool = False, **options: Any) -> gr.HTML:
+    """HTML whose elements with `data-pick` can be picked; its event is `click`.
+
+    Args:
+        name: the component's `elem_id`.
+        patches: a patch of the template crop.html is picked instead, as row,column.
+    """
+    script = _PICK.replace("NAME", repr(name)) + (_PICK_PATCH if patches else "")
+    return gr.HTML(elem_id=name, js_on_load=script, **options)
+
+
+def settled(name: str) -> gr.HTML:
+    """Its `click` tells that an input of the component `name` was set: released, stepped, or typed and entered.
+
+    Of a slider's own events, `release` does not come from the keyboard, and `input` comes all along the way.
+    """
+    script = f"""document.addEventListener("change", (event) => {{
+  if (event.target.closest("#{name}")) trigger("click");
+}});"""
+    return gr.HTML(visible="hidden", js_on_load=script)
+
+
+def picked_js(name: str, at: int) -> str:
+    """For the event's `js`: puts what was picked in place of input `at`."""
+    return f"(...inputs) => {{ inputs[{at}] = window.vitvizPicked?.[{name!r}] ?? inputs[{at}]; return inputs; }}"
+
+
+def scroll_js(target: str) -> str:
+    """For an event's `js`: brings a component into sight, where pictures and results stand below each other."""
+    return f"""() => {{
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  document.querySelector({target!r})?.scrollIntoView({{block: "nearest", behavior: still ? "auto" : "smooth"}});
+}}"""
