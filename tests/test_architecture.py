@@ -52,11 +52,12 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events",
+        "shelf lane stored link events statistics",
         "jobs",
         "page",
         "maps_tab",
         "optimize_tab features_tab behavior_tab experiments_tab",
+        "api",
         "app",
     ],
     "cli": ["options", "atlas behavior experiment optimization picture", "main"],

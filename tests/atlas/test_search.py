@@ -553,7 +553,7 @@ def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictu
     atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
     hub.publish("datasets/odd/huge", atlas.folder, sizes={"images/images.parquet": 9_000_000_000})
 
-    with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
+    with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB\. .*VITVIZ_MAX_GB"):
         open_atlas("odd/huge")
 
 

@@ -89,8 +89,7 @@ def test_every_handler_fills_components_that_its_event_names(app):
         assert set(values) <= known
     loaded = next(f for f in app.demo.fns.values() if f.targets and f.targets[0][1] == "load")
     assert set(opened(app)) <= set(loaded.outputs)
-    ranked = next(f for f in app.demo.fns.values() if f.api_name == "rank_features")
-    assert list(ranked.outputs) == maps.rank_outputs
+    assert set(maps.rank_outputs) <= set(loaded.outputs)
 
 
 def test_a_clicked_place_is_the_patch_under_it(app):

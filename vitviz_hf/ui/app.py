@@ -9,6 +9,7 @@ import gradio as gr
 from vitviz_hf.errors import VitvizError
 from vitviz_hf.models.gate import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.events import LATEST, shown
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
@@ -62,6 +63,7 @@ class App:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
+            Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
         self.demo.queue(max_size=30, default_concurrency_limit=8)
@@ -75,7 +77,7 @@ class App:
             self.model_facts,
             [self.model, maps.kind, maps.layer],
             [self.facts, maps.kind, maps.layer],
-            api_name="model_facts",
+            api_visibility="private",
             show_progress_on=[self.facts],
             **LATEST,
         )
@@ -90,30 +92,15 @@ class App:
 
     @shown
     def model_facts(self, model_id: str, kind: str, layer: int) -> Values:
-        """Load a model and tell its layers, patch grid and kinds.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            kind: the kind that is chosen; mlp_act is given back if the model lacks it.
-            layer: the layer that is chosen; the last one is given back if the model has fewer.
-
-        Returns:
-            A sentence, the kinds to choose from, and the layer.
-        """
+        """Another model."""
         return self.describe(model_id, kind, layer)
 
     def describe(self, model_id: str, kind: str, layer: int) -> Values:
         """A sentence about a model, its kinds and layers."""
         known, maps = self.page.jobs.facts(self.page.shelf.snapshot(model_id)), self.page.tab(MapsTab)
-        grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(known.grids), min(known.grids))))
-        text = (
-            f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "
-            f"{grids} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
-            f"{known.n_features:,} features."
-        )
-        last = known.n_layers - 1
+        name, last = html.escape(known.model_id), known.n_layers - 1
         return {
-            self.facts: text,
+            self.facts: f"**{name}**{html.escape(str(known)).removeprefix(name)}",
             maps.kind: gr.update(choices=list(known.kinds), value=kind if kind in known.kinds else "mlp_act"),
             maps.layer: gr.update(value=min(int(layer or 0), last), label=f"Layer (0 to {last})"),
         }
@@ -139,7 +126,7 @@ class App:
             if tab == features.key and values[features.feature]:
                 drawn |= features.show(values[features.atlas], values[features.feature])
         except VitvizError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(error.for_visitor))
             return opened
         return {**opened, **facts, **drawn}
 

@@ -108,7 +108,7 @@ class BehaviorTab:
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
         asked, showing = [model, photo, self.patch, self.filter, self.scale], [self.show_views.click, self.patch.submit]
-        page.link(gr.on(showing, self.show_view, asked, filled, api_name="show_view", **lane))
+        page.link(gr.on(showing, self.show_view, asked, filled, **private))
         clicked = [model, photo, self.filter, self.scale, self.layout]
         page.link(self.crop.select(self.pick_patch, clicked, filled, **private))
         changed = [model, photo, self.editor, self.patch, self.filter, self.change, self.ratio, self.side, self.scale]
@@ -139,18 +139,7 @@ class BehaviorTab:
     def show_view(
         self, model_id: str, image: str, patch: str, filter_number: int, brightness: str = "linear"
     ) -> Values:
-        """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            patch: row and column from 0 such as 3,4; empty for the one of most attention.
-            filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
-            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
-
-        Returns:
-            The model's crop, the same to paint on, the patch, the filter, a picture for each level, and a sentence.
-        """
+        """Views of a patch."""
         return self.look(model_id, image, patch, int(filter_number), brightness, True)
 
     @shown

@@ -61,7 +61,7 @@ class FeaturesTab:
             placeholder="fur, water, from above ...",
             elem_id="find-word",
             max_lines=1,
-            info="in atlases that were named with 'vitviz atlas name'",
+            info="in atlases whose features were named",
         )
         self.gallery = gr.Gallery(
             label="Features, each with its most activating image: choose one",
@@ -88,10 +88,9 @@ class FeaturesTab:
         page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         sorting = [self.atlas, self.site, self.sort]
-        gr.Button(visible=False).click(self.sort_features, sorting, tiles, api_name="sort_features", **LATEST)
-        self.word.submit(self.find_word, [self.atlas, self.word], tiles, api_name="find_word", **LATEST)
+        self.word.submit(self.find_word, [self.atlas, self.word], tiles, **private)
         shown_page = [self.atlas, self.feature]
-        page.link(self.feature.submit(self.feature_page, shown_page, self.html, api_name="feature_page", **LATEST))
+        page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
         opening = [self.open_button.click, self.atlas.submit]
         page.link(gr.on(opening, self.open, [self.atlas, self.sort], [self.facts, self.site, *tiles], **private))
         gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
@@ -140,29 +139,12 @@ class FeaturesTab:
 
     @shown
     def sort_features(self, atlas: str, site: str, sort: str) -> Values:
-        """List features of an atlas with their most activating image.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search'.
-            site: layer and kind such as 5.mlp_act.
-            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse'.
-
-        Returns:
-            Pictures with address and value, and the addresses.
-        """
+        """Another site or order."""
         return self.browse(atlas, site, sort)
 
     @shown
     def feature_page(self, atlas: str, feature: str) -> Values:
-        """The page of a feature: most and least activating images with their maps, scores, neighbours.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search'.
-            feature: address such as 5.mlp_act:10.
-
-        Returns:
-            HTML with the pictures inside.
-        """
+        """The page of a feature."""
         return self.show(atlas, feature)
 
     @shown
@@ -173,15 +155,7 @@ class FeaturesTab:
 
     @shown
     def find_word(self, atlas: str, word: str) -> Values:
-        """Find the features that a word names, in an atlas that was named.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search' and 'vitviz atlas name'.
-            word: a word or part of one, such as fur.
-
-        Returns:
-            Pictures with address and agreement, and the addresses.
-        """
+        """The features that a word names."""
         return self.tiles(atlas, [(f, f"{value:.1f} sd") for f, value in self.jobs.find_word(atlas, word, _SHOWN)])
 
     @shown

@@ -90,6 +90,13 @@ class ModelFacts:
     kinds: tuple[str, ...]
     n_features: int
 
+    def __str__(self) -> str:
+        grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(self.grids), min(self.grids))))
+        return (
+            f"{self.model_id} {(self.revision or '')[:8]}: {self.n_layers} layers, {grids} patches at "
+            f"{self.input_size[0]} x {self.input_size[1]} pixels, {self.n_features:,} features."
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:

@@ -162,11 +162,7 @@ class MapsTab:
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         mapped = [model, self.photo, self.feature, self.style]
         place = [model, self.photo, self.kind, self.layer, self.rank_by, self.style]
-        # The public events come first: gradio numbers the names of later ones.
-        gr.Button(visible=False).click(
-            self.rank_features, self.asked[:-1], self.rank_outputs, api_name="rank_features", **lane
-        )
-        page.link(self.feature.submit(self.map_feature, mapped, self.map_outputs, api_name="map_feature", **lane))
+        page.link(self.feature.submit(self.map_feature, mapped, self.map_outputs, **private))
         self.style.input(self.map_feature, mapped, self.map_outputs, **private)
         ranking = [self.rank_button.click, self.patch.submit, self.rank_by.input]
         page.link(gr.on(ranking, self.rank, self.asked, self.shown, **private))
@@ -269,35 +265,8 @@ class MapsTab:
         return {self.patch: at, **values, self.feature: feature, **self.draw(model_id, image, feature, style)}
 
     @shown
-    def rank_features(self, model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> Values:
-        """Rank the features of one layer by how strongly they fire on a picture, or on one patch of it.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
-            layer: layer number from 0.
-            patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
-            rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
-
-        Returns:
-            The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
-        """
-        return self.ranking(model_id, image, kind, layer, patch, rank_by)[1]
-
-    @shown
     def map_feature(self, model_id: str, image: str, feature: str, style: str) -> Values:
-        """Draw the activation map of one feature on a picture.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            feature: address such as 5.mlp_act:10.
-            style: 'overlay' on the picture, or 'heatmap' alone.
-
-        Returns:
-            The map, its color scale, and a sentence with the value range.
-        """
+        """The map of one feature."""
         return self.draw(model_id, image, feature, style)
 
     @shown

@@ -3,22 +3,23 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.errors import ConfigError
 from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
-from vitviz_hf.ui.events import LATEST, Runs, shown
+from vitviz_hf.ui.events import LATEST, Runs, one_word, shown, whole_number
 from vitviz_hf.ui.jobs import Frame, gpu_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
 
-_MAX_STEPS = 1000
+MAX_STEPS = 1000
+_LONGEST = 80
 
 
 class OptimizeTab:
@@ -64,7 +65,7 @@ class OptimizeTab:
             info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
         )
         self.steps = gr.Number(
-            0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=_MAX_STEPS, elem_id="steps"
+            0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )
         self.seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0, elem_id="seed")
         with gr.Row():
@@ -90,7 +91,7 @@ class OptimizeTab:
             "show_progress": "hidden",
             **LATEST,
         }
-        self.start.click(**options, api_name="visualize")
+        self.start.click(**options, api_visibility="private")
         self.objective.submit(**options, api_visibility="private")
         page.link(self.start.click(None, api_visibility="private"))
         page.link(self.objective.submit(None, api_visibility="private"))
@@ -103,49 +104,54 @@ class OptimizeTab:
         """A feature of the tab Activation maps."""
         return {self.objective: feature, **self.page.go(OptimizeTab)}
 
+    def frames(
+        self,
+        model_id: str,
+        feature: str,
+        preset: str,
+        steps: float | None,
+        seed: float | None,
+        stop: Event | None = None,
+    ) -> Iterator[Waiting | Frame]:
+        """A run: how it waits, and its frames.
+
+        Raises:
+            Stopped: `stop` was set.
+        """
+        one_word("preset", preset, ("auto", *PRESETS))
+        n, seed = whole_number("steps", steps or 0, 0, MAX_STEPS), whole_number("seed", seed or 0, 0, 2**53)
+        frames = self.job(self.shelf.snapshot(model_id), feature or "", preset, n, seed)
+        yield from self.page.lane.run(frames, stop or Event())
+
     @shown
     def visualize(
-        self, model_id: str, feature: str, preset: str, steps: int, seed: int, request: gr.Request
+        self,
+        model_id: str,
+        feature: str,
+        preset: str,
+        steps: float | None,
+        seed: float | None,
+        request: gr.Request,
     ) -> Iterator[Values]:
-        """Optimize a picture that maximizes a feature; streams the picture as it grows.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            feature: address such as 5.mlp_act:10, logit:207, or a sum of them; a minus in front minimizes.
-            preset: auto, paper, paper-clip, fourier or fast.
-            steps: optimizer steps; 0 for the preset's.
-            seed: same seed, same picture.
-
-        Returns:
-            The picture, a sentence with its score, and at the end the PNG that carries its recipe.
-        """
-        if preset not in ("auto", *PRESETS):
-            raise ConfigError(f"unknown preset {preset!r}; presets are auto, {', '.join(PRESETS)}.")
-        if not 0 <= int(steps or 0) <= _MAX_STEPS:
-            raise ConfigError(f"steps must be 0 to {_MAX_STEPS} here; got {steps}.")
+        """The picture as it grows."""
         with self.runs.one_for(request) as stop:
             yield {self.status: "Loading the model ...", self.download: gr.update(interactive=False)}
-            asked = (self.shelf.snapshot(model_id), feature or "", preset, int(steps or 0), int(seed or 0))
             try:
-                for frame in self.page.lane.run(self.job(*asked), stop):
-                    if isinstance(frame, Waiting):
-                        yield {self.status: str(frame)}
-                    else:
-                        yield self.shows(frame, feature)
+                for frame in self.frames(model_id, feature, preset, steps, seed, stop):
+                    yield {self.status: str(frame)} if isinstance(frame, Waiting) else self.shows(frame)
             except Stopped:
                 yield {self.status: "Cancelled."}
 
-    def shows(self, frame: Frame, feature: str) -> Values:
+    def shows(self, frame: Frame) -> Values:
         """A moment of the run; the last one brings the file."""
         if frame.result is None:
             dead = "; the feature does not fire yet" if frame.dead else ""
             text = f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}"
             return {self.live: frame.picture, self.status: text}
-        path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(feature)}.png")
-        frame.result.save(path)
+        path = save_picture(frame.result)
         return {
             self.live: path,
-            self.status: _summary(frame, frame.result),
+            self.status: summary(frame),
             self.download: gr.update(value=str(path), interactive=True),
         }
 
@@ -159,7 +165,17 @@ def _duration(snapshot: Any, _: str, preset: str, steps: int, __: int) -> int:
     return gpu_seconds(snapshot, steps or int(plan.get("steps", 300)), int(plan.get("copies", 8)))
 
 
-def _summary(frame: Frame, result: Visualization) -> str:
+def save_picture(result: Visualization) -> Path:
+    """The PNG with its recipe, in a folder of its own."""
+    path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(result.recipe['address'])[:_LONGEST]}.png")
+    result.save(path)
+    return path
+
+
+def summary(frame: Frame) -> str:
+    """What came of a run."""
+    if (result := frame.result) is None:
+        return ""
     text = (
         f"**{result.recipe['address']}** after {frame.steps} steps: score {result.score:.3g}; "
         f"{result.transfer_score:.3g} when the picture is turned, zoomed and blurred."
