@@ -16,6 +16,7 @@ from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
 from vitviz_hf.ui.link import OPENED_JS
 from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
 from vitviz_hf.ui.shelf import Shelf
@@ -150,6 +151,7 @@ def launch(
     Args:
         options: passed on to `gr.Blocks.launch`.
     """
+    return_freed_memory()
     # Gradio serves files of the working and the temporary folder only; on a Space packages lie elsewhere.
     photographs = sorted({str(path.parent) for path in builtin_paths().values()})
     build(None, gpu, eager).launch(
