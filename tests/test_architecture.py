@@ -52,7 +52,7 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events statistics memory",
+        "shelf lane stored link events statistics memory growing",
         "jobs",
         "page",
         "maps_tab",

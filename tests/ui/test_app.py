@@ -149,7 +149,7 @@ def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, 
 
     assert value(page, "#patch") == "0,3"
     page.wait_for_function("location.search.includes('patch=0%2C3')")
-    assert "photo=" not in page.url
+    assert "photo=own" in page.url
     page.locator("#whole").click()
     wait_for_text(page, "#rank-status", "the whole picture")
 

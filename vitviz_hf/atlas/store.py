@@ -357,4 +357,16 @@ def _spans(names: Sequence[str]) -> str:
     kinds: dict[str, list[int]] = {}
     for site in (parse_site(name, None) for name in names):
         kinds.setdefault(site.kind, []).append(site.layer)
-    return ", ".join(f"{kind} of layers {min(x)}-{max(x)}" for kind, x in kinds.items())
+    return ", ".join(f"{kind} of {_runs(layers)}" for kind, layers in kinds.items())
+
+
+def _runs(layers: list[int]) -> str:
+    """`layers 0-3, 5`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    told = ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+    return f"{'layer' if len(layers) == 1 else 'layers'} {told}"

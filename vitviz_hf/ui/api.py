@@ -18,9 +18,10 @@ from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.sites import Site, parse_feature, parse_site
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
-from vitviz_hf.ui.jobs import Frame, MapResult
+from vitviz_hf.ui.growing import Frame
+from vitviz_hf.ui.jobs import MapResult
 from vitviz_hf.ui.lane import Waiting
-from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary
+from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary, to_wanted
 from vitviz_hf.ui.page import Page
 from vitviz_hf.ui.statistics import atlas_rows, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
@@ -181,7 +182,8 @@ class Api:
         Returns:
             The picture, a sentence with its score, at the end the PNG that carries its recipe, and scores as data.
         """
-        for moment in self.page.tab(OptimizeTab).frames(model_id, feature, preset, steps, seed):
+        asked = to_wanted(feature, preset, steps, seed)
+        for moment in self.page.tab(OptimizeTab).frames(model_id, asked):
             if isinstance(moment, Waiting):
                 yield None, str(moment), None, None
             elif isinstance(moment, Frame) and moment.result:
@@ -369,7 +371,8 @@ def _numbers(result: MapResult) -> dict[str, Any]:
 def _scores(frame: Frame) -> dict[str, Any]:
     told: dict[str, Any] = {"step": frame.index + 1, "steps": frame.steps, "score": frame.score}
     if frame.result:
-        told |= {"transfer_score": frame.result.transfer_score, "seed": frame.result.recipe["config"]["seed"]}
+        told["seed"] = frame.result.recipe["config"]["seed"]
+        told |= {"classes": frame.classes, "transfer_score": frame.result.transfer_score}
     return told
 
 

@@ -6,15 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.errors import VitvizError
 from vitviz_hf.models.gate import BUILTIN, SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.behavior_tab import BehaviorTab
-from vitviz_hf.ui.events import LATEST, shown
+from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
-from vitviz_hf.ui.link import OPENED_JS
+from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import OptimizeTab
@@ -37,6 +36,10 @@ _INTRO = """# vitviz: see what a vision transformer learned
 Any vision transformer of the Hub (ViT, CLIP, SigLIP, DINO, Swin and many more), or the built-in one. Find the features
 that fire on your picture and see where, optimize the picture that excites one most, and repeat the papers' experiments.
 """
+_NOT_HERE = (
+    "This link was made with an uploaded photograph, which is not in it. Upload it again, or choose an example; "
+    "feature, layer and patch are as they were."
+)
 
 
 def _no_gpu(_: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -75,26 +78,41 @@ class App:
             tab.connect()
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         chosen = self.model.input(
-            self.model_facts,
-            [self.model, maps.kind, maps.layer],
-            [self.facts, maps.kind, maps.layer],
-            api_visibility="private",
+            self.choose,
+            [page.loaded, *maps.asked, maps.layout],
+            [page.loaded, self.facts, maps.kind, maps.layer, *maps.shown],
             show_progress_on=[self.facts],
-            **LATEST,
+            **private,
         )
-        page.link(chosen.success(maps.move, [*maps.asked, maps.layout], maps.shown, **private))
+        page.link(chosen)
+        chosen.failure(lambda: "", None, self.facts, queue=False, api_visibility="private")
+        features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
+        asked = [features.atlas, features.sort, features.shown]
+        pages[features.key].select(features.first_look, asked, features.filled, **private)
+        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
+        pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
-        experiments, features = page.tab(ExperimentsTab), page.tab(FeaturesTab)
-        opened = [page.tabs, self.facts, maps.photo, features.html, experiments.table, experiments.gallery]
+        experiments = page.tab(ExperimentsTab)
+        opened = [page.tabs, page.loaded, self.facts, maps.photo, experiments.table, experiments.gallery]
+        opened += [*features.filled, features.html, *behavior.filled]
         opened += [k.component for k in page.kept] + maps.shown
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
 
     @shown
-    def model_facts(self, model_id: str, kind: str, layer: int) -> Values:
-        """Another model."""
-        return self.describe(model_id, kind, layer)
+    def choose(self, loaded: str, *asked: Any) -> Values:
+        """Another model, and its ranking; nothing where the box was left as it was."""
+        maps, (*values, layout) = self.page.tab(MapsTab), asked
+        given = dict(zip(maps.asked, values, strict=True))
+        model_id = given[self.model]
+        if model_id == loaded:
+            return gr.skip()
+        facts = {self.page.loaded: model_id, **self.describe(model_id, given[maps.kind], given[maps.layer])}
+        if given[maps.photo] is None:
+            return facts
+        given |= {maps.kind: facts[maps.kind]["value"], maps.layer: facts[maps.layer]["value"]}
+        return facts | maps.move(*given.values(), layout)
 
     def describe(self, model_id: str, kind: str, layer: int) -> Values:
         """A sentence about a model, its kinds and layers."""
@@ -108,28 +126,48 @@ class App:
 
     @shown
     def open(self, request: gr.Request) -> Values:
-        """Restore what the link says; then, with a GPU at hand, rank and draw."""
+        """Restore what the link says; then rank, draw and open the atlas. What fails leaves the rest as it is."""
         query = dict(request.query_params)
         values = {k.component: k.parse(query.get(k.key)) for k in self.page.kept}
-        page = self.page
-        maps, features, experiments = page.tab(MapsTab), page.tab(FeaturesTab), page.tab(ExperimentsTab)
-        tab = values[self.page.tab_key]
+        maps, experiments = self.page.tab(MapsTab), self.page.tab(ExperimentsTab)
+        if own := values[maps.photo_key] == OWN_PHOTO:
+            values |= {maps.photo_key: "", maps.status: _NOT_HERE}
         photos, key = builtin_paths(), values[maps.photo_key]
-        opened = {**values, self.page.tabs: gr.update(selected=tab), maps.photo: str(photos[key]) if key else None}
+        opened = {**values, self.page.tabs: gr.update(selected=values[self.page.tab_key])}
+        opened |= {maps.photo: str(photos[key]) if key else None, self.page.loaded: values[self.page.model]}
         if stored := values[experiments.stored]:
-            opened |= experiments.shows(stored_result(stored))
-        if not self.eager:
-            return opened
-        try:
-            facts = self.describe(values[self.model], values[maps.kind], values[maps.layer])
-            at = facts[maps.kind]["value"], facts[maps.layer]["value"], values[maps.patch]
-            drawn = maps.show(values[self.model], opened[maps.photo], *at, "unusual", "overlay", values[maps.feature])
-            if tab == features.key and values[features.feature]:
-                drawn |= features.show(values[features.atlas], values[features.feature])
-        except VitvizError as error:
-            gr.Warning(html.escape(error.for_visitor))
-            return opened
-        return {**opened, **facts, **drawn}
+            opened |= tried(lambda: experiments.shows(stored_result(stored)))
+        if own:
+            opened |= tried(lambda: self.describe(opened[self.model], opened[maps.kind], opened[maps.layer]))
+        elif self.eager:
+            opened |= tried(lambda: self._mapped(opened))
+        return opened | tried(lambda: self._atlas(opened)) | tried(lambda: self._views(opened))
+
+    def _mapped(self, opened: Values) -> Values:
+        """The first ranking and map."""
+        maps = self.page.tab(MapsTab)
+        model_id = opened[self.model]
+        facts = self.describe(model_id, opened[maps.kind], opened[maps.layer])
+        at = facts[maps.kind]["value"], facts[maps.layer]["value"], opened[maps.patch]
+        shown_too = maps.show(model_id, opened[maps.photo], *at, "unusual", "overlay", opened[maps.feature])
+        return facts | shown_too
+
+    def _atlas(self, opened: Values) -> Values:
+        """The atlas of the tab that is opened, and the page of its feature."""
+        features = self.page.tab(FeaturesTab)
+        name, feature = opened[features.atlas], opened[features.feature]
+        if not name or opened[self.page.tab_key] != features.key:
+            return {}
+        found = features.opened(name, "maximum")
+        return found | (features.show(name, feature) if feature and self.eager else {})
+
+    def _views(self, opened: Values) -> Values:
+        """The views of the tab that is opened."""
+        behavior, photo = self.page.tab(BehaviorTab), opened[self.page.tab(MapsTab).photo]
+        if not self.eager or opened[self.page.tab_key] != behavior.key or not photo:
+            return {}
+        patch, number = opened[behavior.patch], opened[behavior.filter]
+        return behavior.look(opened[self.model], photo, patch, number, "linear", True)
 
 
 def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) -> gr.Blocks:

@@ -110,6 +110,18 @@ def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
     return _telling(handler, str)
 
 
+def tried(part: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """What a part of the page shows; nothing but a word of warning if it fails, so that the others can be shown."""
+    try:
+        return part()
+    except VitvizError as error:
+        gr.Warning(html.escape(error.for_visitor))
+    except Exception:
+        _log.exception("a part of the page failed")
+        gr.Warning("Something went wrong on the server; it has been logged.")
+    return {}
+
+
 def _telling(handler: Callable[..., Any], to_text: Callable[[str], str]) -> Callable[..., Any]:
     def told(error: Exception) -> gr.Error:
         if isinstance(error, VitvizError):

@@ -1,5 +1,6 @@
 """Tab Experiments: stored results of the papers' experiments, and small samples of them live."""
 
+import html
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.config import IMAGENET
+from vitviz_hf.errors import VitvizError
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.ui.events import LATEST, Runs, shown, whole_number
 from vitviz_hf.ui.jobs import MAX_SAMPLE, experiment_seconds
@@ -128,15 +130,21 @@ class ExperimentsTab:
     ) -> Iterator[Values]:
         """A small sample of an experiment, live."""
         with self.runs.one_for(request) as stop:
-            yield {self.status: "Loading ..."}
+            yield {self.status: "Loading ...", self.table: "", self.gallery: []}
+            found = False
             try:
                 for item in self.moments(model_id, experiment, others, dataset, limit, stop):
+                    found = isinstance(item, Shown)
                     if isinstance(item, Shown):
                         yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
                     else:
                         yield {self.status: str(item)}
             except Stopped:
-                yield {self.status: "Cancelled."}
+                if not found:
+                    yield {self.status: "Cancelled."}
+            except VitvizError as error:
+                yield {self.status: html.escape(error.for_visitor)}
+                raise
 
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""

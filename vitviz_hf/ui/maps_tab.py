@@ -13,7 +13,7 @@ from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
 from vitviz_hf.ui.jobs import RankResult
-from vitviz_hf.ui.link import Kept, one_of, or_else, whole
+from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
 
 FIRST_FEATURE = "5.mlp_act:1059"
@@ -130,7 +130,7 @@ class MapsTab:
             self.style = gr.Radio(["overlay", "heatmap"], value="overlay", label="Draw", elem_id="style", min_width=160)
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=200)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140)
+            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=140, visible=False)
         self.gallery = gr.Gallery(
             label="Strongest features: choose one to see it large",
             columns=4,
@@ -148,7 +148,7 @@ class MapsTab:
         photos, site = list(builtin_paths()), parse_feature(FIRST_FEATURE).site
         first = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
         return [
-            Kept("photo", self.photo_key, one_of(photos, first)),
+            Kept("photo", self.photo_key, one_of((*photos, OWN_PHOTO), first), OWN_PHOTO),
             Kept("kind", self.kind, one_of(KINDS, site.kind)),
             Kept("layer", self.layer, whole(site.layer)),
             Kept("patch", self.patch, or_else("")),
