@@ -319,3 +319,7 @@ def test_minutes_are_told_before_they_start(app, monkeypatch):
 def test_an_empty_box_is_named(app):
     with pytest.raises(gr.Error, match="filter must be a whole number from -1; got nothing"):
         app.page.tab(BehaviorTab).show_view(app.model.value, str(builtin_paths()["coins"]), "", None, "linear")
+    with pytest.raises(gr.Error, match="layer must be a whole number from 0; got nothing"):
+        app.page.tab(MapsTab).rank(
+            app.model.value, str(builtin_paths()["coins"]), "mlp_act", None, "", "score", "overlay"
+        )

@@ -11,7 +11,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import color_bar, heatmap, map_range, outline_patch, overlay
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
+from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown, whole_number
 from vitviz_hf.ui.jobs import RankResult
 from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
@@ -188,7 +188,7 @@ class MapsTab:
         chosen_on: tuple[int, int] | None = None,
     ) -> tuple[RankResult, Values]:
         """The strongest features, and how they are shown."""
-        unusual, site, at = rank_by == "unusual", Site(int(layer), kind), _parse_patch(patch)
+        unusual, site, at = rank_by == "unusual", Site(whole_number("layer", layer), kind), _parse_patch(patch)
         snapshot = self.shelf.snapshot(model_id)
         result: RankResult = self.rank_job(snapshot, open_photo(image), site, at, unusual, _SHOWN, chosen_on)
         at = result.patch

@@ -58,8 +58,8 @@ class OptimizeTab:
             label="Feature",
             elem_id="objective",
             max_lines=1,
-            info="layer.kind:index, logit:index, or a sum such as 5.mlp_act:10 - 0.5*5.mlp_act:3; "
-            "a minus in front minimizes",
+            info="layer.kind:index, a class such as logit:17 or logit:tabby, or a sum such as "
+            "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes",
         )
         self.preset = gr.Radio(
             ["auto", *PRESETS],
