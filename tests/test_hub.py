@@ -1,6 +1,8 @@
 """Loading by id through a Hub on this machine, and every way it can fail."""
 
 import json
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +149,25 @@ def test_a_gated_model_needs_a_token_with_access(hub, tiny_folder):
     assert load_model("odd/gated", token="hf_friend", device="cpu").revision
 
 
+def test_a_visitor_is_not_told_what_only_the_owner_can_do(hub, tiny_folder):
+    hub.publish("odd/gated-too", tiny_folder("vit"), gated=True)
+    hub.publish("odd/large", tiny_folder("vit"), sizes={"model.safetensors": 9_000_000_000})
+    told = []
+    for name in ("odd/gated-too", "odd/large", "odd/absent"):
+        with pytest.raises(ModelError) as caught:
+            fetch_model(name, token=False)
+        told.append((str(caught.value), caught.value.for_visitor))
+
+    for owner, visitor in told:
+        assert re.search("hf auth login|VITVIZ_MAX_GB|token", owner)
+        assert not re.search("hf auth login|VITVIZ_MAX_GB|token", visitor)
+    assert (
+        told[0][1] == "'odd/gated-too' is gated. Only what is open to everybody can be read here; choose another one."
+    )
+    copied = pickle.loads(pickle.dumps(caught.value))  # as ZeroGPU hands it over
+    assert copied.for_visitor == caught.value.for_visitor
+
+
 def test_the_machines_token_is_not_sent_for_visitors(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_server")
     before = len(hub.log)
@@ -186,7 +207,7 @@ def test_a_known_architecture_with_extra_code_runs_only_the_known_one(hub, tiny_
 
 def test_another_kind_of_model_is_named(hub, tiny_folder, tmp_path):
     with pytest.raises(
-        ModelError, match="model_type 'bert', which is not a vision model known here; 'vitviz models' lists"
+        ModelError, match=r"model_type 'bert', which is not a vision model known here\. 'vitviz models' lists"
     ):
         load_model(variant(hub, tiny_folder, tmp_path, "text", edit_config(model_type="bert")))
 
@@ -194,7 +215,7 @@ def test_another_kind_of_model_is_named(hub, tiny_folder, tmp_path):
 def test_too_large_a_model_is_refused_before_its_weights_are_downloaded(hub, tiny_folder, tmp_path):
     model_id = variant(hub, tiny_folder, tmp_path, "large", sizes={"model.safetensors": 9_000_000_000})
 
-    with pytest.raises(ModelTooLargeError, match=r"take 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
+    with pytest.raises(ModelTooLargeError, match=r"take 9\.0 GB, more than the limit of 6\.0 GB\. .*VITVIZ_MAX_GB"):
         load_model(model_id)
     assert not [p for _, p, _ in hub.log if p.startswith("odd/large") and p.endswith(".safetensors")]
 

@@ -33,6 +33,8 @@ def test_the_papers_names_are_translated():
 def test_file_stem_has_no_separators():
     assert file_stem("6.mlp_act:20") == "6.mlp_act-20"
     assert "/" not in file_stem("../../etc:1")
+    long = [file_stem(" + ".join(["5.mlp_act:3"] * n)) for n in (40, 41)]
+    assert all(len(name) < 100 for name in long) and len(set(long)) == 2
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ VitvizError
 class VitvizError(Exception):
     """Base class: the message says what was given, what is possible and what to do."""
 
+    def __init__(self, text: str = "", owner: str = "", visitor: str = "") -> None:
+        """What is wrong, and what to do about it.
+
+        Args:
+            text: for everybody.
+            owner: what whoever runs the package can do, such as log in; the last part of the message.
+            visitor: what a visitor of the app can do instead.
+        """
+        super().__init__(f"{text} {owner}" if owner else text)
+        self.for_visitor = f"{text} {visitor}" if visitor else text
+
 
 class ModelError(VitvizError, ValueError):
     """The model cannot be used."""

@@ -39,6 +39,13 @@ from vitviz_hf.errors import (
 
 Token = str | bool | None
 """Of the Hub: None uses the machine's login, False asks anonymously even where there is one."""
+GATED = (
+    "Accept its terms on the Hub, then run 'hf auth login'.",
+    "Only what is open to everybody can be read here; choose another one.",
+)
+"""What the owner and a visitor can do about a gated repository."""
+TOO_LARGE = ("Raise it with the environment variable VITVIZ_MAX_GB.", "Choose a smaller one.")
+"""The same about one over the size limit."""
 _PROBE_SECONDS, _PROBE_AGAIN_SECONDS, _TIMEOUT = 3.0, 30.0, 10.0
 
 
@@ -74,10 +81,12 @@ def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iter
     try:
         yield
     except GatedRepoError as error:
-        raise of.gated(f"{shown} is gated. Accept its terms on the Hub, then run 'hf auth login'.") from error
+        raise of.gated(f"{shown} is gated.", *GATED) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise of.missing(
-            f"{shown} is not on the Hub, or it is private. Check the spelling; what is private needs a token."
+            f"{shown} is not on the Hub, or it is private.",
+            "Check the spelling; what is private needs a token.",
+            "Check the spelling; only what is public can be read here.",
         ) from error
     except RevisionNotFoundError as error:
         raise of.revision(f"{name!r} has no revision {revision!r}; give a branch, tag or commit.") from error

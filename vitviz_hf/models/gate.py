@@ -21,7 +21,17 @@ from vitviz_hf.errors import (
     ModelTooLargeError,
     UnsafeModelError,
 )
-from vitviz_hf.hub import MODEL, Token, download, find_cached, hub_reachable, is_hub_id, list_files, size_limit
+from vitviz_hf.hub import (
+    MODEL,
+    TOO_LARGE,
+    Token,
+    download,
+    find_cached,
+    hub_reachable,
+    is_hub_id,
+    list_files,
+    size_limit,
+)
 from vitviz_hf.models.builtin import builtin_folder
 from vitviz_hf.models.families import MODEL_TYPES, TIMM
 
@@ -151,8 +161,9 @@ def _from_cache(model_id: str, revision: str | None) -> Snapshot:
     folder = find_cached(MODEL, model_id, revision, "config.json")
     if folder is None:
         raise HubUnreachableError(
-            f"the Hub cannot be reached and {model_id!r} is not in the cache. Check the connection, "
-            "or use 'builtin' or a model folder."
+            f"the Hub cannot be reached and {model_id!r} is not in the cache.",
+            "Check the connection, or use 'builtin' or a model folder.",
+            "Use 'builtin', or try again later.",
         )
     return _local(model_id, folder, folder.name)
 
@@ -190,8 +201,9 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
     if "auto_map" in config:
         raise UnsafeModelError(f"{name} needs the repository's own code, which is never run here.")
     raise ModelError(
-        f"{name} has model_type {model_type!r}, which is not a vision model known here; "
-        "'vitviz models' lists those that are."
+        f"{name} has model_type {model_type!r}, which is not a vision model known here.",
+        "'vitviz models' lists those that are.",
+        "Choose one of the suggestions, or any of their kind.",
     )
 
 
@@ -217,6 +229,6 @@ def _weight_files(sizes: Mapping[str, int], name: str, open_file: Callable[[str]
 def _check_size(size: int, name: str) -> None:
     if size > size_limit():
         raise ModelTooLargeError(
-            f"the weights of {name} take {size / 1e9:.1f} GB, more than the limit of {size_limit() / 1e9:.1f} GB; "
-            "raise it with the environment variable VITVIZ_MAX_GB."
+            f"the weights of {name} take {size / 1e9:.1f} GB, more than the limit of {size_limit() / 1e9:.1f} GB.",
+            *TOO_LARGE,
         )

@@ -82,7 +82,7 @@ def visualize_steps(
 def finish(
     view: ModelView, objectives: Sequence[Objective], config: VisualizeConfig, step: Step
 ) -> list[Visualization]:
-    """Results from the last step of `visualize_steps`.
+    """Results from the last step of `visualize_steps`, or from an earlier one, which the recipe then tells.
 
     Raises:
         NonFiniteError: a score is NaN or infinite.
@@ -100,12 +100,16 @@ def finish(
             score=score,
             transfer_score=transferred,
             dead_steps=int(dead),
-            recipe=make_recipe(view, objective, config, score, transferred, int(dead)),
+            recipe=make_recipe(view, objective, config, score, transferred, int(dead)) | _stopped(step, config),
         )
         for picture, objective, score, transferred, dead in zip(
             step.pixels, objectives, scores, transfer, step.dead_steps.tolist(), strict=True
         )
     ]
+
+
+def _stopped(step: Step, config: VisualizeConfig) -> dict[str, int]:
+    return {"stopped_after": step.index + 1} if step.index + 1 < config.steps else {}
 
 
 def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeConfig) -> Iterator[Step]:

@@ -1,6 +1,7 @@
 """What to maximize: weighted sums of features, directions and class logits. Bigger is better."""
 
 import base64
+import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from vitviz_hf.errors import ConfigError, FeatureError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.sites import KINDS, Feature, Site, parse_feature, parse_site
+
+MAX_TERMS = 64
 
 
 class Target(Protocol):
@@ -147,19 +150,46 @@ def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objecti
         kinds: as in `parse_site`.
 
     Raises:
-        ConfigError: not of this form.
+        ConfigError: not of this form, or more than `MAX_TERMS` terms.
         SiteError: an address is malformed.
     """
     term = r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+)"
     if not re.fullmatch(rf"\s*[+-]?\s*{term}(\s*[+-]\s*{term})*\s*", text):
         raise ConfigError(
-            f"{text!r} is not an objective; write '5.mlp_act:10', '-5.mlp_act:10' to minimize, 'logit:207', "
+            f"{text[:200]!r} is not an objective; write '5.mlp_act:10', '-5.mlp_act:10' to minimize, 'logit:207', "
             "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
         )
     parts = re.findall(rf"([+-]?)\s*{term}", text)
+    if len(parts) > MAX_TERMS:
+        raise ConfigError(f"an objective in words has at most {MAX_TERMS} terms; got {len(parts)}.")
     return Objective(
         tuple((float(n or 1) * (-1 if sign == "-" else 1), parse_target(a, kinds)) for sign, n, a in parts)
     )
+
+
+def number_classes(text: str, labels: Sequence[str] | None) -> str:
+    """The text with the classes that are named in it as numbers: `logit:tabby` becomes `logit:281`.
+
+    A name of several words stands in quotes or with underscores, `logit:"tiger cat"`, `logit:tiger_cat`. Of a label
+    such as `tabby, tabby cat` each part is a name.
+
+    Raises:
+        FeatureError: no class, or several, of this name.
+    """
+
+    def number(match: re.Match[str]) -> str:
+        name = (match[1] or match[2]).replace("_", " ").strip().lower()
+        names = [(part.strip().lower(), i) for i, label in enumerate(labels or ()) for part in label.split(",")]
+        exact = sorted({i for part, i in names if part.replace("_", " ") == name})
+        if len(exact) == 1:
+            return f"logit:{exact[0]}"
+        near = difflib.get_close_matches(name, [part for part, _ in names], 8)
+        close = exact or list(dict.fromkeys(i for part, i in names if name in part or part in near))[:8]
+        told = ", ".join(f"logit:{i} ({labels[i]})" for i in close) if labels else ""
+        what = f"several classes are named {name!r}" if exact else f"no class is named {name!r}"
+        raise FeatureError(f"{what}; {f'close are {told}' if told else 'no name is close'}.")
+
+    return re.sub(r'logit:(?:"([^"]+)"|([^\W\d]\w*))', number, text)
 
 
 def check_objective(view: ModelView, objective: Objective) -> None:

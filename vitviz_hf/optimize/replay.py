@@ -1,6 +1,7 @@
 """Making a picture again from its recipe."""
 
 import warnings
+from itertools import islice
 from pathlib import Path
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -12,7 +13,7 @@ from PIL import Image
 from vitviz_hf.errors import RecipeError, VitvizError
 from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.optimize.loop import finish, visualize_steps
 from vitviz_hf.optimize.objectives import Objective
 from vitviz_hf.optimize.recipe import (
     DTYPES,
@@ -44,6 +45,9 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     try:
         objective = Objective.from_json(recipe["objective"], view.kinds if view else KINDS)
         config = VisualizeConfig.from_dict(recipe["config"])
+        after = int(recipe.get("stopped_after", config.steps))
+        if not 1 <= after <= config.steps:
+            raise RecipeError(f"the picture is said to be of step {after} of {config.steps}.")
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]
         control, _, control_seed = str(recipe.get("control") or "").partition(", seed ")
@@ -61,4 +65,5 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
         view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
         if difference := view.identity.difference(recipe):
             raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
-    return visualize(view, [objective], config)[0]
+    step = next(islice(visualize_steps(view, [objective], config), after - 1, None))
+    return finish(view, [objective], config, step)[0]

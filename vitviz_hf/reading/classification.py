@@ -94,8 +94,10 @@ def classify(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = None)
         view = as_classifier(view, zero_shot)
     if view.labels is None:
         raise NoClassifierError(
-            f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one, or for CLIP, SigLIP and "
-            "AIMv2 classify zero-shot with labels of your own (load_zero_shot, or --labels)."
+            f"{view.model_id!r} has no trained classifier.",
+            "Choose a checkpoint with one, or for CLIP, SigLIP and AIMv2 classify zero-shot with labels of your own "
+            "(load_zero_shot, or --labels).",
+            "Choose a checkpoint with one.",
         )
     with torch.no_grad():
         found = logits(view, pixels)

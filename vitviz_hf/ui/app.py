@@ -7,15 +7,16 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.config import BUILTIN
-from vitviz_hf.errors import VitvizError
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.behavior_tab import BehaviorTab
-from vitviz_hf.ui.events import LATEST, shown
+from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
-from vitviz_hf.ui.link import OPENED_JS
+from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import Asked, MapsTab
+from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
 from vitviz_hf.ui.shelf import Shelf
@@ -55,6 +56,10 @@ button[role=tab].selected { color: var(--body-text-color); }
 _INTRO = """# vitviz: see what a vision transformer learned
 See which features fire on your picture and on what else, make the picture that excites one most, repeat the papers.
 """
+_NOT_HERE = (
+    "This link was made with an uploaded photograph, which is not in it. Upload it again, or choose an example; "
+    "feature, layer and patch are as they were."
+)
 
 
 def _theme() -> gr.themes.Base:
@@ -98,6 +103,7 @@ class App:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
+            Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
         self.demo.queue(max_size=30, default_concurrency_limit=8)
@@ -108,77 +114,96 @@ class App:
             tab.connect()
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         chosen = self.model.input(
-            self.model_facts,
-            [self.model, maps.kind, maps.layer],
-            [self.facts, maps.kind, maps.layer],
-            api_name="model_facts",
+            self.choose,
+            [page.loaded, *maps.asked, maps.grid],
+            [page.loaded, self.facts, maps.kind, maps.layer, *maps.shown],
             show_progress_on=[self.facts],
-            **LATEST,
+            **private,
         )
-        page.link(chosen.success(maps.move, [*maps.asked, maps.grid], maps.shown, **private))
+        page.link(chosen)
+        chosen.failure(lambda: "", None, self.facts, queue=False, api_visibility="private")
+        features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
+        asked = [features.atlas, features.sort, features.shown]
+        pages[features.key].select(features.first_look, asked, features.filled, **private)
+        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
+        pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
-        experiments, features = page.tab(ExperimentsTab), page.tab(FeaturesTab)
-        opened = [page.tabs, self.facts, maps.photo, features.html, experiments.table, experiments.gallery]
+        experiments = page.tab(ExperimentsTab)
+        opened = [page.tabs, page.loaded, self.facts, maps.photo, experiments.table, experiments.gallery]
+        opened += [*features.filled, features.html, *behavior.filled]
         opened += [k.component for k in page.kept] + maps.shown
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
 
     @shown
-    def model_facts(self, model_id: str, kind: str, layer: int) -> Values:
-        """Load a model and tell its layers, patch grid and kinds.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            kind: the kind that is chosen; mlp_act is given back if the model lacks it.
-            layer: the layer that is chosen; the last one is given back if the model has fewer.
-
-        Returns:
-            A sentence, the kinds to choose from, and the layer.
-        """
-        return self.describe(model_id, kind, layer)
+    def choose(self, loaded: str, *asked: Any) -> Values:
+        """Another model, and its ranking; nothing where the box was left as it was."""
+        maps, (*values, grid) = self.page.tab(MapsTab), asked
+        given = dict(zip(maps.asked, values, strict=True))
+        model_id = given[self.model]
+        if model_id == loaded:
+            return gr.skip()
+        facts = {self.page.loaded: model_id, **self.describe(model_id, given[maps.kind], given[maps.layer])}
+        if given[maps.photo] is None:
+            return facts
+        given |= {maps.kind: facts[maps.kind]["value"], maps.layer: facts[maps.layer]["value"]}
+        return facts | maps.move(*given.values(), grid)
 
     def describe(self, model_id: str, kind: str, layer: int) -> Values:
         """A sentence about a model, its kinds and layers."""
         known, maps = self.page.jobs.facts(self.page.shelf.snapshot(model_id)), self.page.tab(MapsTab)
-        grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(known.grids), min(known.grids))))
-        text = (
-            f"**{html.escape(known.model_id)}** {(known.revision or '')[:8]}: {known.n_layers} layers, "
-            f"{grids} patches at {known.input_size[0]} x {known.input_size[1]} pixels, "
-            f"{known.n_features:,} features."
-        )
-        last = known.n_layers - 1
+        name, last = html.escape(known.model_id), known.n_layers - 1
         return {
-            self.facts: text,
+            self.facts: f"**{name}**{html.escape(str(known)).removeprefix(name)}",
             maps.kind: gr.update(choices=list(known.kinds), value=kind if kind in known.kinds else "mlp_act"),
             maps.layer: gr.update(value=min(int(layer or 0), last), maximum=last, label=f"Layer (0 to {last})"),
         }
 
     @shown
     def open(self, request: gr.Request) -> Values:
-        """Restore what the link says; then, with a GPU at hand, rank and draw."""
+        """Restore what the link says; then rank, draw and open the atlas. What fails leaves the rest as it is."""
         query = dict(request.query_params)
         values = {k.component: k.parse(query.get(k.key)) for k in self.page.kept}
-        page = self.page
-        maps, features, experiments = page.tab(MapsTab), page.tab(FeaturesTab), page.tab(ExperimentsTab)
-        tab = values[self.page.tab_key]
+        maps, experiments = self.page.tab(MapsTab), self.page.tab(ExperimentsTab)
+        if own := values[maps.photo_key] == OWN_PHOTO:
+            values |= {maps.photo_key: "", maps.status: _NOT_HERE}
         photos, key = builtin_paths(), values[maps.photo_key]
-        opened = {**values, self.page.tabs: gr.update(selected=tab), maps.photo: str(photos[key]) if key else None}
+        opened = {**values, self.page.tabs: gr.update(selected=values[self.page.tab_key])}
+        opened |= {maps.photo: str(photos[key]) if key else None, self.page.loaded: values[self.page.model]}
         if stored := values[experiments.stored]:
-            opened |= experiments.shows(stored_result(stored))
-        if not self.eager:
-            return opened
-        try:
-            facts = self.describe(values[self.model], values[maps.kind], values[maps.layer])
-            at = facts[maps.kind]["value"], facts[maps.layer]["value"], values[maps.patch]
-            asked = Asked(values[self.model], opened[maps.photo], *at, "unusual", "overlay")
-            drawn = maps.show(asked, values[maps.feature])
-            if tab == features.key and values[features.feature]:
-                drawn |= features.show(values[features.atlas], values[features.feature])
-        except VitvizError as error:
-            gr.Warning(html.escape(str(error)))
-            return opened
-        return {**opened, **facts, **drawn}
+            opened |= tried(lambda: experiments.shows(stored_result(stored)))
+        if own:
+            opened |= tried(lambda: self.describe(opened[self.model], opened[maps.kind], opened[maps.layer]))
+        elif self.eager:
+            opened |= tried(lambda: self._mapped(opened))
+        return opened | tried(lambda: self._atlas(opened)) | tried(lambda: self._views(opened))
+
+    def _mapped(self, opened: Values) -> Values:
+        """The first ranking and map."""
+        maps = self.page.tab(MapsTab)
+        model_id = opened[self.model]
+        facts = self.describe(model_id, opened[maps.kind], opened[maps.layer])
+        at = facts[maps.kind]["value"], facts[maps.layer]["value"], opened[maps.patch]
+        asked = Asked(model_id, opened[maps.photo], *at, "unusual", "overlay")
+        return facts | maps.show(asked, opened[maps.feature])
+
+    def _atlas(self, opened: Values) -> Values:
+        """The atlas of the tab that is opened, and the page of its feature."""
+        features = self.page.tab(FeaturesTab)
+        name, feature = opened[features.atlas], opened[features.feature]
+        if not name or opened[self.page.tab_key] != features.key:
+            return {}
+        found = features.opened(name, "maximum")
+        return found | (features.show(name, feature) if feature and self.eager else {})
+
+    def _views(self, opened: Values) -> Values:
+        """The views of the tab that is opened."""
+        behavior, photo = self.page.tab(BehaviorTab), opened[self.page.tab(MapsTab).photo]
+        if not self.eager or opened[self.page.tab_key] != behavior.key or not photo:
+            return {}
+        patch, number = opened[behavior.patch], opened[behavior.filter]
+        return behavior.look(opened[self.model], photo, patch, number, "linear", True)
 
 
 def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) -> gr.Blocks:
@@ -200,6 +225,7 @@ def launch(
     Args:
         options: passed on to `gr.Blocks.launch`.
     """
+    return_freed_memory()
     # Gradio serves files of the working and the temporary folder only; on a Space packages lie elsewhere.
     photographs = sorted({str(path.parent) for path in builtin_paths().values()})
     build(None, gpu, eager).launch(

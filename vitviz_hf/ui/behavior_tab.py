@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import outline_patch
-from vitviz_hf.ui.events import LATEST, open_photo, shown
+from vitviz_hf.ui.events import LATEST, open_photo, shown, whole_number
 from vitviz_hf.ui.jobs import Viewed
 from vitviz_hf.ui.link import Kept, or_else, whole
 from vitviz_hf.ui.maps_tab import MapsTab
@@ -50,6 +50,7 @@ class BehaviorTab:
                 self.facts = gr.Markdown(elem_id="view-facts")
                 self.plot = gr.HTML(elem_id="groups")
         self.layout = gr.State(None)
+        self.filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
 
     def _lay_out_patch(self) -> None:
         self.crop = gr.Image(
@@ -106,9 +107,9 @@ class BehaviorTab:
         page, model, photo = self.page, self.page.model, self.page.tab(MapsTab).photo
         lane = {**LATEST, "show_progress_on": [self.facts]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
+        filled = self.filled
         asked, showing = [model, photo, self.patch, self.filter, self.scale], [self.show_views.click, self.patch.submit]
-        page.link(gr.on(showing, self.show_view, asked, filled, api_name="show_view", **lane))
+        page.link(gr.on(showing, self.show_view, asked, filled, **private))
         clicked = [model, photo, self.filter, self.scale, self.layout]
         page.link(self.crop.select(self.pick_patch, clicked, filled, **private))
         changed = [model, photo, self.editor, self.patch, self.filter, self.change, self.ratio, self.side, self.scale]
@@ -139,19 +140,17 @@ class BehaviorTab:
     def show_view(
         self, model_id: str, image: str, patch: str, filter_number: int, brightness: str = "linear"
     ) -> Values:
-        """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
+        """Views of a patch."""
+        return self.look(model_id, image, patch, whole_number("filter", filter_number, -1), brightness, True)
 
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            patch: row and column from 0 such as 3,4; empty for the one of most attention.
-            filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
-            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
-
-        Returns:
-            The model's crop, the same to paint on, the patch, the filter, a picture for each level, and a sentence.
-        """
-        return self.look(model_id, image, patch, int(filter_number), brightness, True)
+    @shown
+    def first_look(
+        self, model_id: str, photo: str | None, patch: str, number: float | None, scale: str, layout: Any
+    ) -> Values:
+        """Views when the tab is opened and shows none yet."""
+        if layout or not photo:
+            return gr.skip()
+        return self.look(model_id, photo, patch, whole_number("filter", number, -1), scale, True)
 
     @shown
     def pick_patch(
@@ -166,7 +165,7 @@ class BehaviorTab:
         """A click on the crop."""
         (rows, cols, width, height), (x, y) = layout, event.index
         patch = f"{min(int(y) * rows // height, rows - 1)},{min(int(x) * cols // width, cols - 1)}"
-        return self.look(model_id, photo, patch, int(number), scale, False)
+        return self.look(model_id, photo, patch, whole_number("filter", number, -1), scale, False)
 
     @shown
     def compare_with(
@@ -185,7 +184,16 @@ class BehaviorTab:
         mask = _painted(painted)
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
-        arguments = (open_photo(photo), mask, patch, int(number), change, float(ratio), int(side), scale)
+        arguments = (
+            open_photo(photo),
+            mask,
+            patch,
+            whole_number("filter", number, -1),
+            change,
+            float(ratio),
+            int(side),
+            scale,
+        )
         return self.drawn(self.view_job(self.shelf.snapshot(model_id), *arguments), False)
 
     @shown

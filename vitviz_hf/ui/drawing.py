@@ -18,7 +18,7 @@ _MAP, _EXEMPLAR, _THUMBNAIL = 128, 80, 64
 
 def draw_map(crop: Image.Image, fired: Fired, style: str) -> Image.Image:
     """A map in one of the styles; `overlay` and `heatmap` show what is above 0, `signed` both sides."""
-    scale = _scale(fired, style)
+    scale = map_scale(fired, style)
     if style == "heatmap":
         return heatmap(fired.values, crop.size, scale)
     return overlay(crop, fired.values, scale)
@@ -26,7 +26,7 @@ def draw_map(crop: Image.Image, fired: Fired, style: str) -> Image.Image:
 
 def draw_bar(fired: Fired, style: str) -> str:
     """The color scale of such a map."""
-    scale = _scale(fired, style)
+    scale = map_scale(fired, style)
     ticks = [scale[0], 0.0, scale[1]] if scale[0] < 0 else list(scale)
     return _render("bar.html", stops=palette_stops(scale), ticks=[f"{tick:.3g}" for tick in ticks])
 
@@ -97,7 +97,8 @@ def _where(fired: Fired) -> str:
     return f"{at}: {fired.score:.3g}, {fired.unusual:+.1f} sd from {above} built-in photographs"
 
 
-def _scale(fired: Fired, style: str) -> tuple[float, float]:
+def map_scale(fired: Fired, style: str) -> tuple[float, float]:
+    """Values at the ends of the colors."""
     return two_sided(fired.values) if style == "signed" else (0.0, max(0.0, float(fired.values.max())))
 
 

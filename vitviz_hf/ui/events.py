@@ -4,7 +4,7 @@ import functools
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from PIL import Image
 
-from vitviz_hf.errors import ImageError, VitvizError
+from vitviz_hf.errors import ConfigError, ImageError, VitvizError
 from vitviz_hf.images import open_image
 
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": None}
@@ -77,12 +77,55 @@ def open_photo(path: str | None) -> Image.Image:
     return open_image(path)
 
 
-def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a user's error with its text; log anything else and say one neutral sentence."""
+def whole_number(name: str, value: float | None, least: int = 0, most: int | None = None) -> int:
+    """A whole number that a visitor gave; None is an empty box.
 
+    Raises:
+        ConfigError: empty, not whole, or out of range.
+    """
+    span = f"from {least}" + (f" to {most}" if most is not None else "")
+    if value is None or value != int(value) or value < least or (most is not None and value > most):
+        raise ConfigError(f"{name} must be a whole number {span}; got {'nothing' if value is None else f'{value:g}'}.")
+    return int(value)
+
+
+def one_word(name: str, value: str, known: Iterable[str]) -> str:
+    """One of some words.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if value not in (words := tuple(known)):
+        raise ConfigError(f"{name} must be one of {', '.join(words)}; got {value!r}.")
+    return value
+
+
+def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a user's error on the page, which reads it as HTML; log any other and say one neutral sentence."""
+    return _telling(handler, html.escape)
+
+
+def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """As `shown`, for programs that call an endpoint: plain text."""
+    return _telling(handler, str)
+
+
+def tried(part: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """What a part of the page shows; nothing but a word of warning if it fails, so that the others can be shown."""
+    try:
+        return part()
+    except VitvizError as error:
+        gr.Warning(html.escape(error.for_visitor))
+    except Exception:
+        _log.exception("a part of the page failed")
+        gr.Warning("Something went wrong on the server; it has been logged.")
+    return {}
+
+
+def _telling(handler: Callable[..., Any], to_text: Callable[[str], str]) -> Callable[..., Any]:
     def told(error: Exception) -> gr.Error:
         if isinstance(error, VitvizError):
-            return gr.Error(html.escape(str(error)), print_exception=False)
+            return gr.Error(to_text(error.for_visitor), print_exception=False)
         if isinstance(error, gr.Error):
             return error
         _log.exception("handler %s failed", handler.__name__)

@@ -1,20 +1,21 @@
 """Tab Experiments: stored results of the papers' experiments, and small samples of them live."""
 
-import io
+import html
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from vitviz_hf.config import IMAGENET
+from vitviz_hf.errors import VitvizError
 from vitviz_hf.experiments.registry import EXPERIMENTS
-from vitviz_hf.ui.events import LATEST, Runs, shown
+from vitviz_hf.ui.events import LATEST, Runs, shown, whole_number
 from vitviz_hf.ui.jobs import MAX_SAMPLE, experiment_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.stored import Shown, stored_result, stored_results
+from vitviz_hf.ui.stored import Shown, decoded, stored_result, stored_results
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
@@ -35,7 +36,7 @@ class ExperimentsTab:
                     value=names[0] if names else None,
                     label="Stored results",
                     elem_id="stored",
-                    info="made by vitviz experiment",
+                    info="tables and figures of whole runs",
                     visible=bool(names),
                 )
                 self._lay_out_sample()
@@ -89,12 +90,12 @@ class ExperimentsTab:
     def connect(self) -> None:
         """Connect its events."""
         result = [self.table, self.gallery]
-        self.page.link(self.stored.input(self.show_result, self.stored, result, api_name="show_result"))
+        self.page.link(self.stored.input(self.show_result, self.stored, result, api_visibility="private"))
         self.start.click(
             self.run_sample,
             [self.page.model, self.name, self.others, self.data, self.limit],
             [self.status, *result],
-            api_name="run_experiment",
+            api_visibility="private",
             show_progress="hidden",
             **LATEST,
         )
@@ -102,55 +103,53 @@ class ExperimentsTab:
 
     def shows(self, result: Shown) -> Values:
         """Tables and figures."""
-        pictures = [(Image.open(io.BytesIO(data)), title) for title, data in result.figures.items()]
-        return {self.table: result.text, self.gallery: pictures}
+        return {self.table: result.text, self.gallery: decoded(result)}
 
     @shown
     def show_result(self, result: str) -> Values:
-        """Show a stored result of an experiment.
-
-        Args:
-            result: its name in the list.
-
-        Returns:
-            Tables as markdown, and figures.
-        """
+        """A stored result."""
         return self.shows(stored_result(result))
+
+    def moments(
+        self, model_id: str, experiment: str, others: str, dataset: str, limit: float | None, stop: Event | None = None
+    ) -> Iterator[Waiting | Shown | str]:
+        """A run: how it waits, how far it is, and what it found.
+
+        Raises:
+            Stopped: `stop` was set.
+        """
+        ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
+        n = whole_number("images to read", limit, 1)
+        frames = self.job([self.shelf.snapshot(i) for i in ids], experiment, (dataset or "").strip(), n)
+        for item in self.page.lane.run(frames, stop or Event()):
+            yield item if isinstance(item, Waiting | Shown) else f"{experiment}: {_counted(*item)} done"
 
     @shown
     def run_sample(
-        self, model_id: str, experiment: str, others: str, dataset: str, limit: int, request: gr.Request
+        self, model_id: str, experiment: str, others: str, dataset: str, limit: float | None, request: gr.Request
     ) -> Iterator[Values]:
-        """Run a small sample of an experiment of the papers.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            experiment: token-mixing, background, low-pass, position, spatial, progression, narrow-sites, triplets
-                or concepts.
-            others: more Hub ids to compare with, commas between.
-            dataset: Hub id of a dataset, or 'builtin'; empty for experiments that need none.
-            limit: images to read.
-
-        Returns:
-            A sentence, tables as markdown, and figures.
-        """
-        ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
+        """A small sample of an experiment, live."""
         with self.runs.one_for(request) as stop:
-            yield {self.status: "Loading ..."}
-            snapshots = [self.shelf.snapshot(i) for i in ids]
-            frames = self.job(snapshots, experiment, (dataset or "").strip(), int(limit or 0))
+            yield {self.status: "Loading ...", self.table: "", self.gallery: []}
+            found = False
             try:
-                for item in self.page.lane.run(frames, stop):
-                    if isinstance(item, Waiting):
-                        yield {self.status: str(item)}
-                    elif isinstance(item, Shown):
+                for item in self.moments(model_id, experiment, others, dataset, limit, stop):
+                    found = isinstance(item, Shown)
+                    if isinstance(item, Shown):
                         yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
                     else:
-                        done, n = item
-                        yield {self.status: f"{experiment}: {done}" + (f" of {n}" if n else "") + " done"}
+                        yield {self.status: str(item)}
             except Stopped:
-                yield {self.status: "Cancelled."}
+                if not found:
+                    yield {self.status: "Cancelled."}
+            except VitvizError as error:
+                yield {self.status: html.escape(error.for_visitor)}
+                raise
 
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""
         return self.runs.stop(request)
+
+
+def _counted(done: int, n: int) -> str:
+    return f"{done} of {n}" if n else str(done)

@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from vitviz_hf.atlas.store import Atlas
+from vitviz_hf.errors import SiteError
 from vitviz_hf.sites import Feature, parse_feature, parse_site
 from vitviz_hf.ui.events import LATEST, open_photo, shown
 from vitviz_hf.ui.link import Kept, or_else
@@ -41,7 +43,8 @@ class FeaturesTab:
                     )
                     self.to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
                 self.html = gr.HTML(elem_id="page", label="Page of the feature")
-        self.listed = gr.State([])
+        self.listed, self.shown = gr.State([]), gr.State("")
+        self.filled = [self.facts, self.site, self.gallery, self.listed, self.shown]
 
     def _lay_out_atlas(self) -> None:
         self.atlas = gr.Textbox(
@@ -61,7 +64,7 @@ class FeaturesTab:
             placeholder="fur, water, from above ...",
             elem_id="find-word",
             max_lines=1,
-            info="in atlases that were named with 'vitviz atlas name'",
+            info="in atlases whose features were named",
         )
         self.gallery = gr.Gallery(
             label="Features, each with its most activating image: choose one",
@@ -87,13 +90,19 @@ class FeaturesTab:
         """Connect its events."""
         page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
+        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
         sorting = [self.atlas, self.site, self.sort]
-        gr.Button(visible=False).click(self.sort_features, sorting, tiles, api_name="sort_features", **LATEST)
-        self.word.submit(self.find_word, [self.atlas, self.word], tiles, api_name="find_word", **LATEST)
+        self.word.submit(self.find_word, [self.atlas, self.word], tiles, **private)
         shown_page = [self.atlas, self.feature]
-        page.link(self.feature.submit(self.feature_page, shown_page, self.html, api_name="feature_page", **LATEST))
+        page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
         opening = [self.open_button.click, self.atlas.submit]
-        page.link(gr.on(opening, self.open, [self.atlas, self.sort], [self.facts, self.site, *tiles], **private))
+        opened = gr.on(opening, self.open, [self.atlas, self.sort], self.filled, **private)
+        page.link(opened)
+        opened.failure(lambda: ("", [], [], ""), None, [self.facts, *tiles, self.shown], **quiet)
+        offered = [self.shown.change, maps.feature.change, page.loaded.change]
+        gr.on(
+            offered, self.offer, [self.shown, page.model, maps.feature], maps.to_page, show_progress="hidden", **quiet
+        )
         gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
         self.find.click(self.find_features, [self.atlas, maps.photo], tiles, **private)
         picked = self.gallery.select(self.pick, [self.atlas, self.listed], [self.feature, self.html], **private)
@@ -101,7 +110,7 @@ class FeaturesTab:
         taken = maps.to_page.click(self.take, maps.feature, [self.feature, *page.going], api_visibility="private")
         page.link(taken.success(self.feature_page, shown_page, self.html, **private))
         mapped = self.to_map.click(
-            self.give, shown_page, [page.model, maps.feature, *page.going], api_visibility="private"
+            self.give, shown_page, [page.model, page.loaded, maps.feature, *page.going], api_visibility="private"
         )
         drawn = [page.model, maps.photo, maps.feature, maps.style]
         page.link(mapped.success(maps.map_feature, drawn, maps.map_outputs, **private))
@@ -116,17 +125,18 @@ class FeaturesTab:
 
     def browse(self, name: str, site: str, sort: str) -> Values:
         """The first features of a site."""
-        ranked = self.jobs.sorted_features(name, parse_site(site), sort, _SHOWN)
+        ranked = self.jobs.sorted_features(name, parse_site(site, None), sort, _SHOWN)
         return self.tiles(name, [(f, f"{value:.3g}") for f, value in ranked])
 
     def show(self, name: str, feature: str) -> Values:
         """The page of a feature."""
         return {
-            self.html: str(self.page_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, parse_feature(feature)))
+            self.html: str(
+                self.page_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, parse_feature(feature, None))
+            )
         }
 
-    @shown
-    def open(self, name: str, sort: str) -> Values:
+    def opened(self, name: str, sort: str) -> Values:
         """An atlas, at the middle one of its sites."""
         known = self.shelf.atlas(name)
         sites = [str(s) for s in known.sites]
@@ -136,33 +146,33 @@ class FeaturesTab:
             f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
         )
         chosen = sites[len(sites) // 2]
-        return {self.facts: text, self.site: gr.update(choices=sites, value=chosen), **self.browse(name, chosen, sort)}
+        values = {self.facts: text, self.site: gr.update(choices=sites, value=chosen), self.shown: name}
+        return values | self.browse(name, chosen, sort)
+
+    @shown
+    def open(self, name: str, sort: str) -> Values:
+        """Another atlas."""
+        return self.opened(name, sort)
+
+    @shown
+    def first_look(self, name: str, sort: str, listed: str) -> Values:
+        """The atlas that is named, when the tab is opened and does not show it yet."""
+        return self.opened(name, sort) if name and name != listed else gr.skip()
+
+    @shown
+    def offer(self, listed: str, model_id: str, feature: str) -> Any:
+        """The way to the page of a feature, where the atlas that is open has it."""
+        has = bool(listed) and has_feature(self.shelf.atlas(listed), model_id, feature)
+        return gr.update(visible=has)
 
     @shown
     def sort_features(self, atlas: str, site: str, sort: str) -> Values:
-        """List features of an atlas with their most activating image.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search'.
-            site: layer and kind such as 5.mlp_act.
-            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse'.
-
-        Returns:
-            Pictures with address and value, and the addresses.
-        """
+        """Another site or order."""
         return self.browse(atlas, site, sort)
 
     @shown
     def feature_page(self, atlas: str, feature: str) -> Values:
-        """The page of a feature: most and least activating images with their maps, scores, neighbours.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search'.
-            feature: address such as 5.mlp_act:10.
-
-        Returns:
-            HTML with the pictures inside.
-        """
+        """The page of a feature."""
         return self.show(atlas, feature)
 
     @shown
@@ -173,15 +183,7 @@ class FeaturesTab:
 
     @shown
     def find_word(self, atlas: str, word: str) -> Values:
-        """Find the features that a word names, in an atlas that was named.
-
-        Args:
-            atlas: Hub id of a dataset made by 'vitviz search' and 'vitviz atlas name'.
-            word: a word or part of one, such as fur.
-
-        Returns:
-            Pictures with address and agreement, and the addresses.
-        """
+        """The features that a word names."""
         return self.tiles(atlas, [(f, f"{value:.1f} sd") for f, value in self.jobs.find_word(atlas, word, _SHOWN)])
 
     @shown
@@ -197,5 +199,18 @@ class FeaturesTab:
     def give(self, atlas: str, feature: str) -> Values:
         """The feature to the tab Your picture, with its model."""
         model_id = self.shelf.atlas(atlas).manifest["model_id"]
-        values = {self.page.model: model_id, self.page.tab(MapsTab).feature: str(parse_feature(feature))}
+        values = {
+            self.page.model: model_id,
+            self.page.loaded: model_id,
+            self.page.tab(MapsTab).feature: str(parse_feature(feature, None)),
+        }
         return {**values, **self.page.go(MapsTab)}
+
+
+def has_feature(atlas: Atlas, model_id: str, address: str) -> bool:
+    """Whether an atlas is of a model and has a feature of it."""
+    try:
+        feature = parse_feature(address or "", None)
+    except SiteError:
+        return False
+    return atlas.manifest["model_id"] == model_id and feature.index < atlas.sites.get(feature.site, 0)

@@ -3,7 +3,6 @@
 import html
 import os
 import threading
-import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
@@ -33,18 +32,15 @@ from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
-from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
-from vitviz_hf.optimize.objectives import to_objective
-from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_features
 from vitviz_hf.reading.recording import activations, record_with_logits
-from vitviz_hf.reading.reference import best_photograph, load_reference, reference_scores
+from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.cards import Card, MapResult, RankResult, crop_exemplars, measure
+from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import Shown
 
@@ -66,19 +62,12 @@ class ModelFacts:
     kinds: tuple[str, ...]
     n_features: int
 
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A moment of an optimization; `result` comes with the last one."""
-
-    index: int
-    steps: int
-    picture: Image.Image
-    score: float
-    dead: bool
-    result: Visualization | None = None
-    photograph: tuple[str, float] | None = None
-    """Built-in photograph with the highest score, and that score."""
+    def __str__(self) -> str:
+        grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(self.grids), min(self.grids))))
+        return (
+            f"{self.model_id} {(self.revision or '')[:8]}: {self.n_layers} layers, {grids} patches at "
+            f"{self.input_size[0]} x {self.input_size[1]} pixels, {self.n_features:,} features."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +262,6 @@ class Jobs:
         experiment = EXPERIMENTS[name]
         if dataset and dataset != BUILTIN and not is_hub_id(dataset):
             raise DatasetAccessError(f"{dataset!r} is not a Hub id; write OWNER/NAME, or 'builtin'.")
-        source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
         known = {f.name for f in fields(experiment.config)}
         wanted = {"limit": max(1, min(limit, MAX_SAMPLE)), "batch": 16, **_SAMPLE}
         config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
@@ -288,6 +276,7 @@ class Jobs:
             told.put((done, n))
 
         def work() -> Shown:
+            source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
             with TemporaryDirectory(prefix="vitviz-") as folder:
                 result = run_experiment(name, views, source, config, Path(folder), progress)
             text = f"## {name}\n{experiment.title}. Source: {experiment.source}.\n\n"
@@ -297,52 +286,35 @@ class Jobs:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(work)
             try:
+                latest = 0, 0
                 while not running.done():
                     going.set()
                     wait([running], timeout=_FRAME_SECONDS)
                     going.clear()
-                    if not told.empty():
-                        yield [told.get() for _ in range(told.qsize())][-1]
+                    while not told.empty():
+                        latest = told.get()
+                    yield latest  # while it downloads too: others have the device between two frames
                 yield running.result()
             finally:
                 stop.set()
                 going.set()
 
-    def optimize(self, snapshot: Snapshot, objective: str, preset: str, steps: int, seed: int) -> Generator[Frame]:
-        """Frames of an optimization, at most every 0.4 s, the last one with the result."""
-        view = self._shelf.view(snapshot)
-        changes = {"seed": seed} | ({"steps": steps} if steps else {})
-        base = default_config(view) if preset == "auto" else VisualizeConfig.preset(preset)
-        config = VisualizeConfig.from_dict({**base.to_dict(), **changes})
-        wanted = [to_objective(objective, view.kinds)]
-        shown = 0.0
-        for step in visualize_steps(view, wanted, config):
-            if time.monotonic() - shown > _FRAME_SECONDS and step.index < config.steps - 1:
-                yield Frame(
-                    step.index,
-                    config.steps,
-                    _picture(step.pixels[0]),
-                    float(step.scores[0]),
-                    int(step.dead_steps[0]) > step.index,
-                )
-                shown = time.monotonic()
-        result = finish(view, wanted, config, step)[0]
-        photograph = None
-        terms = wanted[0].terms
-        if len(terms) == 1 and terms[0][0] == 1 and isinstance(terms[0][1], Feature):
-            photograph = best_photograph(reference_scores(view), terms[0][1])
-        yield Frame(step.index, config.steps, result.image, result.score, False, result, photograph)
+    def optimize(self, snapshot: Snapshot, asked: Wanted) -> Generator[Frame]:
+        """Frames of an optimization, see `grow`."""
+        yield from grow(self._shelf.view(snapshot), asked)
+
+    def keep(self, snapshot: Snapshot, asked: Wanted, frame: Frame) -> Frame:
+        """The picture of a run that was stopped, see `keep`."""
+        return keep(self._shelf.view(snapshot), asked, frame)
+
+    def pace(self, snapshot: Snapshot) -> float:
+        """Seconds that a copy takes in a step, see `time_step`."""
+        return time_step(self._shelf.view(snapshot))
 
 
 def experiment_seconds(name: str) -> int:
     """GPU time to ask for."""
     return 60 if EXPERIMENTS[name].dataset == "labelled" else 120
-
-
-def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
-    """GPU time to ask for: loading, and 20 ms for a step of 8 copies of a model with 0.35 GB of weights."""
-    gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
-    return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
 
 
 def _picture(pixels: Tensor) -> Image.Image:

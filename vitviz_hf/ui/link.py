@@ -1,8 +1,12 @@
 """The address bar: which components it keeps, under which key, and how each is read back."""
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+OWN_PHOTO = "own"
+"""In the link for a picture of one's own, which is not in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,8 @@ class Kept:
     component: Any
     parse: Callable[[str | None], Any]
     """Text in the link, None if it has none -> value; what cannot be used gives the default."""
+    empty: str = ""
+    """Written for an empty value; nothing is written if this is empty too."""
 
 
 def or_else(default: str) -> Callable[[str | None], str]:
@@ -31,18 +37,18 @@ def whole(default: int) -> Callable[[str | None], int]:
     return lambda text: int(text) if text and text.isdecimal() and len(text) < 10 else default
 
 
-def link_js(keys: Sequence[str]) -> str:
-    """Keeps the address bar in step with the components of these keys.
+def link_js(keys: Mapping[str, str]) -> str:
+    """Keeps the address bar in step with the components of these keys, {key: what is written for an empty value}.
 
     A Space's page is told as well, since the app lives in a frame there. Until the page has read its own link, nothing
     may write it: the request that opens the page sends the address bar as it is then.
     """
     return f"""(...values) => {{
   if (!window.vitvizOpened) return;
-  const keys = {list(keys)}, query = new URLSearchParams();
-  keys.forEach((key, i) => {{
-    const value = values[i];
-    if (value !== null && value !== undefined && value !== "") query.set(key, value);
+  const keys = {json.dumps(keys)}, query = new URLSearchParams();
+  Object.entries(keys).forEach(([key, empty], i) => {{
+    const value = values[i] ?? "";
+    if (value !== "" || empty) query.set(key, value === "" ? empty : value);
   }});
   history.replaceState(null, "", "?" + query.toString());
   if (window.parent !== window) window.parent.postMessage({{queryString: query.toString()}}, "*");

@@ -23,8 +23,8 @@ from vitviz_hf.ui.drawing import (
     photographs_html,
     styles_for,
 )
-from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown
-from vitviz_hf.ui.link import Kept, one_of, or_else, whole
+from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown, whole_number
+from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.picker import picked_js, picker, scroll_js, settled
 
@@ -49,7 +49,7 @@ class Asked:
     @property
     def site(self) -> Site:
         """Where features are ranked."""
-        return Site(int(self.layer), self.kind)
+        return Site(whole_number("layer", self.layer), self.kind)
 
 
 class MapsTab:
@@ -138,7 +138,7 @@ class MapsTab:
         )
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130)
+            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130, visible=False)
 
     @property
     def kept(self) -> list[Kept]:
@@ -146,7 +146,7 @@ class MapsTab:
         photos, site = list(builtin_paths()), parse_feature(FIRST_FEATURE).site
         first = _FIRST_PHOTO if _FIRST_PHOTO in photos else next(iter(photos), "")
         return [
-            Kept("photo", self.photo_key, one_of(photos, first)),
+            Kept("photo", self.photo_key, one_of((*photos, OWN_PHOTO), first), OWN_PHOTO),
             Kept("kind", self.kind, one_of(KINDS, site.kind)),
             Kept("layer", self.layer, whole(site.layer)),
             Kept("patch", self.patch, or_else("")),
@@ -155,17 +155,11 @@ class MapsTab:
 
     def connect(self) -> None:
         """One handler for each gesture: a chain would ask for the GPU at every link."""
-        page, model = self.page, self.page.model
+        page = self.page
         lane = {**LATEST, "show_progress_on": [self.status]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
         asked, one = self.asked, [*self.asked, self.feature]
         mapped = [*self.map_outputs, self.style]
-        # The public events come first: gradio numbers the names of later ones.
-        gr.Button(visible=False).click(
-            self.rank_features, asked[:-1], self.rank_outputs, api_name="rank_features", **lane
-        )
-        named = [model, self.photo, self.feature, self.style]
-        gr.Button(visible=False).click(self.map_feature, named, self.map_outputs, api_name="map_feature", **lane)
         page.link(gr.on([self.feature.submit, self.style.input], self.redraw, one, mapped, **private))
         ranking = [self.rank_button.click, self.patch.submit, self.rank_by.input]
         page.link(gr.on(ranking, self.rank, asked, self.shown, **private))
@@ -241,39 +235,11 @@ class MapsTab:
         return self.draw(Asked(*settings), feature)
 
     @shown
-    def rank_features(self, model_id: str, image: str, kind: str, layer: int, patch: str, rank_by: str) -> Values:
-        """Rank the features of one layer by how strongly they fire on a picture, or on one patch of it.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
-            layer: layer number from 0.
-            patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
-            rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
-
-        Returns:
-            The model's crop, cards with maps and exemplars, a sentence, and addresses and values as data.
-        """
-        values = self.ranking(Asked(model_id, image, kind, layer, patch, rank_by, STYLES[0]))[1]
-        return {component: values[component] for component in self.rank_outputs}
-
-    @shown
-    def map_feature(self, model_id: str, image: str, feature: str, style: str) -> Values:
-        """Draw the activation map of one feature on a picture.
-
-        Args:
-            model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            image: the picture.
-            feature: address such as 5.mlp_act:10.
-            style: 'overlay' on the picture, 'heatmap' alone, or 'signed' with negative values painted too.
-
-        Returns:
-            The map, its color scale, and a sentence with the value range.
-        """
+    def map_feature(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
+        """The map of one feature on the whole picture."""
         site = parse_feature(feature or "").site
         drawn = self.draw(Asked(model_id, image, site.kind, site.layer, "", "unusual", style), feature)
-        return {self.large: drawn[self.large]["value"], self.bar: drawn[self.bar], self.facts: drawn[self.facts]}
+        return {component: drawn[component] for component in self.map_outputs}
 
     @shown
     def pick_whole(self, *asked: Any) -> Values:

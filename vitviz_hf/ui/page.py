@@ -44,6 +44,8 @@ class Page:
     def __init__(self, shelf: Shelf, gpu: Gpu, model: gr.Dropdown, facts: gr.Markdown) -> None:
         self.shelf, self.jobs, self.lane, self.gpu = shelf, Jobs(shelf), Lane(), gpu
         self.model, self.facts = model, facts
+        self.loaded = gr.State("")
+        """The model that the page shows."""
         self.tabs: gr.Tabs
         self.tab_key: gr.Textbox
         self.laid_out: list[Tab] = []
@@ -85,4 +87,10 @@ class Page:
     def link(self, event: Any) -> None:
         """Write the address bar after an event."""
         kept = self.kept
-        event.then(None, [k.component for k in kept], None, js=link_js([k.key for k in kept]), api_visibility="private")
+        event.then(
+            None,
+            [k.component for k in kept],
+            None,
+            js=link_js({k.key: k.empty for k in kept}),
+            api_visibility="private",
+        )

@@ -1,9 +1,12 @@
 """Results of experiments that come with the source or lie in `VITVIZ_RESULTS`."""
 
+import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from vitviz_hf.errors import ConfigError
 
@@ -16,6 +19,11 @@ class Shown:
     """Markdown."""
     figures: dict[str, bytes]
     """Title -> PNG or WebP."""
+
+
+def decoded(result: Shown) -> list[tuple[Image.Image, str]]:
+    """The figures with their titles."""
+    return [(Image.open(io.BytesIO(data)), title) for title, data in result.figures.items()]
 
 
 def results_folder() -> Path:

@@ -123,8 +123,10 @@ def load_boxes(source: Source, config: Boxed) -> Boxes:
     if where is None:
         if not any(row.boxes for row, _ in islice(source.read(0, 1, None), 100)):
             raise DatasetError(
-                f"{source.dataset!r} has no boxes (bbox, bboxes or boxes, or these in objects). Give --boxes: a CSV "
-                "as LOC_train_solution.csv, a folder of XML as ILSVRC's Annotations, or a dataset with boxes."
+                f"{source.dataset!r} has no boxes (bbox, bboxes or boxes, or these in objects).",
+                "Give --boxes: a CSV as LOC_train_solution.csv, a folder of XML as ILSVRC's Annotations, or a dataset "
+                "with boxes.",
+                "Choose a dataset with boxes.",
             )
         return Boxes(None, config.box_format)
     path = Path(where).expanduser()
@@ -151,7 +153,7 @@ def check_used(source: Source, remarks: Mapping[str, int]) -> None:
     """
     if remarks.get(ENDS_FIRST) and not any(remarks.get(other) for other in (USED, OUTSIDE, NO_NUMBERS)):
         raise DatasetError(
-            f"all boxes of {source.dataset!r} end before they start; is --box-format the other one, xyxy or xywh?"
+            f"all boxes of {source.dataset!r} end before they start.", "Is --box-format the other one, xyxy or xywh?"
         )
 
 

@@ -28,7 +28,7 @@ def check_classifiers(views: Sequence[ModelView]) -> None:
     for view in views:
         if view.labels is None:
             raise NoClassifierError(
-                f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one; 'vitviz models' tells."
+                f"{view.model_id!r} has no trained classifier. Choose a checkpoint with one.", "'vitviz models' tells."
             )
 
 
@@ -59,8 +59,8 @@ def _by_words(view: ModelView, source: Source) -> ModelView:
         words = load_zero_shot(view, texts, templates)
     except NoClassifierError as error:
         raise NoClassifierError(
-            f"{view.model_id!r} has no trained classifier and no text tower. Choose a checkpoint with one of them; "
-            "'vitviz models' tells."
+            f"{view.model_id!r} has no trained classifier and no text tower. Choose a checkpoint with one of them.",
+            "'vitviz models' tells.",
         ) from error
     return replace(as_classifier(view, words), labels=tuple(labels))
 

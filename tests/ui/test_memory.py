@@ -1,0 +1,50 @@
+"""The server's memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+GROWTH = """
+import sys
+import threading
+from pathlib import Path
+import numpy as np
+from vitviz_hf.ui.memory import return_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 / 1024
+
+if sys.argv[1] == "yes":
+    assert return_freed_memory()
+before, kept = resident(), []
+
+def work():
+    for size in (30, 20, 10):
+        large = np.ones(size << 17)
+        kept.append(np.ones(1000))
+        del large
+
+gate = threading.Barrier(8)
+
+def visit():
+    gate.wait()
+    work()
+    gate.wait()  # all threads are there at once
+
+threads = [threading.Thread(target=visit) for _ in range(8)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_tensors_of_many_threads_go_back_to_the_system():
+    def growth(bounded):
+        out = subprocess.run([sys.executable, "-c", GROWTH, bounded], capture_output=True, text=True, check=True)
+        return float(out.stdout)
+
+    assert growth("no") > 2 * growth("yes")
