@@ -206,7 +206,7 @@ def test_a_link_to_an_atlas_that_cannot_be_read_opens_the_rest_of_the_page(app):
     values = opened(app, tab="features", atlas="no/such", shows="1.mlp_act:3")
 
     assert values[app.page.tab_key] == "features" and values[features.atlas] == "no/such"
-    assert "3 layers" in values[app.facts] and len(values[maps.gallery]) == 12
+    assert "3 layers" in values[app.facts] and values[maps.cards].count("data-pick") == 12
     assert features.gallery not in values
 
 
@@ -253,7 +253,7 @@ def test_leaving_the_model_box_as_it_was_changes_nothing(app):
     asked = [app.model.value, str(builtin_paths()["coins"]), "mlp_act", 1, "", "score", "overlay", None]
 
     assert app.choose(app.model.value, *asked) == gr.skip()
-    assert len(app.choose("another", *asked)[maps.gallery]) == 12
+    assert app.choose("another", *asked)[maps.cards].count("data-pick") == 12
 
 
 def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
