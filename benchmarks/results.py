@@ -35,7 +35,7 @@ SAYS = {
 }
 INTRO = """# Results
 
-What the experiments give, beside the numbers of the papers. Written by `make results`; the app's tab Experiments shows
+What the experiments give, beside the numbers of the papers. Written by `make results`; the app's tab Papers shows
 the same folders.
 
 "What do Vision Transformers Learn?" is Ghiasi et al. 2022, [arXiv:2212.06727](https://arxiv.org/abs/2212.06727); "What

@@ -64,8 +64,9 @@ class ModelFacts:
 
     def __str__(self) -> str:
         grids = " to ".join(f"{r} x {c}" for r, c in dict.fromkeys((max(self.grids), min(self.grids))))
+        name = f"{self.model_id} {self.revision[:8]}" if self.revision else self.model_id
         return (
-            f"{self.model_id} {(self.revision or '')[:8]}: {self.n_layers} layers, {grids} patches at "
+            f"{name}: {self.n_layers} layers, {grids} patches at "
             f"{self.input_size[0]} x {self.input_size[1]} pixels, {self.n_features:,} features."
         )
 
