@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
@@ -239,5 +241,7 @@ def launch(
         max_file_size="30mb",
         footer_links=["api", "settings"],
         allowed_paths=photographs,
+        # A page of gradio has 0.4 MB of text, which it serves as it is.
+        app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,
     )
