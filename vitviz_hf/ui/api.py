@@ -284,7 +284,7 @@ class Api:
         """
         number = whole_number("filter_number", filter_number, -1)
         scale = one_word("brightness", brightness, ("linear", "log"))
-        asked = open_photo(image), None, patch or "", number, "", 0.0, 0, scale
+        asked = open_photo(image), _patch(patch), None if number < 0 else number, scale
         seen = self.view_job(self.shelf.snapshot(model_id), *asked)
         views = [(picture, caption) for caption, picture in seen.views]
         return seen.crop, views, seen.text, {"patch": list(seen.patch), "filter": seen.filter}

@@ -6,6 +6,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from vitviz_hf.config import parse_patches
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.images import outline_patch
 from vitviz_hf.ui.events import LATEST, open_photo, shown, whole_number
@@ -132,8 +133,8 @@ class BehaviorTab:
 
     def look(self, model_id: str, photo: str | None, patch: str, number: int, scale: str, fresh: bool) -> Values:
         """Views of a patch of the unchanged picture."""
-        options = ("", 0.0, 0, scale)
-        result = self.view_job(self.shelf.snapshot(model_id), open_photo(photo), None, patch, number, *options)
+        asked = open_photo(photo), *_place(patch, number), scale
+        result = self.view_job(self.shelf.snapshot(model_id), *asked)
         return self.drawn(result, fresh)
 
     @shown
@@ -184,23 +185,26 @@ class BehaviorTab:
         mask = _painted(painted)
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
-        arguments = (
-            open_photo(photo),
-            mask,
-            patch,
-            whole_number("filter", number, -1),
-            change,
-            float(ratio),
-            int(side),
-            scale,
-        )
-        return self.drawn(self.view_job(self.shelf.snapshot(model_id), *arguments), False)
+        amount = float(side) if change == "shuffle" else float(ratio)
+        asked = open_photo(photo), *_place(patch, whole_number("filter", number, -1)), scale
+        result = self.view_job(self.shelf.snapshot(model_id), *asked, mask, (change, amount))
+        return self.drawn(result, False)
 
     @shown
     def group_patches(self, model_id: str, photo: str, painted: dict[str, Any], layer: int) -> Values:
         """t-SNE of the patches."""
-        arguments = self.shelf.snapshot(model_id), open_photo(photo), _painted(painted), int(layer or 0)
+        arguments = (
+            self.shelf.snapshot(model_id),
+            open_photo(photo),
+            _painted(painted),
+            int(layer) - 1 if layer else None,
+        )
         return {self.plot: str(self.group_job(*arguments))}
+
+
+def _place(patch: str, number: int) -> tuple[tuple[int, int] | None, int | None]:
+    """Patch and filter, None where the visitor leaves the choice."""
+    return next(iter(parse_patches(patch or "")), None), None if number < 0 else number
 
 
 def _painted(value: dict[str, Any] | None) -> Any:

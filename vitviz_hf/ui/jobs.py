@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
 from vitviz_hf.atlas.store import unusual_features
-from vitviz_hf.config import BUILTIN, parse_patches
+from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import ConfigError, DatasetAccessError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
@@ -197,38 +197,37 @@ class Jobs:
         self,
         snapshot: Snapshot,
         image: Image.Image,
-        painted: NDArray[np.bool_] | None,
-        patch: str,
-        index: int,
-        change: str,
-        ratio: float,
-        side: int,
+        patch: tuple[int, int] | None,
+        index: int | None,
         scale: str = "linear",
+        painted: NDArray[np.bool_] | None = None,
+        change: tuple[str, float] | None = None,
     ) -> Viewed:
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
         Args:
-            painted: what the visitor marked on the crop, at any size.
-            patch: row,column; empty for the one of most attention.
-            index: filter; -1 for one in which pictures are readable.
-            change: `random`, `salient`, `non-salient` or `shuffle`; empty for none.
+            patch: (row, column); the one of most attention if None.
+            index: filter; one in which pictures are readable if None.
             scale: of brightness, `linear` or `log`.
+            painted: what the visitor marked on the crop, at any size.
+            change: `random`, `salient` or `non-salient` and the share that is blacked out, or `shuffle` and the tiles
+                in a row.
         """
         view = self._shelf.view(snapshot)
         filters, grid, n = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
-        index = index if index >= 0 else readable_filters(filters, 1)[0]
+        index = readable_filters(filters, 1)[0] if index is None else index
         check_filter(filters, index)
         photo = to_photo(view, image)
         seen = {"clean": look(view, photo, 0.5)}
-        patches = parse_patches(patch or "")[:1] or telling_patches(seen["clean"].joint, view)[-1:]
-        check_patches(patches, grid)
-        row, col = patches[0]
+        row, col = patch or telling_patches(seen["clean"].joint, view)[-1]
+        check_patches([(row, col)], grid)
         pictures = {"clean": photo}
         mask = None if painted is None else split_objects(painted, view.input_size)
-        if change == "shuffle":
-            pictures[f"shuffled {side} x {side}"] = shuffle(photo, mask, side).photo
-        elif change:
-            pictures[f"{change} {ratio:.0%} black"] = occlude(photo, mask, change, ratio, min(14, *grid)).photo
+        how, amount = change or ("", 0.0)
+        if how == "shuffle":
+            pictures[f"shuffled {amount:.0f} x {amount:.0f}"] = shuffle(photo, mask, int(amount)).photo
+        elif how:
+            pictures[f"{how} {amount:.0%} black"] = occlude(photo, mask, how, amount, min(14, *grid)).photo
         token = n + row * grid[1] + col
         seen |= {name: look(view, other, 0.5) for name, other in pictures.items() if name not in seen}
         views = views_by_level(view, filters, pictures, seen, index, token, scale)
@@ -242,15 +241,18 @@ class Jobs:
                 text += f". {name}: {html.escape(label)} {p:.0%}"
         return Viewed(_picture(to_pixels(view, image)[0]), grid, (row, col), index, views, text + ".")
 
-    def groups(self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, layer: int) -> str:
-        """t-SNE of the patches of a picture as HTML; `layer` counts from 1, 0 is the last."""
+    def groups(
+        self, snapshot: Snapshot, image: Image.Image, painted: NDArray[np.bool_] | None, layer: int | None
+    ) -> str:
+        """t-SNE of the patches of a picture after a layer, from 0, as HTML; after the last if None."""
         view = self._shelf.view(snapshot)
         check_sequence(view)
-        if not 0 <= layer <= len(view.layers):
-            raise ConfigError(f"layers go from 1 to {len(view.layers)} here, 0 is the last; got {layer}.")
+        layer = len(view.layers) - 1 if layer is None else layer
+        if not 0 <= layer < len(view.layers):
+            raise ConfigError(f"layers go from 1 to {len(view.layers)} here, 0 is the last; got {layer + 1}.")
         photo = to_photo(view, image)
         mask = np.zeros(view.input_size, np.int64) if painted is None else split_objects(painted, view.input_size)
-        return group_plot(view, photo, mask, (layer or len(view.layers)) - 1)
+        return group_plot(view, photo, mask, layer)
 
     def experiment(
         self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
