@@ -103,9 +103,10 @@ def test_what_is_no_id_is_refused_without_a_request(hub, model_id):
     assert len(hub.log) == before
 
 
-def test_a_loaded_model_is_not_asked_for_again(hub, labelled, tmp_path):
+def test_a_loaded_model_is_not_asked_for_again(hub, tiny_folder, labelled, tmp_path):
     """Its tokenizer is downloaded once, and nothing else: neither for other labels nor for decoding processes."""
-    view = load_model("tiny/clip", device="cpu")
+    hub.publish("odd/loaded", tiny_folder("clip"))
+    view = load_model("odd/loaded", device="cpu")
     before = len(hub.log)
 
     words = load_zero_shot(view, ["a bus", "a cat"], ["{}"])

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.conftest import draw_noise
+
 GOLDEN = Path(__file__).with_name("interface.json")
 
 
@@ -81,7 +83,7 @@ def written(model, data):
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        Image.effect_noise((80, 60), 90).convert("RGB").save(out / "photo.png")
+        draw_noise(3).save(out / "photo.png")
         for name, command in _commands(str(model), str(data), str(out / "photo.png")).items():
             assert main([*command, "--out", str(out / name)]) == 0, name
         atlas = str(out / "atlas")
