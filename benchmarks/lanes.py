@@ -1,13 +1,14 @@
 """What a visitor waits for while another one's optimization runs: the page, and the answer to a patch.
 
-Starts the app, asks as a visitor does (the page with its first ranking and map; then a ranking of one patch and its
-map), first alone, then while an optimization of another visitor runs.
+Starts the app and opens it in a browser, as a visitor does: seconds until the page has its first ranking and map, and
+from the click on a patch until its ranking is there; first alone, then while an optimization of another visitor runs.
 
 Run: python benchmarks/lanes.py [--model builtin] [--repeats 5]
 """
 
 import argparse
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -16,11 +17,11 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-from gradio_client import Client, handle_file
-
-from vitviz_hf.stream import builtin_paths
+from gradio_client import Client
+from playwright.sync_api import Browser, sync_playwright
 
 FEATURE = "5.mlp_act:1059"
+SHOWS_A_PATCH = r"/patch \d+,\d+/.test(document.querySelector('#rank-status').innerText)"
 
 
 def main() -> None:
@@ -35,14 +36,17 @@ def main() -> None:
     server = subprocess.Popen([sys.executable, str(app)], env=environment, stdout=subprocess.DEVNULL)
     try:
         wait_for(url)
-        visitor, other = (Client(url, verbose=False) for _ in range(2))
-        measure(url, visitor, args.model, 1)  # loads the model and scores the built-in photographs
-        alone = measure(url, visitor, args.model, args.repeats)
-        running = other.submit(args.model, FEATURE, "fourier", 1000, 0, api_name="/visualize")
-        while not running.outputs() or "Step" not in str(running.outputs()[-1]):
-            time.sleep(0.2)
-        beside = measure(url, visitor, args.model, args.repeats)
-        assert not running.done(), "the optimization ended before the measurement"
+        other = Client(url, verbose=False)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            measure(browser, url, 1)  # loads the model and scores the built-in photographs
+            alone = measure(browser, url, args.repeats)
+            running = other.submit(args.model, FEATURE, "fourier", 1000, 0, api_name="/visualize")
+            while not running.outputs() or "Step" not in str(running.outputs()[-1]):
+                time.sleep(0.2)
+            beside = measure(browser, url, args.repeats)
+            assert not running.done(), "the optimization ended before the measurement"
+            browser.close()
     finally:
         server.kill()
     print(f"median (longest) of {args.repeats}, seconds, {os.cpu_count()} cores")
@@ -61,17 +65,25 @@ def wait_for(url: str) -> None:
     raise SystemExit("the app did not start")
 
 
-def measure(url: str, client: Client, model: str, repeats: int) -> dict[str, list[float]]:
-    photo = handle_file(str(builtin_paths()["chelsea"]))
+def measure(browser: Browser, url: str, repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"the page, its ranking and map": [], "a patch, its ranking and map": []}
+    opening, clicking = seconds.values()
     for i in range(repeats):
-        for name, patch in zip(seconds, ("", f"{i % 8},{3 + i % 8}"), strict=True):
-            start = time.monotonic()
-            if not patch:
-                urlopen(url, timeout=60).read()
-            client.predict(model, photo, "mlp_act", 5, patch, "unusual", api_name="/rank_features")
-            client.predict(model, photo, FEATURE, "overlay", api_name="/map_feature")
-            seconds[name].append(time.monotonic() - start)
+        context = browser.new_context(viewport={"width": 1300, "height": 1000})
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        start = time.monotonic()
+        page.goto(url)
+        page.wait_for_selector(".card img")
+        page.wait_for_selector("#map img")
+        opening.append(time.monotonic() - start)
+        page.wait_for_timeout(1000)
+        crop = page.locator("#crop img").bounding_box()
+        start = time.monotonic()
+        page.mouse.click(crop["x"] + crop["width"] * (0.3 + 0.05 * (i % 8)), crop["y"] + crop["height"] / 2)
+        page.wait_for_function(SHOWS_A_PATCH)
+        clicking.append(time.monotonic() - start)
+        context.close()
     return seconds
 
 

@@ -150,3 +150,22 @@ def test_a_job_that_fails_or_is_abandoned_leaves_the_device():
         pass
     assert closed == [True]
     assert list(lane.run(frames(), threading.Event())) == [1, 2, 3]
+
+
+def test_jobs_inside_a_turn_are_part_of_it():
+    lane, happened = Lane(), []
+
+    def other():
+        with lane.turn():
+            happened.append("other")
+
+    with lane.turn():
+        with lane.turn():
+            happened.append("first")
+        thread = in_thread(other)
+        time.sleep(0.05)
+        with lane.turn():
+            happened.append("second")
+    thread.join()
+
+    assert happened == ["first", "second", "other"]

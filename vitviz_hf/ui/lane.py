@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from threading import Condition, Event
+from threading import Condition, Event, get_ident
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,26 +40,31 @@ class Lane:
     def __init__(self) -> None:
         self._changed = Condition()
         self._busy = False
+        self._owner: int | None = None
+        """Thread that has the device."""
         self._turns: deque[object] = deque()
         self._runs: deque[object] = deque()
         self._seconds: deque[float] = deque(maxlen=_LAST_RUNS)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """The device, inside the block."""
+        """The device, inside the block; who has it already keeps it."""
+        if self._owner == get_ident():
+            yield
+            return
         ticket = object()
         with self._changed:
             self._turns.append(ticket)
             try:
                 self._changed.wait_for(lambda: not self._busy and self._turns[0] is ticket)
-                self._busy = True
+                self._busy, self._owner = True, get_ident()
             finally:
                 self._turns.remove(ticket)
         try:
             yield
         finally:
             with self._changed:
-                self._busy = False
+                self._busy, self._owner = False, None
                 self._changed.notify_all()
 
     def run(self, frames: Generator[T], stop: Event) -> Iterator[T | Waiting]:

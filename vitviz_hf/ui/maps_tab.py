@@ -11,7 +11,7 @@ from PIL import Image
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.cards import RankResult
+from vitviz_hf.ui.cards import MapResult, RankResult
 from vitviz_hf.ui.drawing import (
     STYLES,
     cards_html,
@@ -179,14 +179,23 @@ class MapsTab:
         page.link(chosen)
         chosen.success(None, js=scroll_js("#map"), api_visibility="private")
 
-    def ranking(self, asked: Asked, chosen_on: tuple[int, int] | None = None) -> tuple[RankResult, Values]:
-        """The strongest features, and how they are shown."""
+    def ranking(self, asked: Asked, chosen_on: tuple[int, int] | None = None) -> RankResult:
+        """The strongest features."""
         unusual, at = asked.rank_by == "unusual", _parse_patch(asked.patch)
         snapshot = self.shelf.snapshot(asked.model_id)
-        result = self.rank_job(snapshot, open_photo(asked.image), asked.site, at, unusual, _SHOWN, chosen_on)
+        return self.rank_job(snapshot, open_photo(asked.image), asked.site, at, unusual, _SHOWN, chosen_on)
+
+    def mapping(self, asked: Asked, feature: str) -> MapResult:
+        """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
+        wanted = parse_feature(feature or "")
+        at = _parse_patch(asked.patch) if wanted.site == asked.site else None
+        return self.map_job(self.shelf.snapshot(asked.model_id), open_photo(asked.image), wanted, at)
+
+    def list_cards(self, asked: Asked, result: RankResult) -> Values:
+        """How the strongest features are shown."""
         fired = [card.fired for card in result.cards]
-        words = self.shelf.words(snapshot, [f.feature for f in fired])
-        return result, {
+        words = self.shelf.words(self.shelf.snapshot(asked.model_id), [f.feature for f in fired])
+        return {
             self.crop: crop_html(_large(result.crop), result.grid, result.patch),
             self.cards: cards_html(result, words),
             self.status: _sentence(asked, result),
@@ -194,11 +203,8 @@ class MapsTab:
             self.grid: result.grid,
         }
 
-    def draw(self, asked: Asked, feature: str) -> Values:
-        """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
-        wanted = parse_feature(feature or "")
-        at = _parse_patch(asked.patch) if wanted.site == asked.site else None
-        result = self.map_job(self.shelf.snapshot(asked.model_id), open_photo(asked.image), wanted, at)
+    def draw(self, asked: Asked, result: MapResult) -> Values:
+        """How a map is shown."""
         known = styles_for(result.fired)
         style = asked.style if asked.style in known else known[0]
         return {
@@ -211,11 +217,15 @@ class MapsTab:
         }
 
     def show(self, asked: Asked, feature: str = "", chosen_on: tuple[int, int] | None = None) -> Values:
-        """The ranking, and the map of `feature` or of the first one."""
-        result, values = self.ranking(asked, chosen_on)
-        patch = "{},{}".format(*result.patch) if result.patch else ""
-        feature = feature or str(result.cards[0].fired.feature)
-        return {self.patch: patch, **values, self.feature: feature, **self.draw(replace(asked, patch=patch), feature)}
+        """The ranking, and the map of `feature` or of the first one, in one turn."""
+        self.shelf.snapshot(asked.model_id)  # a download takes no turn
+        with self.page.lane.turn():
+            ranked = self.ranking(asked, chosen_on)
+            asked = replace(asked, patch="{},{}".format(*ranked.patch) if ranked.patch else "")
+            feature = feature or str(ranked.cards[0].fired.feature)
+            mapped = self.mapping(asked, feature)
+        listed = self.list_cards(asked, ranked)
+        return {self.patch: asked.patch, **listed, self.feature: feature, **self.draw(asked, mapped)}
 
     @shown
     def rank(self, *asked: Any) -> Values:
@@ -232,13 +242,15 @@ class MapsTab:
     def redraw(self, *asked: Any) -> Values:
         """The map of the typed feature."""
         *settings, feature = asked
-        return self.draw(Asked(*settings), feature)
+        own = Asked(*settings)
+        return self.draw(own, self.mapping(own, feature))
 
     @shown
     def map_feature(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
         """The map of one feature on the whole picture."""
         site = parse_feature(feature or "").site
-        drawn = self.draw(Asked(model_id, image, site.kind, site.layer, "", "unusual", style), feature)
+        asked = Asked(model_id, image, site.kind, site.layer, "", "unusual", style)
+        drawn = self.draw(asked, self.mapping(asked, feature))
         return {component: drawn[component] for component in self.map_outputs}
 
     @shown
@@ -263,7 +275,8 @@ class MapsTab:
     def pick_feature(self, *asked: Any) -> Values:
         """A card."""
         *settings, feature = asked
-        return {self.feature: feature, **self.draw(Asked(*settings), feature)}
+        own = Asked(*settings)
+        return {self.feature: feature, **self.draw(own, self.mapping(own, feature))}
 
 
 def _sentence(asked: Asked, result: RankResult) -> str:
