@@ -164,7 +164,7 @@ MUTANTS = [
         "models/view",
         (
             "taps are lost at another size",
-            "extend_layers(layers, view.extra_taps)",
+            "extend_layers(layers, view.extra_taps, view.device, view.dtype)",
             "layers",
             "models/taps::it_stays_at_another_size_and_in_half_precision",
         ),
