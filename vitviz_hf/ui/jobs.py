@@ -35,17 +35,18 @@ from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, 
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_features
 from vitviz_hf.reading.recording import activations, record_with_logits
-from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.cards import Card, MapResult, RankResult, crop_exemplars, measure
 from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
 from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.statistics import atlas_columns
 from vitviz_hf.ui.stored import Shown
 
 _FRAME_SECONDS = 0.4
 MAX_SAMPLE = 64
+_SORTS = ("maximum", "unusual", "sparse")
 _SAMPLE = {"columns": 1, "rows": 3, "per_layer": 4, "preset": "fast", "steps": 24}
 
 
@@ -95,21 +96,16 @@ class Jobs:
 
     def sorted_features(self, name: str, site: Site, sort: str, n: int) -> list[tuple[Feature, float]]:
         """The first n features of a site by `maximum`, `unusual` or `sparse`, with that value."""
-        table = self._shelf.atlas(name).table(site)
-        sorts: dict[str, NDArray[np.floating]] = {
-            "maximum": table.top_scores[:, 0],
-            "unusual": (table.top_scores[:, 0] - table.mean) / np.maximum(table.std, 1e-12),
-            "sparse": table.sparsity,
-        }
-        if sort not in sorts:
-            raise ConfigError(f"sort must be one of {', '.join(sorts)}; got {sort!r}.")
-        values = sorts[sort]
+        columns = atlas_columns(self._shelf.atlas(name), site)
+        if sort not in _SORTS:
+            raise ConfigError(f"sort must be one of {', '.join(_SORTS)}; got {sort!r}.")
+        values = columns[sort]
         return [(Feature(site, int(i)), float(values[i])) for i in np.argsort(-values, kind="stable")[:n]]
 
     def best_crops(self, name: str, features: list[Feature]) -> list[tuple[Image.Image, str]]:
         """The most activating image of each feature, and its best word if it has one."""
         atlas = self._shelf.atlas(name)
-        words = [next((w for w, _ in atlas.feature_words(f)), "") for f in features]
+        words = [atlas.best_word(f) for f in features]
         crops = [open_image(atlas.image(atlas.hits(f)[0].row).jpeg) for f in features]
         return list(zip(crops, words, strict=True))
 
@@ -165,7 +161,7 @@ class Jobs:
             chosen_on: the patch grid that `patch` was chosen on, if it is to be moved to the same place on this one.
         """
         view = self._shelf.view(snapshot)
-        pixels, reference = to_pixels(view, image), load_reference(view)
+        pixels, reference = to_pixels(view, image), self._shelf.reference(view)
         classes: list[tuple[str, float]] = []
         if view.labels:
             with torch.no_grad():
@@ -191,7 +187,7 @@ class Jobs:
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
-        return MapResult(_picture(pixels[0]), measure(acts, [feature], load_reference(view), patch)[0])
+        return MapResult(_picture(pixels[0]), measure(acts, [feature], self._shelf.reference(view), patch)[0])
 
     def patch_views(
         self,

@@ -19,10 +19,11 @@ from vitviz_hf.hub import is_hub_id, size_limit
 from vitviz_hf.images import bytes_to_image, open_image, pixels_to_bytes
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.view import ModelView, load_snapshot, to_pixels
+from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature
 from vitviz_hf.stream import builtin_paths
 
-_SNAPSHOTS, _ATLASES, _PHOTOGRAPHS = 256, 16, 256
+_SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
 _OWN_ATLAS_SECONDS = 600
 """After which an atlas that could not be opened is tried again."""
 
@@ -49,7 +50,9 @@ class Shelf:
         self._atlases: LRUCache[object, Atlas] = LRUCache(_ATLASES)
         self._photographs: LRUCache[object, Image.Image] = LRUCache(_PHOTOGRAPHS)
         self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(1, _OWN_ATLAS_SECONDS)
+        self._references: LRUCache[object, Reference] = LRUCache(_REFERENCES)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
+        self._scoring = Condition()
         self._decoding, self._opening_own = Condition(), Condition()
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
@@ -80,6 +83,15 @@ class Shelf:
     def view(self, snapshot: Snapshot) -> ModelView:
         """The loaded model."""
         return load_snapshot(snapshot)
+
+    @cachedmethod(
+        lambda self: self._references,
+        key=lambda self, view: hashkey(view.identity.key),
+        condition=lambda self: self._scoring,
+    )
+    def reference(self, view: ModelView) -> Reference:
+        """What its features do on the built-in photographs: some 10 MB, which every ranking and map asks for."""
+        return load_reference(view)
 
     @cachedmethod(
         lambda self: self._photographs,
@@ -122,7 +134,7 @@ class Shelf:
         )
         if not atlas or not of_this_model:
             return [""] * len(features)
-        return [next((w for w, _ in atlas.feature_words(f)), "") if f.site in atlas.sites else "" for f in features]
+        return [atlas.best_word(f) if f.site in atlas.sites else "" for f in features]
 
     def snapshot_of(self, atlas: Atlas) -> Snapshot:
         """Checked files of the model that an atlas is of, at its revision."""

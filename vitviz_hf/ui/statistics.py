@@ -21,15 +21,23 @@ def atlas_rows(atlas: Atlas, site: Site, sort: str, offset: int, n: int) -> Rows
         SiteError: the atlas does not cover it.
         ConfigError: unknown sort, or nothing at this offset.
     """
-    table = atlas.table(site)
-    columns = _columns(table.mean, table.std, table.top_scores[:, 0]) | {"sparse": table.sparsity}
+    columns = atlas_columns(atlas, site)
     rows = []
     for i in _ordered(columns, sort, offset, n):
         feature = Feature(site, i)
-        words = atlas.feature_words(feature)
-        image, word = atlas.image(atlas.hits(feature)[0].row).name, words[0][0] if words else ""
-        rows.append(_row(feature, columns) | {"image": image, "word": word})
+        image = atlas.image(atlas.hits(feature)[0].row).name
+        rows.append(_row(feature, columns) | {"image": image, "word": atlas.best_word(feature)})
     return _told(site, columns, offset, int(atlas.manifest["n_images"]), rows)
+
+
+def atlas_columns(atlas: Atlas, site: Site) -> dict[str, NDArray[Any]]:
+    """What the features of a site are told and sorted by, each [F].
+
+    Raises:
+        SiteError: the atlas does not cover it.
+    """
+    table = atlas.table(site)
+    return _columns(table.mean, table.std, table.top_scores[:, 0]) | {"sparse": table.sparsity}
 
 
 def model_rows(view: ModelView, site: Site, sort: str, offset: int, n: int) -> Rows:
