@@ -169,3 +169,29 @@ def test_jobs_inside_a_turn_are_part_of_it():
     thread.join()
 
     assert happened == ["first", "second", "other"]
+
+
+def test_a_frame_is_made_while_nobody_else_has_the_device():
+    lane, spans, threads = Lane(), [], []
+
+    def span(name, seconds):
+        start = time.monotonic()
+        time.sleep(seconds)
+        spans.append((start, time.monotonic(), name))
+
+    def short():
+        with lane.turn():
+            span("short", 0.02)
+
+    def frames():
+        for i in range(3):
+            threads.append(in_thread(short))
+            span("frame", 0.05)
+            yield i
+
+    assert list(lane.run(frames(), threading.Event())) == [0, 1, 2]
+    for thread in threads:
+        thread.join()
+
+    assert sorted(name for *_, name in spans) == ["frame"] * 3 + ["short"] * 3
+    assert all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
