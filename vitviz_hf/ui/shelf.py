@@ -13,10 +13,10 @@ from cachetools.keys import hashkey
 from PIL import Image
 
 from vitviz_hf.atlas.store import Atlas, open_atlas
-from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, ModelNotFoundError, VitvizError
 from vitviz_hf.hub import is_hub_id, size_limit
 from vitviz_hf.images import bytes_to_image, open_image, pixels_to_bytes
+from vitviz_hf.models.builtin import BUILTINS
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.view import ModelView, load_snapshot, to_pixels
 from vitviz_hf.reading.reference import Reference, load_reference
@@ -62,7 +62,7 @@ class Shelf:
             ModelError: one subclass for each reason.
         """
         model_id = (model_id or "").strip()
-        if model_id not in (BUILTIN, self._own_model) and not is_hub_id(model_id):
+        if model_id not in (*BUILTINS, self._own_model) and not is_hub_id(model_id):
             raise ModelNotFoundError(
                 f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
             )

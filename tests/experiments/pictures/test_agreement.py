@@ -1,0 +1,326 @@
+"""The experiment `agreement` over again in plain transformers and numpy, and what its measure says of known answers."""
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.by_hand import read_pictures
+from vitviz_hf.errors import ConfigError, SiteError
+from vitviz_hf.experiments.config import AgreementConfig
+from vitviz_hf.experiments.pictures import judge as judging
+from vitviz_hf.experiments.pictures.agreement import layers_of
+from vitviz_hf.experiments.pictures.judge import open_judge
+from vitviz_hf.experiments.pictures.realism import kernel_distance, percentile, spectrum_distance
+from vitviz_hf.experiments.pictures.trials import (
+    Photographs,
+    ask,
+    choose_depths,
+    live_features,
+    look_of,
+    queries,
+    share_right,
+    spectrum_of,
+)
+from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.stream import open_source
+
+QUICK = AgreementConfig(layers=(0, 2), per_layer=3, preset="fast", steps=6, seeds=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def ran(trained, trained_other, shapes, tmp_path_factory):
+    work = tmp_path_factory.mktemp("agreement")
+    config = replace(QUICK, judge=trained_other.model_id)
+    return run_experiment("agreement", [trained], open_source(str(shapes)), config, work), work
+
+
+class ByHand:
+    """What the experiment must find, without any of its code."""
+
+    def __init__(self, model, judge, shapes):
+        rows = read_pictures(shapes)
+        self.keys = [int.from_bytes(sha256(d).digest()[:8], "big") >> 1 for d in self.stored(shapes)]
+        self.pixels = torch.from_numpy(np.stack([p.pixels for p in rows])).permute(0, 3, 1, 2).float() / 255
+        self.model, self.judge = model, judge
+        self.helps = np.array([k % 2 == 0 for k in self.keys])
+        raw = self.embed(self.pixels)
+        self.centers = {name: (v.mean(0), v.std(0)) for name, v in raw.items()}
+
+    @staticmethod
+    def stored(shapes):
+        import pyarrow.parquet as pq
+
+        return [row["bytes"] for row in pq.read_table(next(shapes.rglob("*.parquet")))["image"].to_pylist()]
+
+    def scores(self, pixels, layer):
+        """Mean over patches of the activation's output, [N, F]."""
+        found = []
+        inner = self.model.module.vit.layers[layer].mlp.fc2
+        hook = inner.register_forward_pre_hook(lambda _, args: found.append(args[0][:, 1:].mean(1).numpy()))
+        with torch.no_grad():
+            self.model.module(pixel_values=pixels * 2 - 1)
+        hook.remove()
+        return found[0].astype(np.float64)
+
+    def embed(self, pixels):
+        with torch.no_grad():
+            states = self.judge.module(pixel_values=pixels * 2 - 1, output_hidden_states=True).hidden_states
+        return {f"layer {i}": states[i + 1][:, 1:].mean(1).numpy().astype(np.float64) for i in range(2)}
+
+    def seen(self, pixels, depths):
+        raw = self.embed(pixels)
+        parts = [(raw[d] - self.centers[d][0]) / self.centers[d][1] for d in depths]
+        whole = np.concatenate(parts, 1)
+        return whole / np.linalg.norm(whole, axis=1, keepdims=True)
+
+    def order(self, feature, helps):
+        column = self.scores(self.pixels, feature.site.layer)[:, feature.index]
+        own = [i for i in range(len(column)) if self.helps[i] == helps]
+        return sorted(own, key=lambda i: -column[i])
+
+    def share(self, seen, references, best, others):
+        """A trial at a time."""
+        toward = references.mean(0)
+        won = [float(seen[b] @ toward > seen[o] @ toward) for b in best for o in others]
+        return 100 * np.mean(won)
+
+    def alike(self, seen, references, best, between):
+        colors = self.pixels.flatten(2)
+        looks = torch.cat([colors.mean(2), colors.std(2)], 1).numpy().astype(np.float64)
+        looks = (looks - looks.mean(0)) / looks.std(0)
+        won = []
+        for b in best:
+            near = sorted(between, key=lambda i: np.linalg.norm(looks[i] - looks[b]))[:5]
+            won += [float(seen[b] @ references.mean(0) > seen[o] @ references.mean(0)) for o in near]
+        return 100 * np.mean(won)
+
+
+@pytest.fixture(scope="module")
+def by_hand(trained, trained_other, shapes):
+    return ByHand(trained, trained_other, shapes)
+
+
+def pictures_of(work, feature):
+    files = [work / f"seed-{s}" / "pictures" / f"{str(feature).replace(':', '-')}.png" for s in (5, 6)]
+    return torch.stack([torch.from_numpy(np.asarray(Image.open(f)).copy()).permute(2, 0, 1) / 255 for f in files])
+
+
+def test_every_share_is_that_of_asking_one_trial_at_a_time(ran, by_hand):
+    result, work = ran
+    rows = result.data["features"].records()
+    depths = tuple(next(iter(result.manifest["depths"])).split(" + "))
+    seen = by_hand.seen(by_hand.pixels, depths)
+    features = [parse_feature(row["feature"]) for row in rows]
+    own = {f: by_hand.seen(pictures_of(work, f), depths) for f in features}
+
+    assert [f.site.layer for f in features] == [0, 0, 0, 2, 2, 2]
+    for f, row in zip(features, rows, strict=True):
+        helping, asked = by_hand.order(f, True), by_hand.order(f, False)
+        best, n = asked[:20], len(asked)
+        middle, between = asked[n // 2 - 10 : n // 2 + 10], asked[n // 4 : n - n // 4]
+        others = [e for other, pair in own.items() if other.site == f.site and other != f for e in pair]
+        ways = {
+            "picture": [e[None] for e in own[f]],
+            "1 exemplar": [seen[helping[:1]]],
+            "9 exemplars": [seen[helping[:9]]],
+            "another's picture": [e[None] for e in others],
+        }
+        for way, references in ways.items():
+            plain = np.mean([by_hand.share(seen, r, best, middle) for r in references])
+            alike = np.mean([by_hand.alike(seen, r, best, between) for r in references])
+            assert row[way] == pytest.approx(plain, abs=0.6), (f, way)
+            assert row[f"{way}, alike"] == pytest.approx(alike, abs=2.1), (f, way)
+        column = by_hand.scores(by_hand.pixels, f.site.layer)
+        score = by_hand.scores(pictures_of(work, f)[:1], f.site.layer)[0]
+        assert row["score"] == pytest.approx(score[f.index], abs=1e-4)
+        assert row["percentile"] == pytest.approx(100 * (column[:, f.index] < score[f.index]).mean())
+        deviations = (score - column.mean(0)) / np.maximum(column.std(0), 0.1 * np.median(column.std(0)))
+        assert row["rank"] == 1 + (deviations > deviations[f.index]).sum()
+        assert row["stability"] == pytest.approx(own[f][0] @ own[f][1], abs=1e-4)
+    for name in ("picture", "9 exemplars", "1 exemplar, alike", "rank", "stability", "percentile"):
+        assert len({row[name] for row in rows}) > 2, f"all rows say the same of {name}"
+
+
+def test_the_table_is_the_mean_over_features_with_its_interval(ran):
+    result, _ = ran
+    rows, features = result.tables["table"].records(), result.data["features"].records()
+
+    assert [row["site"] for row in rows] == ["0.mlp_act", "2.mlp_act", "all"]
+    for row in rows:
+        own = [f for f in features if row["site"] == "all" or f["feature"].startswith(row["site"])]
+        assert row["features"] == len(own)
+        for way in ("picture", "1 exemplar", "9 exemplars", "another's picture", "noise"):
+            values = [f[way] for f in own]
+            assert row[way] == pytest.approx(np.mean(values)) and row[f"{way} low"] <= row[way] <= row[f"{way} high"]
+            assert min(values) <= row[f"{way} low"] and row[f"{way} high"] <= max(values)
+        apart = np.mean([f["picture"] - f["1 exemplar"] for f in own])
+        assert row["picture minus 1 exemplar"] == pytest.approx(apart)
+    alike = result.tables["alike"].records()[-1]
+    assert alike["9 exemplars"] == pytest.approx(np.mean([f["9 exemplars, alike"] for f in features]))
+
+
+def test_the_judges_depth_is_chosen_in_the_half_that_helps(ran, by_hand):
+    result, _ = ran
+    features = [parse_feature(row["feature"]) for row in result.data["features"].records()]
+    found = result.manifest["depths"]
+
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert set(found) == {"layer 0", "layer 1", "layer 0 + layer 1"}
+    assert features and next(iter(found)) in result.tables["table"].notes[2]
+
+
+def made_up(scores, embeddings, helps=None):
+    """Photographs of one feature with known scores and judge's values."""
+    n = len(scores)
+    helps = np.arange(n) % 2 == 0 if helps is None else helps
+    feature = Feature(Site(0, "mlp_act"), 7)
+    values = {name: np.asarray(v, np.float32) for name, v in embeddings.items()}
+    looks = np.random.default_rng(0).random((n, 8), dtype=np.float32)
+    centers = {name: (v.mean(0) * 0, v.std(0) * 0 + 1) for name, v in values.items()}
+    column = np.asarray(scores, np.float32)[:, None]
+    return Photographs([feature], column, helps, list(range(n)), values, looks, looks, {}, {}, centers), feature
+
+
+def test_a_judge_that_sees_what_the_feature_sees_is_always_right_and_a_blind_one_half_of_the_time():
+    rng = np.random.default_rng(1)
+    scores = rng.permutation(400) / 400.0
+    knows = np.stack([scores - 0.5, np.full(400, 0.05)], 1)
+    blind = rng.standard_normal((400, 30))
+    photographs, feature = made_up(scores, {"knows": knows, "blind": blind})
+
+    found = choose_depths(photographs)
+
+    assert found[("knows",)] == 1.0 and abs(found[("blind",)] - 0.5) < 0.15
+    assert list(found)[-1] == ("blind",)
+    asked = queries(photographs, feature)
+    seen = photographs.seen(("knows",))
+    assert ask(seen, asked, seen[asked.best[:1]]).plain == 1.0
+    assert ask(seen, asked, -seen[asked.best[:1]]).plain == 0.0
+    assert ask(seen * 0, asked, seen[:1]).plain == 0.5
+
+
+def test_what_is_asked_about_changes_nothing_in_the_choice_of_depth():
+    rng = np.random.default_rng(2)
+    scores = rng.permutation(400) / 400.0
+    values = {"a": rng.standard_normal((400, 5)), "b": rng.standard_normal((400, 5)) + scores[:, None]}
+    photographs, _ = made_up(scores, values)
+    changed = {
+        name: np.where(photographs.helps[:, None], v, rng.standard_normal(v.shape)) for name, v in values.items()
+    }
+
+    assert choose_depths(made_up(scores, changed)[0]) == choose_depths(photographs)
+
+
+def test_shares_count_ties_as_half_and_each_rival_with_its_own():
+    reference = np.array([[1.0, 0]], np.float32)
+    best = np.array([[1.0, 0], [0, 1]], np.float32)
+
+    assert share_right(reference, best, np.array([[0.0, 1], [0.6, 0.8]], np.float32)) == pytest.approx((2 + 0.5) / 4)
+    own = np.array([[[1.0, 0], [0.6, 0.8]], [[0, 1.0], [0, -1.0]]], np.float32)
+    assert share_right(reference, best, own) == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
+
+
+def test_dead_features_are_passed_over():
+    photographs, feature = made_up(np.zeros(10), {"a": np.ones((10, 2))})
+    dead = Feature(feature.site, 8)
+    photographs.features.insert(0, dead)
+    photographs.scores = np.stack([np.full(10, -0.2), np.linspace(-1, 1, 10)], 1).astype(np.float32)
+
+    assert live_features(photographs, 2) == [feature]
+
+
+def test_the_kernel_distance_is_that_of_loops_and_zero_in_the_mean_for_one_distribution():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((5, 4)), rng.standard_normal((7, 4)) + 0.5
+
+    def kernel(a, b):
+        return (float(a @ b) / 4 + 1) ** 3
+
+    own = np.mean([kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j])
+    other = np.mean([kernel(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
+    across = np.mean([kernel(a, b) for a in x for b in y])
+    assert kernel_distance(x, y) == pytest.approx(own + other - 2 * across)
+    same = [kernel_distance(rng.standard_normal((20, 4)), rng.standard_normal((30, 4))) for _ in range(200)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / 200**0.5
+
+
+def test_percentiles_and_looks_are_those_of_numpy():
+    assert percentile(2.0, np.array([1.0, 2, 2, 3])) == 50 and percentile(9.0, np.array([1.0, 2])) == 100
+    pixels = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(4))
+    values = pixels.numpy()
+
+    found = look_of(pixels).numpy()
+
+    for i in range(2):
+        expected = [*values[i].mean((1, 2)), *values[i].std((1, 2), ddof=1)]
+        expected += [(values[i].max(0) - values[i].min(0)).mean(), values[i].mean(0).std(ddof=1)]
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5)
+
+
+def test_spectra_tell_waves_of_different_length_apart_and_not_brightness():
+    x = torch.arange(64) * 2 * torch.pi / 64
+    slow, fast = (0.5 + 0.2 * torch.sin(k * x).expand(1, 3, 64, 64) for k in (4, 24))
+
+    spectra = [spectrum_of(p)[0] for p in (slow, fast)]
+
+    assert [abs(int(s.argmax()) - k) <= 1 for s, k in zip(spectra, (4, 24), strict=True)] == [True, True]
+    dim = spectrum_of(0.5 * slow).numpy()
+    assert spectrum_distance(dim, spectrum_of(slow).numpy()) < 0.3
+    assert spectrum_distance(spectra[0][None].numpy(), spectra[1][None].numpy()) > 2
+
+
+def test_a_judge_is_another_network_than_the_model(trained, trained_other, monkeypatch):
+    with pytest.raises(ConfigError, match="the judge is the model itself"):
+        open_judge(trained.model_id, trained)
+    assert [str(s) for s in open_judge(trained_other.model_id, trained).sites] == ["0.resid", "1.resid"]
+    asked = []
+    monkeypatch.setattr(judging, "load_model", lambda name, device: asked.append(name) or trained_other)
+    for reachable in (True, False):
+        monkeypatch.setattr(judging, "hub_reachable", lambda is_there=reachable: is_there)
+        open_judge(None, SimpleNamespace(model_id="facebook/dinov2-base", device=None, identity=None))
+    assert asked == ["openai/clip-vit-base-patch32", "builtin-cnn"]
+
+
+def test_a_network_without_layers_judges_after_each_stage(tiny_folder, trained):
+    judge = open_judge(str(tiny_folder("resnet")), trained)
+    pixels = torch.rand(3, 3, 50, 40, generator=torch.Generator().manual_seed(5))
+
+    found = judge.embed(pixels)
+
+    view = judge.view
+    sized = torch.nn.functional.interpolate(pixels, view.input_size, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (view.mean, view.std))
+    with torch.no_grad():
+        states = view.module(pixel_values=(sized - mean) / std, output_hidden_states=True).hidden_states
+    assert list(found) == [f"stage {i}" for i in range(len(states))]
+    for own, state in zip(found.values(), states, strict=True):
+        torch.testing.assert_close(own, state.mean((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_too_few_images_a_missing_layer_and_no_dataset_are_told(trained, trained_other, labelled, tmp_path):
+    config = replace(QUICK, judge=trained_other.model_id)
+    with pytest.raises(ConfigError, match="at least 200 different images; the dataset gave 20"):
+        run_experiment("agreement", [trained], open_source(str(labelled)), config, tmp_path / "a")
+    with pytest.raises(ConfigError, match="needs a dataset of at least 200 images"):
+        run_experiment("agreement", [trained], None, config, tmp_path / "b")
+    with pytest.raises(SiteError, match="layers 0-2"):
+        layers_of(trained, (1, 9))
+    assert layers_of(trained, None) == [0, 1, 2]
+
+
+def test_an_interrupted_run_goes_on_with_the_pictures_it_has(ran, trained, shapes):
+    result, work = ran
+    times = {p: p.stat().st_mtime_ns for p in work.rglob("*.png")}
+    config = replace(QUICK, judge=json.loads(json.dumps(result.manifest["config"]["judge"])))
+
+    again = run_experiment("agreement", [trained], open_source(str(shapes)), config, work)
+
+    assert again.data["features"].rows == result.data["features"].rows and len(times) == 12
+    assert {p: p.stat().st_mtime_ns for p in work.rglob("*.png")} == times
