@@ -1,11 +1,5 @@
 """The app as app.py starts it, in a real browser and through gradio_client."""
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,119 +8,16 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from tests.ui.browsing import SECONDS, opened, text, value, wait_for_text
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.experiments.config import NarrowSitesConfig
-from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import open_source
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SECONDS = 30_000
-
-
-@pytest.fixture(scope="module")
-def url(hub, tmp_path_factory):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    results = tmp_path_factory.mktemp("results")
-    vit = load_model("tiny/vit", device="cpu")
-    for name, layers in (("early", (0,)), ("late", (2,))):
-        config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
-        run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_PORT": str(port),
-        "VITVIZ_MODEL": "tiny/vit",
-        "VITVIZ_RESULTS": str(results),
-    }
-    log = (tmp_path_factory.mktemp("app") / "log").open("w+")
-    # Elsewhere, as on a Space: nothing that the page needs lies in the working folder.
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
-    )
-    for _ in range(120):
-        try:
-            urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    else:
-        server.kill()
-        log.seek(0)
-        pytest.fail(f"app.py did not start: {log.read()}")
-    yield f"http://127.0.0.1:{port}/"
-    server.terminate()
-    server.wait(10)
-    log.seek(0)
-    # A path of the package is only in tracebacks and warnings. Uvicorn's own, of a page that left while a picture was
-    # on its way, are not ours.
-    assert "vitviz_hf/" not in log.read()
-    log.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.fail("install chromium, or run 'make fast', which leaves the browser out")
-    with playwright.sync_playwright() as p:
-        arguments = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--disable-background-networking",
-            "--disable-sync",
-        ]
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A page that must log no error and ask no other host for anything."""
-    context = browser.new_context(viewport={"width": 1300, "height": 1000})
-    page = context.new_page()
-    errors, elsewhere = [], []
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.on(
-        "request", lambda r: elsewhere.append(r.url) if re.match(r"(https?|wss?)://(?!127\.0\.0\.1)", r.url) else None
-    )
-    page.set_default_timeout(SECONDS)
-    yield page
-    context.close()
-    assert not errors
-    assert not elsewhere
-
-
-def opened(page, url, query="", advanced=False):
-    page.goto(url + query)
-    if advanced:
-        page.locator("#advanced button").first.click()
-    page.wait_for_selector("#map img", state="attached")
-    page.wait_for_function("document.querySelector('#map-facts').textContent.includes('values')")
-    return page
-
-
-def text(page, selector):
-    return page.locator(selector).inner_text()
-
-
-def value(page, selector):
-    return page.locator(f"{selector} textarea, {selector} input").first.input_value()
-
-
-def wait_for_text(page, selector, part):
-    page.wait_for_function(
-        "([s, t]) => document.querySelector(s)?.innerText.includes(t)", arg=[selector, part], timeout=SECONDS
-    )
 
 
 def test_the_first_page_shows_a_map_of_a_photograph(page, url):
@@ -140,19 +31,18 @@ def test_the_first_page_shows_a_map_of_a_photograph(page, url):
 def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, photo, tmp_path):
     photo.save(tmp_path / "mine.png")
     opened(page, url, advanced=True)
-    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
     page.wait_for_timeout(2500)
     wait_for_text(page, "#rank-status", "the whole picture")
 
-    box = page.locator("#crop img").bounding_box()
+    box = page.locator("#crop .seen").bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
     wait_for_text(page, "#rank-status", "patch 0,3")
 
     assert value(page, "#patch") == "0,3"
     page.wait_for_function("location.search.includes('patch=0%2C3')")
     assert "photo=own" in page.url
-    page.locator("#whole").click()
+    page.locator("#crop .whole").click()
     wait_for_text(page, "#rank-status", "the whole picture")
 
 
@@ -351,7 +241,7 @@ def test_of_two_quick_clicks_on_photographs_the_last_counts(page, url):
 
 def test_of_two_quick_clicks_on_the_crop_the_last_counts(page, url):
     opened(page, url)
-    box = page.locator("#crop img").bounding_box()
+    box = page.locator("#crop .seen").bounding_box()
     for share in (0.1, 0.9):
         page.mouse.click(box["x"] + share * box["width"], box["y"] + share * box["height"])
         page.wait_for_timeout(50)
@@ -504,7 +394,6 @@ def test_a_bad_id_is_explained(model_id, message, page, url):
 def test_a_bad_file_is_explained(page, url, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"this is not a picture")
     opened(page, url)
-    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "bad.png")
 
     page.wait_for_selector("[data-testid=toast-body]")

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitviz_hf.models.seen import Box
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map, unusualness
@@ -57,6 +58,8 @@ class RankResult:
     cards: list[Card]
     classes: list[tuple[str, float]]
     """Likeliest labels with their probability; empty without a classifier."""
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+    """Where the crop lies in the picture, see `seen_box`."""
 
 
 def measure(acts: Acts, features: list[Feature], reference: Reference, patch: tuple[int, int] | None) -> list[Fired]:

@@ -31,6 +31,7 @@ from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
+from vitviz_hf.models.seen import seen_box
 from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_features
@@ -177,7 +178,7 @@ class Jobs:
         features = [f for f, _ in rank_features(view, own, k, patch, usual if unusual else None)]
         fired = measure(own, features, reference, patch)
         cards = [Card(f, crop_exemplars(self._shelf, view, reference, f.feature)) for f in fired]
-        return RankResult(_picture(pixels[0]), grid, patch, cards, classes)
+        return RankResult(_picture(pixels[0]), grid, patch, cards, classes, seen_box(view, image.size))
 
     def map(
         self, snapshot: Snapshot, image: Image.Image, feature: Feature, patch: tuple[int, int] | None = None

@@ -15,7 +15,7 @@ const pick = (value) => {
 };
 element.addEventListener("click", (event) => {
   const chosen = event.target.closest("[data-pick]");
-  if (!chosen) return;
+  if (!chosen || event.detail > 1) return;
   element.querySelectorAll("[data-pick]").forEach((e) => e.setAttribute("aria-pressed", String(e === chosen)));
   pick(chosen.dataset.pick);
 });
@@ -40,8 +40,8 @@ const place = (seen) => {
 };
 element.addEventListener("click", (event) => {
   const seen = event.target.closest(".seen");
-  if (!seen) return;
-  const [rows, cols] = size(seen), box = seen.querySelector("img").getBoundingClientRect();
+  if (!seen || event.detail > 1) return;
+  const [rows, cols] = size(seen), box = seen.getBoundingClientRect();
   const at = event.detail === 0 ? place(seen) : [
     within(Math.floor((event.clientY - box.top) / box.height * rows), rows),
     within(Math.floor((event.clientX - box.left) / box.width * cols), cols),
@@ -77,6 +77,44 @@ def picker(name: str, patches: bool = False, **options: Any) -> gr.HTML:
     return gr.HTML(elem_id=name, js_on_load=script, **options)
 
 
+_ASKER = """
+let picked = {};
+window.vitvizAsk = {
+  moved: false,
+  pick(name, value) {
+    if (name === "photo") picked = {};
+    if (name === "patch") delete picked.feature;
+    if (name) picked[name] = value;
+    trigger("click");
+  },
+  take() {
+    const taken = picked;
+    picked = {};
+    this.moved = "photo" in taken || "feature" in taken;
+    return JSON.stringify(taken);
+  },
+};
+"""
+
+
+def asker() -> gr.HTML:
+    """Its `click` asks for what all gestures of a tab want; `window.vitvizAsk` in the page keeps what was picked.
+
+    A picture that is picked undoes the patch and feature that were picked before it, a patch the feature.
+    """
+    return gr.HTML(visible="hidden", js_on_load=_ASKER)
+
+
+def asks_js(name: str = "") -> str:
+    """For an event's `js`: asks; with the name of what was picked, whose value is the event's input if it has one."""
+    return f"(value = null) => {{ window.vitvizAsk.pick({name!r}, value); return []; }}"
+
+
+def pick_js(name: str, picker: str) -> str:
+    """For the `js` of a picker's event: as `asks_js`, with what was picked there."""
+    return f"() => {{ window.vitvizAsk.pick({name!r}, window.vitvizPicked[{picker!r}]); return []; }}"
+
+
 def settled(name: str) -> gr.HTML:
     """Its `click` tells that an input of the component `name` was set: released, stepped, or typed and entered.
 
@@ -93,9 +131,14 @@ def picked_js(name: str, at: int) -> str:
     return f"(...inputs) => {{ inputs[{at}] = window.vitvizPicked?.[{name!r}] ?? inputs[{at}]; return inputs; }}"
 
 
-def scroll_js(target: str) -> str:
-    """For an event's `js`: brings a component into sight, where pictures and results stand below each other."""
+def scroll_js(target: str, wanted: str = "true") -> str:
+    """For an event's `js`: brings a component into sight, where pictures and results stand below each other.
+
+    Args:
+        wanted: JavaScript that is true if it is to be done.
+    """
     return f"""() => {{
+  if (!{wanted}) return;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   document.querySelector({target!r})?.scrollIntoView({{block: "nearest", behavior: still ? "auto" : "smooth"}});
 }}"""
