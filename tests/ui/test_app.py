@@ -8,13 +8,14 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from tests.ui.browsing import SECONDS, opened, text, value, wait_for_text
+from tests.ui.browsing import SECONDS, opened, text, value, visiting, wait_for_text
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import open_source
+from vitviz_hf.ui.app import TABS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -176,10 +177,10 @@ def test_a_clicked_patch_shows_its_views_and_a_painted_object_is_blacked_out_and
     opened(page, url, "?tab=views")
     page.locator("#show-views").click()
     wait_for_text(page, "#view-facts", "through filter")
-    page.locator("#view-crop img").click(position={"x": 10, "y": 10})
+    page.locator("#view-crop .seen").click(position={"x": 10, "y": 10})
     wait_for_text(page, "#view-facts", "Patch 0,0 through filter")
 
-    assert page.locator("#views .thumbnail-item").count() == 1 + 4  # the picture, and levels 0 to 3
+    assert page.locator("#views .thumbnail-item").count() == 1 + 4 + 1  # the picture, levels 0 to 3, the scale
     page.wait_for_function("location.search.includes('view=0%2C0')")
     page.get_by_label("tiles on the object").click()
     page.locator("#compare").click()
@@ -323,19 +324,50 @@ def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
     assert 300_000 < sum({**streamed, **finished}.values()) < 1_500_000
 
 
+def show_something(page, key):
+    """Open a tab and show what it shows, as far as that does not come by itself."""
+    page.locator(f"[role=tab][data-tab-id={key}]").click()
+    if key == "optimize":
+        page.locator("#steps input").fill("3")
+        page.locator("#optimize").click()
+        wait_for_text(page, "#optimize-status", "after 3 steps")
+    elif key == "views":
+        page.wait_for_selector("#views .thumbnail-item")
+    page.wait_for_timeout(700)
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
-def test_nothing_on_the_first_tab_shuts_anyone_out(browser, url, width, scheme):
+def test_nothing_on_any_tab_shuts_anyone_out(browser, url, atlas, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    opened(page, url, "?patch=1,2", advanced=True)
+    found = []
+    with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
+        opened(page, url, f"?patch=1,2&atlas={atlas}&objective=1.mlp_act:3", advanced=True)
+        for tab in TABS:
+            show_something(page, tab.key)
+            violations = Axe().run(page).response["violations"]
+            serious = [v for v in violations if v["impact"] in ("serious", "critical")]
+            found += [(tab.key, v["id"], n["html"][:300], n["failureSummary"]) for v in serious for n in v["nodes"]]
 
-    found = Axe().run(page).response["violations"]
-    context.close()
+    assert found == []
 
-    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+@pytest.mark.parametrize("by_touch", [True, False])
+def test_on_a_phone_all_tabs_are_in_the_bar_and_open(browser, url, by_touch):
+    with visiting(browser, viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True) as page:
+        opened(page, url)
+        bar = page.get_by_role("tab")
+        assert bar.all_inner_texts() == [tab.title for tab in TABS]
+        for i, tab in enumerate(TABS):
+            box = bar.nth(i).bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
+            if by_touch:
+                bar.nth(i).tap()
+            else:
+                bar.nth(i).focus()
+                page.keyboard.press("Enter")
+            page.wait_for_selector(f"[role=tab][data-tab-id={tab.key}][aria-selected=true]")
+            page.wait_for_function(f"location.search.includes('tab={tab.key}')")
 
 
 def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path):

@@ -53,6 +53,7 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "shows",
         "view",
         "filter",
+        "brightness",
         "result",
     ]
     assert [tab.key for tab in TABS] == ["maps", "optimize", "features", "views", "experiments"]
@@ -153,7 +154,14 @@ def test_a_picture_has_no_patch_yet_and_a_ranking_no_feature(app):
     for values in (example, own):
         assert "the whole picture" in values[maps.status] and values[maps.patch] == ""
         assert values[maps.feature] == values[maps.ranked][0]["feature"]
-    assert both[maps.photo_key] == "coins" and both[maps.patch] == "1,1" and both[maps.upload] is None
+    assert both[maps.photo_key] == "coins" and both[maps.patch] == "1,1"
+
+
+def test_no_handler_updates_an_upload_which_would_lose_its_gate(app):
+    uploads = [b for b in app.demo.blocks.values() if isinstance(b, gr.Image) and b.type == "filepath"]
+
+    assert uploads
+    assert not [f.name for f in app.demo.fns.values() if f.fn and set(uploads) & set(f.outputs)]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
@@ -272,12 +280,12 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     views_by_link = opened(app, tab="views", view="1,2")
 
     assert len(by_link[features.gallery]) == 24 and by_link[features.shown] == atlas
-    assert len(views_by_link[behavior.views]) == 5 and views_by_link[behavior.patch] == "1,2"
+    assert len(views_by_link[behavior.views]) == 6 and views_by_link[behavior.patch] == "1,2"
     assert len(features.first_look(atlas, "maximum", "")[features.gallery]) == 24
     assert features.first_look(atlas, "maximum", atlas) == gr.skip()
     assert features.first_look("", "maximum", "") == gr.skip()
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
-    assert behavior.first_look(app.model.value, photo, "", -1, "linear", (4, 4, 1, 1)) == gr.skip()
+    assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
 def test_the_way_to_the_atlas_is_offered_where_it_has_the_feature(app, atlas):

@@ -265,16 +265,16 @@ class Api:
         return str(self.page_job(self.shelf.snapshot_of(opened), atlas, parse_feature(feature or "", None)))
 
     def show_view(
-        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "linear"
+        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "log"
     ) -> tuple[Any, ...]:
         """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            patch: row and column from 0 such as 3,4; empty for the one of most attention.
+            patch: row and column from 0 such as 3,4; empty for the one whose views are lit most widely.
             filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
-            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
+            brightness: log (the same for all views) or linear (relative to the largest weight of each view).
 
         Returns:
             The model's crop, a picture for each level, a sentence, and patch and filter as data.

@@ -79,6 +79,10 @@ def _theme() -> gr.themes.Base:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
         body_text_color_subdued="*neutral_600",
         block_info_text_color="*neutral_600",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_hover_dark="#991b1b",
         button_primary_background_fill=fill,
         button_primary_background_fill_dark=fill,
         button_primary_background_fill_hover=hover,
@@ -110,7 +114,7 @@ class App:
                     self.facts = gr.Markdown(elem_id="model-facts")
             self.page = Page(shelf, gpu, self.model, self.facts)
             pages = {}
-            with gr.Tabs(elem_id="tabs") as self.page.tabs:
+            with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.page.tabs:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
@@ -127,7 +131,7 @@ class App:
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
         asked = [features.atlas, features.sort, features.shown]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
-        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
+        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.looked]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
@@ -171,7 +175,7 @@ class App:
         if not self.eager or opened[self.page.tab_key] != behavior.key or not photo:
             return {}
         patch, number = opened[behavior.patch], opened[behavior.filter]
-        return behavior.look(opened[self.model], photo, patch, number, "linear", True)
+        return behavior.look(opened[self.model], photo, patch, number, opened[behavior.scale], True)
 
 
 def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) -> gr.Blocks:

@@ -24,7 +24,7 @@ from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
 from vitviz_hf.experiments.neurons.occlude import look
-from vitviz_hf.experiments.neurons.views import check_patches, telling_patches
+from vitviz_hf.experiments.neurons.views import check_patches, readable_patch
 from vitviz_hf.experiments.perturb import occlude, shuffle, to_photo
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
@@ -203,7 +203,7 @@ class Jobs:
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
         Args:
-            patch: (row, column); the one of most attention if None.
+            patch: (row, column); the one whose views are lit most widely if None.
             index: filter; one in which pictures are readable if None.
             scale: of brightness, `linear` or `log`.
             painted: what the visitor marked on the crop, at any size.
@@ -216,7 +216,8 @@ class Jobs:
         check_filter(filters, index)
         photo = to_photo(view, image)
         seen = {"clean": look(view, photo, 0.5)}
-        row, col = patch or telling_patches(seen["clean"].joint, view)[-1]
+        readable, sink, outshone = readable_patch(seen["clean"].joint)
+        row, col = patch or divmod(readable, grid[1])
         check_patches([(row, col)], grid)
         pictures = {"clean": photo}
         mask = None if painted is None else split_objects(painted, view.input_size)
@@ -229,7 +230,12 @@ class Jobs:
         seen |= {name: look(view, other, 0.5) for name, other in pictures.items() if name not in seen}
         views = views_by_level(view, filters, pictures, seen, index, token, scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
-        text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
+        chosen = "" if patch else " (chosen since its views are lit most widely)"
+        text = f"Patch {row},{col}{chosen} through filter {index}. "
+        if 2 * outshone > grid[0] * grid[1]:
+            text += f"At the end patch {sink // grid[1]},{sink % grid[1]} outshines most others, in the views of "
+            text += f"{outshone} patches: nearly black where brightness is linear. "
+        text += "Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()
         )
         for name, what in seen.items():

@@ -26,7 +26,7 @@ from vitviz_hf.ui.drawing import (
 from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown, tell, typed_patch, whole_number
 from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.picker import asker, asks_js, pick_js, picker, scroll_js, settled
+from vitviz_hf.ui.picker import asker, asks_js, pick_js, picker, scroll_js, settled, take_js, taken_js
 
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
@@ -91,7 +91,7 @@ class MapsTab:
         self.asker, self.picked = asker(), gr.Textbox("{}", visible="hidden", label="Picked")
         self.map_outputs = [self.large, self.bar, self.facts]
         self.shown = [
-            *(page.loaded, page.facts, self.kind, self.layer, self.photo, self.photo_key, self.upload, self.patch),
+            *(page.loaded, page.facts, self.kind, self.layer, self.photo, self.photo_key, self.patch),
             *(self.crop, self.cards, self.status, self.ranked, self.feature, *self.map_outputs, self.style),
             self.listed,
         ]
@@ -177,12 +177,13 @@ class MapsTab:
             self.answer,
             [self.picked, self.upload, self.listed, *self.asked],
             self.shown,
-            js="(_, ...set) => [window.vitvizAsk.take(), ...set]",
+            js=take_js(),
             show_progress_on=[self.status],
             **LATEST,
             **quiet,
         )
         self.page.link(answered)
+        answered.then(None, self.upload, self.upload, js=taken_js(), **quiet)
         answered.success(None, js=scroll_js("#map", "window.vitvizAsk.moved"), **quiet)
 
     @property
@@ -221,10 +222,10 @@ class MapsTab:
         image, values = asked.image, dict[Any, Any]()
         if key := picked.get("photo"):
             image = str(builtin_paths()[key])
-            values = {self.photo: image, self.photo_key: key, self.upload: None}
+            values = {self.photo: image, self.photo_key: key}
         elif upload:
             image = upload
-            values = {self.photo: image, self.photo_key: "", self.upload: None}
+            values = {self.photo: image, self.photo_key: ""}
         patch = picked.get("patch", "" if values else asked.patch) or ""
         if patch != asked.patch:
             values[self.patch] = patch

@@ -87,9 +87,10 @@ window.vitvizAsk = {
     if (name) picked[name] = value;
     trigger("click");
   },
-  take() {
+  take(upload) {
     const taken = picked;
     picked = {};
+    this.upload = upload?.path;
     this.moved = "photo" in taken || "feature" in taken;
     return JSON.stringify(taken);
   },
@@ -108,6 +109,19 @@ def asker() -> gr.HTML:
 def asks_js(name: str = "") -> str:
     """For an event's `js`: asks; with the name of what was picked, whose value is the event's input if it has one."""
     return f"(value = null) => {{ window.vitvizAsk.pick({name!r}, value); return []; }}"
+
+
+def take_js() -> str:
+    """For the `js` of the answer: its first input becomes what was picked; its second is an upload."""
+    return "(_, upload, ...set) => [window.vitvizAsk.take(upload), upload, ...set]"
+
+
+def taken_js() -> str:
+    """For the `js` of what follows it, from and to the upload: empties it, unless there is a new one.
+
+    The server never does: a component that a handler updates is made anew, without the gate of `photo_input`.
+    """
+    return "(upload) => [upload && upload.path !== window.vitvizAsk.upload ? upload : null]"
 
 
 def pick_js(name: str, picker: str) -> str:
