@@ -58,5 +58,5 @@ def visiting(browser, **options):
         yield page
     finally:
         context.close()
-    assert not errors
-    assert not elsewhere
+    assert not errors, errors
+    assert not elsewhere, elsewhere

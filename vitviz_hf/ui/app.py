@@ -22,7 +22,7 @@ from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
-from vitviz_hf.ui.picker import asks_js
+from vitviz_hf.ui.picker import asks_js, keyboard_help
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import stored_result
 
@@ -118,6 +118,7 @@ class App:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
+            keyboard_help("#experiment-table")
             Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
