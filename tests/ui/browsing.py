@@ -43,8 +43,12 @@ def wait_until_idle(page):
 
 
 @contextmanager
-def visiting(browser, **options):
-    """A page that must log no error and ask no other host for anything."""
+def visiting(browser, leaves=False, **options):
+    """A page that must log no error and ask no other host for anything.
+
+    Args:
+        leaves: while answers are on their way, of which gradio's page says that they were cut off.
+    """
     context = browser.new_context(**{"viewport": {"width": 1300, "height": 1000}, **options})
     page = context.new_page()
     errors, elsewhere = [], []
@@ -58,5 +62,7 @@ def visiting(browser, **options):
         yield page
     finally:
         context.close()
+    if leaves:
+        errors = [e for e in errors if not re.search("AbortError|Connection errored out", e)]
     assert not errors, errors
     assert not elsewhere, elsewhere

@@ -182,16 +182,27 @@ def test_the_last_gesture_wins(page, first, second):
     is_one_state(page, wanted)
 
 
-def test_three_gestures_at_once_are_all_kept(page):
+@pytest.mark.parametrize(
+    ("second", "third", "wanted"),
+    [
+        (example, patch, {"photo": "coffee", "patch": "0,3"}),
+        (patch, example, {"photo": "coffee", "patch": ""}),
+        (typed_feature, patch, {"photo": "own", "patch": "0,3", "feature": None}),
+    ],
+)
+def test_of_gestures_that_wait_a_later_one_undoes_what_it_must(page, second, third, wanted):
     upload(page)
     settle(page)
-    layer(page)
-    example(page)
+    order(page)
+    page.get_by_label("unusual for photographs").click()
     page.wait_for_timeout(60)
-    patch(page)
+    second(page)
+    third(page)
     settle(page)
 
-    is_one_state(page, {"layer": "2", "photo": "coffee", "patch": "0,3"})
+    is_one_state(page, wanted)
+    if second is typed_feature:
+        assert shown(page)["feature"] != "0.attn_q:3"
 
 
 def test_after_a_failure_the_gesture_that_waits_is_answered(page):
@@ -206,9 +217,7 @@ def test_after_a_failure_the_gesture_that_waits_is_answered(page):
 def test_a_failure_leaves_no_old_result(page):
     page.locator("#patch input, #patch textarea").first.fill("9,9")
     page.keyboard.press("Enter")
-    page.wait_for_function("!document.querySelector('#rank-status').innerText.startsWith('Layer')")
-
-    assert "9,9" in text(page, "#rank-status")
+    wait_for_text(page, "#rank-status", "9,9 is outside the grid")
     assert page.locator("#cards .card, #map img, #bar .bar, #crop .seen").count() == 0
     assert text(page, "#map-facts") == "" and page.locator("#crop .photo img").count() == 1
     page.locator("#crop .ask").click()  # the picture without a frame asks for itself

@@ -165,7 +165,8 @@ def clumsy_user(page, url):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("walk", [visitor, student, researcher, keyboard_user, clumsy_user], ids=lambda w: w.__name__)
 def test_a_walk(browser, url, walk, size):
-    with visiting(browser, viewport=SIZES[size], has_touch=size == "phone", reduced_motion="reduce") as page:
+    options = {"viewport": SIZES[size], "has_touch": size == "phone", "reduced_motion": "reduce"}
+    with visiting(browser, walk is clumsy_user, **options) as page:
         walk(page, url)
 
         assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"] + 2
