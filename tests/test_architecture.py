@@ -50,10 +50,11 @@ FLOORS = {
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
         "shelf lane stored link events picker statistics memory growing",
-        "cards",
+        "cards sheets",
         "jobs drawing",
+        "beside",
         "page",
-        "maps_tab experiments_tab",
+        "maps_tab experiments_tab layer_grid",
         "optimize_tab features_tab behavior_tab",
         "api",
         "app",

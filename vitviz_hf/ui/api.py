@@ -15,7 +15,7 @@ from vitviz_hf.config import parse_patch
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import color_bar
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.sites import Site, parse_feature, parse_site
+from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 from vitviz_hf.ui.cards import Fired, MapResult
 from vitviz_hf.ui.drawing import STYLES, draw_map, map_scale
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, whole_number
@@ -24,7 +24,7 @@ from vitviz_hf.ui.growing import Frame
 from vitviz_hf.ui.lane import Waiting
 from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary, to_wanted
 from vitviz_hf.ui.page import Page
-from vitviz_hf.ui.statistics import atlas_rows, model_rows
+from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
 
 Json = Any
@@ -106,7 +106,8 @@ class Api:
             kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
             layer: layer number from 0.
             patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
-            rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
+            rank_by: 'unusual' (standard deviations above the photographs of the server's atlas, or above the built-in
+                ones; the sentence says which) or 'score'.
             n: how many, at most 200.
 
         Returns:
@@ -119,7 +120,7 @@ class Api:
         fired = [card.fired for card in result.cards]
         maps = [(draw_map(result.crop, f, "overlay"), f"{f.feature}  {getattr(f, rank_by):.3g}") for f in fired]
         where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-        by = "standard deviations above the built-in photographs" if unusual else "plain score"
+        by = f"standard deviations above {fired[0].against}" if unusual else "plain score"
         text = f"Layer {site.layer}, {site.kind}, {where}. Ranked by {by}."
         if result.classes:
             text += " The model's own guess: " + ", ".join(f"{name} {p:.0%}" for name, p in result.classes) + "."
@@ -144,7 +145,7 @@ class Api:
         drawn = draw_map(crop, result.fired, style)
         text = (
             f"{told['feature']}: values {told['min']:.3g} to {told['max']:.3g} on {told['rows']} x {told['columns']} "
-            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from the built-in photographs."
+            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from {result.fired.against}."
         )
         return drawn, color_bar((_LARGE, 48), scale), text, told
 
@@ -158,7 +159,8 @@ class Api:
 
         Returns:
             feature, rows and columns of the patch grid, values row by row, min, max, mean, place ([row, column] of the
-            maximum, from 0), and unusual: standard deviations of the mean above that of the built-in photographs.
+            maximum, from 0), and unusual: standard deviations of the mean above that of photographs (of the server's
+            atlas, or the built-in ones).
         """
         result = self._map(model_id, image, feature)
         return {**_numbers(result.fired), "values": result.fired.values.astype(float).tolist()}
@@ -208,11 +210,12 @@ class Api:
             n: how many, at most 200.
             atlas: Hub id of an atlas whose statistics are wanted; empty for those on the built-in photographs.
             sort: 'index', or a value, largest first: 'maximum', 'unusual' (maximum in standard deviations above the
-                mean), with an atlas also 'sparse' (share of patches that are not active).
+                mean) or 'sparse' (share of patches that are not active).
 
         Returns:
             site, total (number of its features), offset, images (how many were read), and features: a list with
-            feature, mean, std, maximum, unusual, the best image, and with an atlas sparse and word.
+            feature, mean, std, maximum, unusual, sparse, fires (on any patch of any image), the best image, and with an
+            atlas the best word.
         """
         offset, n = whole_number("offset", offset), whole_number("n", n, 1, _MOST)
         if (atlas or "").strip():
@@ -229,12 +232,18 @@ class Api:
         Args:
             atlas: Hub id of a dataset made by 'vitviz search'.
             site: layer and kind such as 5.mlp_act.
-            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse'.
+            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse' (few patches are
+                active); features that fire on no patch are left out.
 
         Returns:
             Pictures with address and value, and the same as data.
         """
-        return self._tiles(atlas, self.jobs.sorted_features(atlas, parse_site(site or "", None), sort, 24))
+        one_word("sort", sort, ("maximum", "unusual", "sparse"))
+        known = atlas_statistics(self.shelf.atlas(atlas), parse_site(site or "", None))
+        values = getattr(known, sort)
+        return self._tiles(
+            atlas, [(Feature(known.site, int(i)), float(values[i])) for i in known.order(sort, True)[:24]]
+        )
 
     def find_word(self, atlas: str, word: str) -> tuple[Any, ...]:
         """Find the features that a word names, in an atlas that was named.

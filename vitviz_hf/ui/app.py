@@ -16,11 +16,13 @@ from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
+from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
+from vitviz_hf.ui.picker import picked_js
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import stored_result
 
@@ -125,7 +127,11 @@ class App:
         page.link(chosen)
         chosen.failure(lambda: "", None, self.facts, queue=False, api_visibility="private")
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
-        asked = [features.atlas, features.sort, features.shown]
+        optimize = page.tab(OptimizeTab)
+        features.takes_from(optimize.card.click, optimize.objective, picked_js("objective-card", 2))
+        asked = [optimize.card, self.model, optimize.objective]
+        pages[optimize.key].select(optimize.first_look, asked, optimize.card, show_progress="hidden", **private)
+        asked = [features.atlas, features.grid.listed, *features.looking]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
         asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
@@ -179,7 +185,7 @@ class App:
             opened |= tried(lambda: self.describe(opened[self.model], opened[maps.kind], opened[maps.layer]))
         elif self.eager:
             opened |= tried(lambda: self._mapped(opened))
-        return opened | tried(lambda: self._atlas(opened)) | tried(lambda: self._views(opened))
+        return opened | tried(lambda: self._features(values)) | tried(lambda: self._views(opened))
 
     def _mapped(self, opened: Values) -> Values:
         """The first ranking and map."""
@@ -190,14 +196,14 @@ class App:
         asked = Asked(model_id, opened[maps.photo], *at, "unusual", "overlay")
         return facts | maps.show(asked, opened[maps.feature])
 
-    def _atlas(self, opened: Values) -> Values:
-        """The atlas of the tab that is opened, and the page of its feature."""
+    def _features(self, values: Values) -> Values:
+        """The grid and the page of the tab that is opened."""
         features = self.page.tab(FeaturesTab)
-        name, feature = opened[features.atlas], opened[features.feature]
-        if not name or opened[self.page.tab_key] != features.key:
+        if not self.eager or values[self.page.tab_key] != features.key:
             return {}
-        found = features.opened(name, "maximum")
-        return found | (features.show(name, feature) if feature and self.eager else {})
+        asked = [values.get(component, component.value) for component in features.looking]
+        asked[1] = ""
+        return features.restored(values[features.atlas], values[features.feature], *asked)
 
     def _views(self, opened: Values) -> Values:
         """The views of the tab that is opened."""
@@ -233,7 +239,7 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS,
+        css=_CSS + GRID_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,

@@ -3,7 +3,9 @@
 import base64
 import html
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -39,8 +41,9 @@ GRID_CSS = """
 #grid .tile[aria-pressed=true] { outline: 3px solid var(--color-accent); outline-offset: -1px; z-index: 1; }
 #grid .tile:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: -1px; z-index: 2; }
 #grid .statistics { margin: 6px 0 0; font-size: 0.85rem; color: var(--body-text-color); }
-#grid .statistics button { text-decoration: underline; min-width: 32px; min-height: 24px; }
-.cards.alone { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+#grid .statistics button { text-decoration: underline; min-width: 40px; min-height: 28px;
+  padding: 2px; background: none; font-weight: normal; font-size: inherit; color: inherit; }
+.cards.alone { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
 .cards.alone .pictures { display: block; }
 .cards.alone .pictures.made { display: grid; }
 .card:not(.alone) .own + .own + .exemplars { grid-column: 1 / -1; grid-template-columns: repeat(4, 1fr); }
@@ -64,7 +67,9 @@ const start = () => {
   const facts = JSON.parse(box.dataset.grid), n = facts.features.length, all = box.querySelector(".all");
   const together = facts.columns * facts.rows, tiles = new Map(), sheets = new Map();
   let at = facts.at, cols = 1, side = 1, gone = false, placed = false, resting = 0;
-  const picked = (window.vitvizPicked ??= {});
+  const picked = (window.vitvizPicked ??= {}), closing = new AbortController(), until = {signal: closing.signal};
+  all.replaceChildren();  // what the page keeps of the grid before it
+  delete picked.offset;
   const fetched = async (name, ...asked) => {
     const text = await server[name]([facts.key, ...asked]);
     if (!text && !gone) { gone = true; trigger("submit"); }
@@ -95,7 +100,11 @@ const start = () => {
     place(tile, i);
     tiles.set(i, all.appendChild(tile));
   };
-  const seen = () => [Math.floor(box.scrollTop / side) * cols, Math.ceil((box.scrollTop + box.clientHeight) / side) * cols];
+  const row = (y) => Math.round(y / side * 100) / 100;
+  const seen = () => {
+    const rows = [Math.floor(row(box.scrollTop)), Math.ceil(row(box.scrollTop + box.clientHeight))];
+    return rows.map((r) => r * cols);
+  };
   const draw = () => {
     if (!n || !box.clientWidth) return;
     cols = Math.max(1, Math.floor(all.clientWidth / LEAST));
@@ -130,7 +139,7 @@ const start = () => {
     clearTimeout(resting);
     resting = setTimeout(rest, 300);
   };
-  box.addEventListener("scroll", scrolled);
+  box.addEventListener("scroll", scrolled, until);
   box.addEventListener("keydown", (event) => {
     const step = STEPS[event.key];
     if (!step || !event.target.closest(".tile")) return;
@@ -141,7 +150,7 @@ const start = () => {
     move(Math.min(Math.max(to, 0), n - 1));
     tiles.get(at).focus();
     scrolled();
-  });
+  }, until);
   box.addEventListener("click", (event) => {
     const tile = event.target.closest(".tile");
     if (!tile) return;
@@ -150,7 +159,7 @@ const start = () => {
     move(Number(tile.dataset.at));
     picked.grid = `${facts.site}:${facts.features[at]}`;
     trigger("click");
-  });
+  }, until);
   element.querySelectorAll("[data-file]").forEach((button) => button.addEventListener("click", async () => {
     const file = await fetched("statistics", button.dataset.file);
     if (!file) return;
@@ -159,10 +168,11 @@ const start = () => {
     link.download = `${facts.site}.${button.dataset.file}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  }));
+  }, until));
   const resized = new ResizeObserver(draw);
   resized.observe(box);
   end = () => {
+    closing.abort();
     resized.disconnect();
     clearTimeout(resting);
     sheets.forEach((url) => url && URL.revokeObjectURL(url));
@@ -195,14 +205,19 @@ class LayerGrid:
             self.site = gr.Dropdown(
                 [], label="Site: layer.kind", elem_id="grid-site", allow_custom_value=True, min_width=130
             )
-            self.sort = gr.Dropdown(list(_SORTS.items()), value="index", label="Sort by", elem_id="grid-sort", min_width=150)
+            self.sort = gr.Dropdown(
+                list(_SORTS.items()), value="index", label="Sort by", elem_id="grid-sort", min_width=150
+            )
             self.fires = gr.Radio(_FIRES, value="live", label="Features", elem_id="grid-fires", min_width=130)
         self.pictures = gr.Radio(
             list(_PICTURES.items()), value="patch", label="Tiles show", elem_id="grid-pictures", visible=False
         )
         self.facts = gr.Markdown(elem_id="grid-facts")
         self.html = gr.HTML(
-            elem_id="grid", label="Features", js_on_load=_JS, server_functions=[self.sheet, self.statistics]
+            elem_id="grid",
+            label="Features",
+            js_on_load=_JS,
+            server_functions=[_served(self.sheet), _served(self.statistics)],
         )
         self.offset = gr.Number(0, precision=0, visible="hidden", label="Offset", elem_id="grid-offset")
         self.listed = gr.State("")
@@ -220,11 +235,11 @@ class LayerGrid:
             Kept("fires", self.fires, one_of(_FIRES, "live")),
         ]
 
-    def values(self, snapshot: Snapshot, atlas: Atlas | None, chosen: bool, asked: tuple[Any, ...], site: str) -> Values:
+    def values(self, snapshot: Snapshot, chosen: Atlas | None, asked: tuple[Any, ...], site: str) -> Values:
         """The grid of a site.
 
         Args:
-            chosen: the atlas was chosen, so that its sites are offered; else all of the model.
+            chosen: an atlas that was opened: its sites are offered, else all of the model.
             asked: of `self.asked`.
             site: where none is asked for.
 
@@ -233,7 +248,7 @@ class LayerGrid:
             ConfigError: an unknown order.
         """
         wanted, sort, fires, pictures, offset = asked
-        found = self.look_job(snapshot, atlas if chosen else None, wanted or "", site)
+        found = self.look_job(snapshot, chosen, wanted or "", site)
         known, own = found.statistics, pictures == "made" and found.made
         live = one_word("fires", fires, _FIRES) == "live"
         grid = Grid(known, known.order(sort, live), own or found.patches)
@@ -272,6 +287,16 @@ class LayerGrid:
         return ""
 
 
+def _served(method: Callable[[list[Any]], str]) -> Callable[[list[Any]], str]:
+    """The method as a function: gradio marks it."""
+
+    @wraps(method)
+    def call(asked: list[Any]) -> str:
+        return method(asked)
+
+    return call
+
+
 class SiteLook:
     """The job of a grid. On ZeroGPU it runs in a forked process."""
 
@@ -283,14 +308,15 @@ class SiteLook:
 
         Args:
             chosen: an atlas; without one that in use for the model, and without any the built-in photographs.
-            wanted: address of a site; empty for `otherwise`, or the middle one where there is no such site.
+            wanted: address of a site; empty for `otherwise`, or where that is missing the last one of its kind.
 
         Raises:
             SiteError: there is no such site.
         """
         view = self._shelf.view(snapshot)
         sites = tuple(map(str, chosen.sites if chosen else [s for s, _ in list_sites(view)]))
-        address = wanted or (otherwise if otherwise in sites else sites[len(sites) // 2])
+        same = [s for s in sites if s.partition(".")[2] == otherwise.partition(".")[2]]
+        address = wanted or (otherwise if otherwise in sites else (same or sites)[-1])
         site = parse_site(address, None if chosen else view.kinds)
         atlas = chosen or atlas_in_use(self._shelf, snapshot, site)
         if atlas is None:
@@ -303,8 +329,10 @@ class SiteLook:
 
 def _tell(known: Statistics, live: bool) -> str:
     n, n_live = len(known.mean), int(known.fires.sum())
-    which = f"**{n_live:,}** of {n:,} features of {known.site} fire" if live else (
-        f"**{n - n_live:,}** of {n:,} features of {known.site} fire on no patch"
+    which = (
+        f"**{n_live:,}** of {n:,} features of {known.site} fire"
+        if live
+        else (f"**{n - n_live:,}** of {n:,} features of {known.site} fire on no patch")
     )
     return f"{which} on {html.escape(known.told)}. Arrow keys move, Enter opens a feature's page."
 
@@ -324,4 +352,6 @@ def _grid_html(grid: Grid, key: str, at: int) -> str:
         "features": grid.order.tolist(),
         **numbers,
     }
-    return load_template(__package__, "grid.html").render(facts=json.dumps(facts), site=str(known.site), n=len(grid.order))
+    return load_template(__package__, "grid.html").render(
+        facts=json.dumps(facts), site=str(known.site), n=len(grid.order)
+    )

@@ -138,7 +138,7 @@ class MapsTab:
         )
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130, visible=False)
+            self.to_page = gr.Button("Its page", elem_id="to-page", min_width=130)
 
     @property
     def kept(self) -> list[Kept]:
@@ -281,7 +281,10 @@ class MapsTab:
 
 def _sentence(asked: Asked, result: RankResult) -> str:
     where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-    more = "unusually strongly, the most unusual first" if asked.rank_by == "unusual" else "most strongly"
+    more = "most strongly"
+    if asked.rank_by == "unusual":
+        against = html.escape(result.cards[0].fired.against)
+        more = f"unusually strongly against {against}, the most unusual first"
     text = (
         f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. It fires "
         "where your picture is bright; the framed patches of photographs excite it most. Look for what they share."

@@ -14,12 +14,14 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
+from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.events import LATEST, Runs, one_word, shown, whole_number
 from vitviz_hf.ui.growing import Frame, Wanted, gpu_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.picker import picker
 
 MAX_STEPS = 1000
 
@@ -33,6 +35,7 @@ class OptimizeTab:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
         self.job, self.keep_job = page.gpu(_duration)(page.jobs.optimize), page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
+        self.card_job = page.on_device(30, Beside(page.shelf).card)
         self._paces: LRUCache[object, float] = LRUCache(256)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -61,6 +64,7 @@ class OptimizeTab:
             info="layer.kind:index, a class such as logit:17 or logit:tabby, or a sum such as "
             "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes",
         )
+        self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
             ["auto", *PRESETS],
             value="auto",
@@ -108,6 +112,15 @@ class OptimizeTab:
             self.estimate,
             [page.model, self.preset, self.steps],
             self.estimated,
+            show_progress="hidden",
+            api_visibility="private",
+            **LATEST,
+        )
+        gr.on(
+            [self.objective.change, page.loaded.change],
+            self.show_card,
+            [page.model, self.objective],
+            self.card,
             show_progress="hidden",
             api_visibility="private",
             **LATEST,
@@ -184,6 +197,16 @@ class OptimizeTab:
             self._paces[key] = self.pace_job(snapshot)
         seconds = self._paces[key] * _copies_in_all(preset, int(steps or 0))
         return f"This takes about {seconds / 60:.0f} minutes without a GPU." if seconds > 60 else ""
+
+    @shown
+    def show_card(self, model_id: str, objective: str) -> str:
+        """What else excites the feature that is entered; nothing for a sum or a class."""
+        return self.card_job(self.shelf.snapshot(model_id), objective or "")
+
+    @shown
+    def first_look(self, card: str | None, model_id: str, objective: str) -> Any:
+        """The card when the tab is opened and shows none yet."""
+        return gr.skip() if card else self.card_job(self.shelf.snapshot(model_id), objective or "")
 
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""

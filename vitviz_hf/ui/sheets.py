@@ -59,7 +59,7 @@ class PhotographTiles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AtlasTiles:
-    """The most activating image of each feature in an atlas, its strongest patch if that is known, or the optimized picture where it has one."""
+    """The strongest patch in the most activating image of each feature of an atlas; the whole image if unknown."""
 
     atlas: Atlas
     site: Site
