@@ -211,18 +211,89 @@ def atlas(hub, tmp_path_factory):
     return "tiny/atlas"
 
 
+def tile_at(page):
+    return page.evaluate("Number(document.activeElement.dataset.at)")
+
+
+def test_a_layer_is_browsed_with_the_keyboard_and_a_link_restores_it(page, url):
+    opened(page, url, "?tab=features&model=tiny/vit&layer=1")
+    page.wait_for_selector("#grid .tile")
+    page.wait_for_function("getComputedStyle(document.querySelector('#grid .all')).getPropertyValue('--sheet0')")
+    assert page.locator("#grid .tile[tabindex='0']").count() == 1
+    page.locator("#grid .tile[tabindex='0']").focus()
+    cols = page.evaluate("Math.floor(document.querySelector('#grid .all').clientWidth / 52)")
+
+    for key, at in [("ArrowDown", cols), ("ArrowRight", cols + 1), ("ArrowUp", 1), ("ArrowUp", 1), ("ArrowLeft", 0)]:
+        page.keyboard.press(key)
+        assert tile_at(page) == at
+    page.keyboard.press("End")
+    last = tile_at(page)
+    assert last + 1 == int(page.locator("#grid .tiles").get_attribute("aria-label").split()[0])
+    page.keyboard.press("ArrowLeft")
+    name = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    feature = value(page, "#page-feature")
+    assert name.startswith(f"{feature}: highest score ") and feature in text(page, "#page")
+    page.wait_for_function(f"location.search.includes('offset={last - 1}')")
+    assert "site=1.mlp_act" in page.url
+    neighbour = page.locator("#page .card").first.get_attribute("data-pick")
+    page.locator("#page .card").first.click()
+    page.wait_for_function("f => document.querySelector('#page h2').innerText.startsWith(f)", arg=f"{neighbour} of")
+    page.wait_for_function("f => location.search.includes('shows=' + encodeURIComponent(f))", arg=neighbour)
+    link = page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#page", f"{neighbour} of")
+    page.wait_for_selector(f"#grid .tile[tabindex='0'][data-at='{last - 1}']")
+    assert value(page, "#grid-site") == "1.mlp_act"
+
+
+def test_a_grid_of_many_sheets_keeps_few_tiles_in_the_page_and_loads_as_it_is_scrolled(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=features&model=builtin&site=11.mlp_act")
+    page.wait_for_selector("#grid .tile")
+    sheet = "k => getComputedStyle(document.querySelector('#grid .all')).getPropertyValue(`--sheet${k}`)"
+    page.wait_for_function(sheet, arg=0)
+    assert not page.evaluate(sheet, 8) and page.locator("#grid .tile").count() < 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= 392
+
+    page.evaluate("document.querySelector('#grid .tiles').scrollTop = 1e6")
+
+    page.wait_for_function(sheet, arg=12)
+    assert page.locator("#grid .tile").count() < 200 and not page.evaluate(sheet, 5)
+    page.wait_for_function("Number(new URLSearchParams(location.search).get('offset')) > 1000")
+    live = page.locator("#grid .tiles").get_attribute("aria-label")
+    page.locator("#grid-fires label").nth(1).click()
+    wait_for_text(page, "#grid-facts", "fire on no patch")
+    page.wait_for_function("l => document.querySelector('#grid .tiles').ariaLabel !== l", arg=live)
+    dead = page.locator("#grid .tiles").get_attribute("aria-label")
+    assert int(live.split()[0]) + int(dead.split()[0]) == 1536 and "fires=dead" in page.url
+    with page.expect_download() as download:
+        page.locator("#grid [data-file=csv]").click()
+    assert download.value.suggested_filename == "11.mlp_act.csv"
+    assert len(Path(download.value.path()).read_text().splitlines()) == 1537
+    context.close()
+
+
 def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page, url, atlas):
     opened(page, url)
     page.get_by_role("tab", name="Features").click()
+    page.wait_for_selector("#grid .tile")
     page.locator("#atlas input, #atlas textarea").first.fill(atlas)
     page.keyboard.press("Enter")
     wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
-    page.locator("#features button").nth(2).click()
+    wait_for_text(page, "#grid-facts", "19 photographs of builtin")
+    page.locator("#grid .tile").nth(2).click()
     wait_for_text(page, "#page", "Most activating images")
     feature = value(page, "#page-feature")
 
     assert feature in text(page, "#page")
-    assert page.locator("#page img").count() == 2 * 2 * 3
+    assert page.locator("#page .vitviz-page img").count() == 2 * 2 * 3
     page.wait_for_function("location.search.includes('shows=')")
     link = page.url
     page.goto("about:blank")
@@ -236,9 +307,30 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
     page.locator("#find-word input, #find-word textarea").first.fill("cat")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
+    page.wait_for_function("document.querySelector('#features').innerText.includes('cat')")
     page.locator("#features button").nth(0).click()
     page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
+@pytest.mark.parametrize("with_atlas", [False, True])
+def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, width, scheme, with_atlas):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(f"{url}?tab=features&shows=1.mlp_act:3" + (f"&atlas={atlas}" if with_atlas else ""))
+    page.wait_for_selector("#grid .tile")
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    if with_atlas:
+        page.locator("#find").click()
+        page.wait_for_selector("#features .card")
+
+    found = Axe().run(page).response["violations"]
+    context.close()
+
+    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
 
 
 def test_stored_results_are_shown_and_linked(page, url):

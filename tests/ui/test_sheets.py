@@ -26,7 +26,8 @@ SITE = Site(1, "mlp_act")
 def grid(trained):
     reference = load_reference(trained)
     known = model_statistics(trained, reference, SITE)
-    order = np.tile(known.order("unusual"), 2)[:150]  # more than a sheet
+    order = known.order("unusual")
+    order = np.concatenate([order, order[::-1]])[:150]  # more than a sheet
     return Grid(known, order, photograph_tiles(Shelf("builtin"), trained, reference, SITE))
 
 
