@@ -49,7 +49,7 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events picker statistics memory growing",
+        "shelf lane stored link events picker statistics memory growing growth tray files",
         "cards",
         "jobs drawing",
         "page",

@@ -184,7 +184,7 @@ def test_an_atlas_is_browsed_by_its_own_statistics(client):
 
 def test_pictures_come_as_files(client):
     drawn, _, sentence, told = called(client, "map_feature", style="heatmap")
-    picture, text, file, scores = called(client, "visualize")
+    picture, text, file, scores, _ = called(client, "visualize")
     views = called(client, "show_view")[1]
 
     assert Image.open(drawn).width >= 500 and "1.mlp_act:3" in sentence and told["rows"] == 4

@@ -19,15 +19,15 @@ from vitviz_hf.ui.features_tab import FeaturesTab
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
-from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.optimize_tab import MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import stored_result
+from vitviz_hf.ui.tray import TRAY_CSS
 
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
-#live img { width: 100%; height: 100%; object-fit: contain; }
 #experiment-table { overflow-x: auto; }
 #experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
 #features .caption-label, #views .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
@@ -233,7 +233,7 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS,
+        css=_CSS + MAKE_CSS + TRAY_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,
