@@ -34,7 +34,7 @@ FLOORS = {
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold", "search card", "store", "write words page"],
     "experiments": [
-        "config tables figures masks",
+        "config tables figures masks claims",
         "bootstrap perturb registry",
         "result",
         "accuracy pictures neurons",
