@@ -49,8 +49,8 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events picker statistics memory growing growth tray files",
-        "cards",
+        "shelf lane link events picker statistics memory growing growth tray files",
+        "cards stored strip",
         "jobs drawing",
         "page",
         "maps_tab experiments_tab",

@@ -333,7 +333,7 @@ PROGRESSION = Claim(
 NARROW_SITES = Claim(
     "Pictures of narrow sites (queries, keys, values, inputs) look like noise of high frequency; those of the wide "
     "feed-forward activations do not.",
-    f"{_VIT}, section 3, Fig. 4, 5 and 12",
+    f"{_VIT}, Fig. 4, 5 and 12",
     "In each layer the pictures of every narrow site have a larger share of high frequencies than those of the wide "
     f"one: 'minus wide' is above 0.{_ENDS}",
     _rougher,

@@ -107,7 +107,7 @@ class OptimizeTab:
         self.estimated = gr.Markdown(elem_id="optimize-estimate")
         with gr.Row():
             self.start = gr.Button("Optimize", variant="primary", elem_id="optimize", min_width=120)
-            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=120)
+            self.cancel = gr.Button("Cancel", elem_id="cancel", min_width=120)
 
     @property
     def kept(self) -> list[Kept]:
