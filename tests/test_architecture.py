@@ -50,8 +50,8 @@ FLOORS = {
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
         "shelf lane link events picker statistics memory growing growth tray files",
-        "cards stored strip",
-        "jobs drawing",
+        "cards stored",
+        "jobs drawing strip",
         "page",
         "maps_tab experiments_tab",
         "optimize_tab features_tab behavior_tab",

@@ -326,8 +326,8 @@ def _copies_in_all(preset: str, steps: int) -> int:
 
 
 def _label(frame: Frame, grown: Grown) -> str:
-    seed = f", seed {grown.seed}" if len(frame.pictures) > 1 else ""
-    return f"Optimized picture{seed}: {frame.classes}" if frame.classes else f"Optimized picture{seed}"
+    what = f"Seed {grown.seed}" if len(frame.pictures) > 1 else "Optimized picture"
+    return f"{what}: {frame.classes}" if frame.classes else what
 
 
 def _result(grown: Grown) -> Visualization:
@@ -351,7 +351,8 @@ def summary(frame: Frame) -> str:
         name, best = frame.photograph
         text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
     dead = [grown for grown, result in zip(frame.pictures, results, strict=True) if not result.alive]
-    if dead:
-        which = "" if len(results) == 1 else f"Of seed {', '.join(str(grown.seed) for grown in dead)}: "
-        text += f" {which}It is dead: the feature does not fire on it. Try another seed or preset."
+    if dead and len(results) > 1:
+        text += f" Dead, as the feature does not fire on it: seed {', '.join(str(grown.seed) for grown in dead)}."
+    elif dead:
+        text += " It is dead: the feature does not fire on it. Try another seed or preset."
     return text

@@ -8,9 +8,9 @@ from vitviz_hf.templates import load_template
 
 MOST = 24
 TRAY_CSS = """
-.tray { display: flex; gap: 6px; overflow-x: auto; padding: 3px; }
+.tray { display: flex; align-items: flex-start; gap: 6px; overflow-x: auto; padding: 22px 3px 3px; }
 .tray button { flex: none; width: 88px; padding: 4px; border: 1px solid var(--border-color-primary); border-radius: 6px;
-  text-align: left; background: var(--block-background-fill); color: var(--body-text-color); }
+  font-weight: 400; text-align: left; background: var(--block-background-fill); color: var(--body-text-color); }
 .tray img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 4px; display: block; margin: 0; }
 .tray span { display: block; font-size: 0.75rem; overflow-wrap: anywhere; }
 .tray button[aria-pressed=true] { outline: 3px solid var(--color-accent); }
