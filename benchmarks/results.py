@@ -42,8 +42,8 @@ STORY_LAYERS, STORY_COLUMNS, STORY_SEED, STORY_ABOVE, STORY_QUALITY = 6, 8, 0, 0
 TILE = 112
 """Side of a picture in pixels."""
 RULE = (
-    "In each layer {n} neurons drawn at random (seed {seed}) among those whose mean is above {above} on some built-in "
-    "photograph, about a third of them."
+    "In each layer {n} neurons drawn at random (seed {seed}) among those whose mean over patches is above {above} "
+    "on some built-in photograph, a third to a half of them."
 )
 # Written after looking at the pictures of preset fast, and no more than they show: look again when they are made anew.
 CAPTIONS = {

@@ -12,8 +12,9 @@ from vitviz_hf.ui.stored import results_folder
 STRIP_CSS = """
 .strip h3 { margin: 0.8rem 0 0.3rem; }
 .strip ol { list-style: none; margin: 0; padding: 3px; display: grid; gap: 6px;
-  grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); max-width: 1000px; }
-.strip li { margin: 0; }
+  grid-template-columns: repeat(8, minmax(0, 112px)); }
+.strip li { margin: 0 !important; padding: 0; }
+@media (max-width: 700px) { .strip ol { grid-template-columns: repeat(4, minmax(0, 1fr)); } }
 .strip a { display: block; color: var(--body-text-color); font-size: 0.75rem; text-decoration: none;
   overflow-wrap: anywhere; }
 .strip a:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px; }
