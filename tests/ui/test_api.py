@@ -193,6 +193,14 @@ def test_pictures_come_as_files(client):
     assert len(views) == 1 + 4  # the picture, and levels 0 to 3
 
 
+def test_several_pictures_come_with_a_file_and_a_score_each(client):
+    picture, text, file, scores, files = called(client, "visualize", seed=4, pictures=2)
+
+    assert [read_recipe(path)["config"]["seed"] for path in files] == [4, 5] and len(scores["pictures"]) == 2
+    assert [told["seed"] for told in scores["pictures"]] == [4, 5] and "seed 5 score" in text
+    assert Path(file).read_bytes() == Path(files[0]).read_bytes() and Image.open(picture).size == (2 * 224, 224)
+
+
 MISTAKES = [
     ("rank_features", {"layer": 9}, "'tiny/vit' has layers 0-2; got layer 9"),
     ("rank_features", {"layer": None}, "layer must be a whole number from 0; got nothing"),
