@@ -34,7 +34,7 @@ FLOORS = {
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page"],
     "experiments": [
-        "config tables figures masks",
+        "config tables figures masks claims",
         "bootstrap perturb registry",
         "result",
         "accuracy pictures neurons",
@@ -49,9 +49,9 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events picker statistics memory growing",
-        "cards sheets",
-        "jobs drawing",
+        "shelf lane link events picker statistics memory growing growth tray files",
+        "cards stored sheets",
+        "jobs drawing strip",
         "beside",
         "page",
         "maps_tab experiments_tab layer_grid",

@@ -186,13 +186,21 @@ def test_an_atlas_is_browsed_by_its_own_statistics(client):
 
 def test_pictures_come_as_files(client):
     drawn, _, sentence, told = called(client, "map_feature", style="heatmap")
-    picture, text, file, scores = called(client, "visualize")
+    picture, text, file, scores, _ = called(client, "visualize")
     views = called(client, "show_view")[1]
 
     assert Image.open(drawn).width >= 500 and "1.mlp_act:3" in sentence and told["rows"] == 4
     assert read_recipe(file)["config"]["steps"] == 3 and "after 3 steps" in text and scores["steps"] == 3
     assert os.path.getsize(picture) == os.path.getsize(file)
     assert len(views) == 1 + 4  # the picture, and levels 0 to 3
+
+
+def test_several_pictures_come_with_a_file_and_a_score_each(client):
+    picture, text, file, scores, files = called(client, "visualize", seed=4, pictures=2)
+
+    assert [read_recipe(path)["config"]["seed"] for path in files] == [4, 5] and len(scores["pictures"]) == 2
+    assert [told["seed"] for told in scores["pictures"]] == [4, 5] and "seed 5 score" in text
+    assert Path(file).read_bytes() == Path(files[0]).read_bytes() and Image.open(picture).size == (2 * 224, 224)
 
 
 MISTAKES = [

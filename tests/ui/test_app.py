@@ -13,7 +13,9 @@ from urllib.request import urlopen
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
+from tests.ui.test_papers import save_strip
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
@@ -38,6 +40,7 @@ def url(hub, tmp_path_factory):
     for name, layers in (("early", (0,)), ("late", (2,))):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
         run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
+    save_strip(results / "story")
     environment = {
         **os.environ,
         "GRADIO_SERVER_PORT": str(port),
@@ -335,13 +338,19 @@ def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, wi
 
 def test_stored_results_are_shown_and_linked(page, url):
     opened(page, url, "?tab=experiments&result=late")
-    wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")
+    wait_for_text(page, "#experiment-story", "narrow-sites of tiny/vit")
 
-    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-table").split())
-    assert page.locator("#experiment-figures img").count() >= 1
+    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-story").split())
+    figure = page.locator("#experiment-story figure img").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#experiment-story figure img').naturalWidth > 300")
+    assert figure.get_attribute("alt").startswith("Optimized pictures of each site") and "The papers say" in text(
+        page, "#experiment-story"
+    )
+    assert "Cannot be told: a sample of 1 says nothing yet" in text(page, "#experiment-story .verdict")
     page.locator("#stored input").click()
     page.get_by_role("option", name="early").click()
-    page.wait_for_function("document.querySelector('#experiment-table').innerText.includes('high-frequency')")
+    page.wait_for_function("document.querySelector('#experiment-story').innerText.includes('high-frequency')")
     page.wait_for_function("location.search.includes('result=early')")
 
 
@@ -350,7 +359,7 @@ def test_a_sample_of_an_experiment_runs_live(page, url):
     page.locator("#run-experiment").click()
 
     wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
-    assert "0.mlp_act:" in text(page, "#experiment-table") and "2.mlp_act:" in text(page, "#experiment-table")
+    assert "0.mlp_act:" in text(page, "#experiment-story") and "2.mlp_act:" in text(page, "#experiment-story")
     page.locator("#run-experiment").click()
     page.locator("#cancel-experiment").click()
     wait_for_text(page, "#experiment-status", "Cancelled.")
@@ -554,6 +563,68 @@ def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path)
     download.value.save_as(tmp_path / "a.png")
     assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
     assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+def test_seeds_grow_side_by_side_and_the_tray_brings_one_back_with_its_files(page, url, tmp_path):
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=30&seed=3&pictures=3")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 30 steps: seed 3 score")
+    places = [page.locator(f"#live{ending} img").bounding_box() for ending in ("", "-2", "-3")]
+    assert places[0]["x"] < places[1]["x"] < places[2]["x"] and len({place["y"] for place in places}) == 1
+    assert page.locator("#live-4").count() == 0 and "pictures=3" in page.url
+
+    with page.expect_download() as download:
+        page.locator("#download-2").click()
+    download.value.save_as(tmp_path / "b.png")
+    assert read_recipe(tmp_path / "b.png")["config"]["seed"] == 4
+    with page.expect_download() as download:
+        page.locator("#growth").click()
+    download.value.save_as(tmp_path / "growth.webp")
+    assert Image.open(tmp_path / "growth.webp").size == (3 * 224, 224)
+
+    assert page.locator("#tray button[data-pick]").count() == 3  # newest first: seed 5, 4, 3
+    page.locator("#tray button[data-pick]").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-2", state="detached")
+    page.wait_for_function("document.querySelector('#live img')?.alt === 'Optimized picture of 1.mlp_act:7, seed 4'")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, url, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=3&pictures=2")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 3 steps")
+    found = Axe().run(page).response["violations"]
+    opened(page, url, "?tab=experiments&result=late")
+    wait_for_text(page, "#experiment-story", "Cannot be told")
+    found += Axe().run(page).response["violations"]
+    sideways = page.evaluate("document.documentElement.scrollWidth")
+    scrolls = page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#experiment-story .scroll'))")
+    context.close()
+
+    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert sideways <= width + 2 and scrolls
+
+
+def test_a_tile_of_the_strip_opens_the_map_of_its_feature(page, url):
+    opened(page, url)
+    tile = page.locator("#strip a").first
+    tile.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#strip img').naturalWidth === 16")
+    assert tile.locator("img").first.get_attribute("loading") == "lazy"
+    tile.click()
+
+    wait_for_text(page, "#map-facts", "1.mlp_act:9")
+    assert "photo=coins" in page.url and "feature=1.mlp_act%3A9" in page.url
 
 
 def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):

@@ -54,6 +54,7 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "preset",
         "steps",
         "seed",
+        "pictures",
         "atlas",
         "site",
         "offset",
@@ -164,7 +165,7 @@ def test_a_removed_picture_clears_the_patch_only(app):
 def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     tab = app.page.tab(OptimizeTab)
     mine, other = (SimpleNamespace(session_hash=name) for name in ("mine", "other"))
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, mine)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), mine)
 
     assert next(frames)[tab.status] == "Loading the model ..."
     assert tab.stop(other) == gr.skip()
@@ -172,17 +173,17 @@ def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     assert tab.stop(mine) == "Stopping ..."
     cancelled, kept = frames
     assert cancelled == {tab.status: "Cancelled."}
-    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.download]["interactive"]
+    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.downloads[0]]["interactive"]
     assert tab.stop(mine) == gr.skip()
 
 
 def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_others(app):
     tab, maps = app.page.tab(OptimizeTab), app.page.tab(MapsTab)
     first, second = (SimpleNamespace(session_hash=name) for name in ("first", "second"))
-    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, first)
+    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), first)
     next(running)
     assert next(running)[tab.status].startswith("Step ")
-    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, second)
+    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, 1, (), second)
     next(waiting)
 
     assert next(waiting)[tab.status].startswith("Waiting: one run before yours")
@@ -409,31 +410,31 @@ def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
 
 def test_a_failed_run_leaves_no_old_picture_and_no_loading(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, me), []
+    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, 1, (), me), []
 
     with pytest.raises(gr.Error):
         for values in frames:
             seen.append(values)
 
-    assert seen[0][tab.live]["value"] is None and seen[0][tab.download]["value"] is None
+    assert seen[0][tab.lives[0]]["value"] is None and seen[0][tab.downloads[0]]["value"] is None
     assert "got layer 9" in seen[-1][tab.status]
 
 
 def test_a_stop_after_the_end_leaves_the_result(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, 1, (), me)
     values = next(v for v in frames if "after 3 steps" in v[tab.status])
     tab.stop(me)
 
-    assert values[tab.download]["interactive"] and list(frames) == []
+    assert values[tab.downloads[0]]["interactive"] and list(frames) == []
 
 
 def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, 1, (), me)
     next(v for v in frames if v[tab.status].startswith("Step "))
     tab.stop(me)
-    path = list(frames)[-1][tab.download]["value"]
+    path = list(frames)[-1][tab.downloads[0]]["value"]
 
     recipe, made = read_recipe(path), open_image(path)
 
@@ -445,21 +446,21 @@ def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
 def test_a_long_objective_is_refused_at_once_and_a_longish_one_gets_a_short_name(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     with pytest.raises(gr.Error, match="at most 64 terms; got 201"):
-        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, me))
+        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, 1, (), me))
 
-    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, 1, (), me)
 
-    assert len(Path(last[tab.download]["value"]).name) < 130
+    assert len(Path(last[tab.downloads[0]]["value"]).name) < 130
 
 
 def test_a_class_is_named_in_the_sentence_and_the_caption(app, vit):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     label = vit.labels[2]
 
-    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, 1, (), me)
 
     assert f"**logit:2** ({label}) after 2 steps" in last[tab.status]
-    assert last[tab.live]["label"] == f"Optimized picture: {label}"
+    assert last[tab.lives[0]]["label"] == f"Optimized picture: {label}"
 
 
 def test_minutes_are_told_before_they_start(app, monkeypatch):

@@ -20,9 +20,9 @@ from vitviz_hf.ui.cards import Fired, MapResult
 from vitviz_hf.ui.drawing import STYLES, draw_map, map_scale
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
-from vitviz_hf.ui.growing import Frame
+from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.lane import Waiting
-from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary, to_wanted
+from vitviz_hf.ui.optimize_tab import OptimizeTab, summary, to_wanted
 from vitviz_hf.ui.page import Page
 from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
@@ -37,6 +37,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "html": lambda label: gr.HTML(label=label, visible=False),
     "data": lambda label: gr.JSON(label=label, visible=False),
     "file": lambda label: gr.File(label=label, visible=False),
+    "files": lambda label: gr.File(label=label, visible=False, file_count="multiple"),
 }
 
 
@@ -58,7 +59,8 @@ class Api:
         self._publish(self.rank_features, **drawn)
         self._publish(self.map_feature, map="picture", scale="picture", sentence="text", values="data")
         self._publish(self.activations, values="data")
-        self._publish(self.visualize, picture="picture", sentence="text", file="file", values="data")
+        made = {"picture": "picture", "sentence": "text", "file": "file", "values": "data", "files": "files"}
+        self._publish(self.visualize, **made)
         self._publish(self.browse, values="data")
         self._publish(self.sort_features, images="pictures", features="data")
         self._publish(self.find_word, images="pictures", features="data")
@@ -171,9 +173,9 @@ class Api:
         return found
 
     def visualize(
-        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0
+        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0, pictures: int = 1
     ) -> Iterator[tuple[Any, ...]]:
-        """Optimize a picture that maximizes a feature; streams the picture as it grows.
+        """Optimize pictures that maximize a feature; streams them as they grow.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
@@ -182,20 +184,27 @@ class Api:
             preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
+            pictures: 1 to 4, with this seed and the next ones.
 
         Returns:
-            The picture, a sentence with its score, at the end the PNG that carries its recipe, and scores as data.
+            The picture (several side by side), a sentence with its score, at the end the first PNG, which carries its
+            recipe, scores as data (those of several in 'pictures'), and all PNGs.
         """
-        asked = to_wanted(feature, preset, steps, seed)
-        for moment in self.page.tab(OptimizeTab).frames(model_id, asked):
+        asked, tab = to_wanted(feature, preset, steps, seed, pictures), self.page.tab(OptimizeTab)
+        for moment in tab.frames(model_id, asked):
             if isinstance(moment, Waiting):
-                yield None, str(moment), None, None
-            elif isinstance(moment, Frame) and moment.result:
-                path = str(save_picture(moment.result))
-                yield path, summary(moment), path, _scores(moment)
-            elif isinstance(moment, Frame):
-                text = f"Step {moment.index + 1} of {moment.steps}, score {moment.score:.3g}"
-                yield moment.picture, text, None, _scores(moment)
+                yield None, str(moment), None, None, None
+                continue
+            text, files = f"Step {moment.index + 1} of {moment.steps}", None
+            if moment.finished:
+                text = summary(moment)
+                files = [tab.store(g.result, len(moment.pictures) > 1) for g in moment.pictures if g.result]
+            else:
+                text += ", score " + ", ".join(f"{grown.score:.3g}" for grown in moment.pictures)
+            several = len(moment.pictures) > 1
+            one = files[0] if files else moment.pictures[0].picture
+            picture = side_by_side([grown.picture for grown in moment.pictures]) if several else one
+            yield picture, text, files and files[0], moment.numbers(), files
 
     def browse(
         self, model_id: str, site: str, offset: int = 0, n: int = 24, atlas: str = "", sort: str = "index"
@@ -381,14 +390,6 @@ def _numbers(fired: Fired) -> dict[str, Any]:
         "place": [row, column],
         "unusual": fired.unusual,
     }
-
-
-def _scores(frame: Frame) -> dict[str, Any]:
-    told: dict[str, Any] = {"step": frame.index + 1, "steps": frame.steps, "score": frame.score}
-    if frame.result:
-        told["seed"] = frame.result.recipe["config"]["seed"]
-        told |= {"classes": frame.classes, "transfer_score": frame.result.transfer_score}
-    return told
 
 
 def _result(shown: Shown) -> tuple[str, list[tuple[Any, str]]]:

@@ -20,18 +20,17 @@ from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
-from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.optimize_tab import MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
 from vitviz_hf.ui.picker import picked_js
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.stored import stored_result
+from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
+from vitviz_hf.ui.strip import STRIP_CSS, strip_html
+from vitviz_hf.ui.tray import TRAY_CSS
 
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
-#live img { width: 100%; height: 100%; object-fit: contain; }
-#experiment-table { overflow-x: auto; }
-#experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
 #features .caption-label, #views .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 .photographs { display: flex; gap: 4px; overflow-x: auto; padding: 3px; }
 .photographs button { flex: none; padding: 0; border-radius: 4px; }
@@ -107,6 +106,8 @@ class App:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
+                        if kind is TABS[0] and (strip := strip_html()):
+                            gr.HTML(strip, elem_id="strip")
             Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
@@ -138,7 +139,7 @@ class App:
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
         experiments = page.tab(ExperimentsTab)
-        opened = [page.tabs, page.loaded, self.facts, maps.photo, experiments.table, experiments.gallery]
+        opened = [page.tabs, page.loaded, self.facts, maps.photo, experiments.story]
         opened += [*features.filled, features.html, *behavior.filled]
         opened += [k.component for k in page.kept] + maps.shown
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
@@ -239,14 +240,14 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS + GRID_CSS,
+        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,
         run_history=False,
         max_file_size="30mb",
         footer_links=["api", "settings"],
-        allowed_paths=photographs,
+        allowed_paths=[*photographs, str(results_folder())],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
         app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,

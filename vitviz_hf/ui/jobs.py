@@ -51,7 +51,7 @@ from vitviz_hf.ui.cards import (
 )
 from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.stored import Shown
+from vitviz_hf.ui.stored import Shown, judged
 
 _FRAME_SECONDS = 0.4
 MAX_SAMPLE = 64
@@ -283,9 +283,10 @@ class Jobs:
             source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
             with TemporaryDirectory(prefix="vitviz-") as folder:
                 result = run_experiment(name, views, source, config, Path(folder), progress)
-            text = f"## {name}\n{experiment.title}. Source: {experiment.source}.\n\n"
             figures = {title: encode_figure(figure, "png") for title, figure in result.figures.items()}
-            return Shown(text + result.tables["table"].to_markdown(), figures)
+            title = f"{name} of {', '.join(view.model_id for view in views)}, a small sample"
+            tables = (result.tables["table"].to_markdown(),)
+            return Shown(title, name, experiment.source, tables, figures, judged(name, result.found))
 
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(work)
