@@ -49,6 +49,7 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
+        "made",
         "shelf lane stored link events picker statistics memory growing",
         "cards",
         "jobs drawing",
