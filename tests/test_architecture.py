@@ -49,9 +49,9 @@ FLOORS = {
     "experiments.pictures": ["choosing", "progression narrow_sites triplets concepts spatial"],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "made",
+        "made ahead",
         "shelf lane stored link events picker statistics memory growing",
-        "cards",
+        "cards searching",
         "jobs drawing",
         "page",
         "maps_tab experiments_tab",

@@ -2,7 +2,7 @@
 
     atlases/KEY/            last used when it was last changed
         search/             of a search that is not at its end: its checkpoint, and rows that were read ahead
-        00000132/           the atlas of the first 132 images; the last one counts
+        00000132/           the atlas of the first 132 images; the one of most images counts
 
 KEY is a digest of what decides the result of the search, so that whoever asks for the same finds it.
 """
@@ -10,7 +10,10 @@ KEY is a digest of what decides the result of the search, so that whoever asks f
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from vitviz_hf.manifest import cache_folder
 UPLOADED = "uploaded photographs"
 """What their atlas has for its dataset; it is listed for nobody, and opened by its name only."""
 _NAME = "made:"
+_IN_USE_SECONDS = 600
 
 
 def made_name(recipe: Mapping[str, Any]) -> str:
@@ -51,3 +55,43 @@ def list_made() -> dict[str, Path]:
 def mark_used(name: str) -> None:
     """What was used last is put away last."""
     os.utime(made_folder(name))
+
+
+def disk_limit() -> int:
+    """Most bytes that atlases made here may take: `VITVIZ_ATLAS_GB` (default 4); 0 keeps none."""
+    return int(float(os.environ.get("VITVIZ_ATLAS_GB", "4")) * 1e9)
+
+
+def make_room(running: Collection[str]) -> int:
+    """Put away what was not used for longest until the rest is within the limit; returns the bytes that are left.
+
+    Args:
+        running: names that are searched for; they stay, as does what was used in the last ten minutes.
+    """
+    folders = [path for path in cache_folder().glob("atlases/*") if path.is_dir()]
+    for folder in folders:
+        if _NAME + folder.name not in running:
+            drop_superseded(folder, 1)
+    taken = {folder: _bytes(folder) for folder in folders}
+    left = sum(taken.values())
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime):
+        if left <= disk_limit():
+            break
+        if _NAME + folder.name not in running and time.time() - folder.stat().st_mtime > _IN_USE_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+            left -= taken[folder]
+    return left
+
+
+def drop_superseded(folder: Path, kept: int) -> None:
+    """Delete the atlases of a name but for the newest ones."""
+    for old in sorted(folder.glob("[0-9]*"))[:-kept]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _bytes(folder: Path) -> int:
+    sizes = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # put away or replaced meanwhile
+            sizes += path.stat().st_size
+    return sizes

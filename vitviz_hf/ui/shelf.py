@@ -13,6 +13,7 @@ from cachetools import LRUCache, TTLCache, cachedmethod
 from cachetools.keys import hashkey
 from PIL import Image
 
+from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, ModelNotFoundError, VitvizError
@@ -26,7 +27,7 @@ from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.made import UPLOADED, is_made, list_made, mark_used, newest_atlas
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
-_OWN_ATLAS_SECONDS = 600
+_OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
 """After which an atlas that could not be opened is tried again."""
 
 
@@ -54,7 +55,8 @@ class Shelf:
         self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(1, _OWN_ATLAS_SECONDS)
         self._references: LRUCache[object, Reference] = LRUCache(_REFERENCES)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
-        self._scoring = Condition()
+        self._found: TTLCache[object, tuple[list[str], str]] = TTLCache(_SNAPSHOTS, _FOUND_SECONDS)
+        self._scoring, self._finding = Condition(), Condition()
         self._decoding, self._opening_own = Condition(), Condition()
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
@@ -85,6 +87,10 @@ class Shelf:
     def view(self, snapshot: Snapshot) -> ModelView:
         """The loaded model."""
         return load_snapshot(snapshot)
+
+    def described(self, snapshot: Snapshot) -> ModelView:
+        """The loaded model for its facts: on the CPU where only jobs have a device (ZeroGPU)."""
+        return load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
 
     @cachedmethod(
         lambda self: self._references,
@@ -165,6 +171,14 @@ class Shelf:
         """The best word of each feature in the atlas that is in use for its site; empty for one that has none."""
         atlases = {site: self.atlas_for(snapshot, site) for site in {f.site for f in features}}
         return [atlas.best_word(f) if (atlas := atlases[f.site]) else "" for f in features]
+
+    @cachedmethod(lambda self: self._found, key=lambda self, model_id: model_id, condition=lambda self: self._finding)
+    def found_atlases(self, model_id: str) -> tuple[list[str], str]:
+        """Ids of the atlases of a model on the Hub, and what is to be said of it; asked without a token."""
+        try:
+            return find_atlases(model_id, token=False), ""
+        except AtlasError:
+            return [], "The Hub cannot be asked for atlases now."
 
     def snapshot_of(self, atlas: Atlas) -> Snapshot:
         """Checked files of the model that an atlas is of, at its revision."""
