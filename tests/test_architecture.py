@@ -32,7 +32,7 @@ FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
-    "atlas": ["config fold", "search card", "store", "write words page"],
+    "atlas": ["config fold parquet", "search card", "store", "write words page"],
     "experiments": [
         "config tables figures masks",
         "bootstrap perturb registry",

@@ -44,8 +44,9 @@ from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits, page_document
+from vitviz_hf.atlas.parquet import QUANTILES
 from vitviz_hf.atlas.search import search, search_steps
-from vitviz_hf.atlas.store import QUANTILES, Atlas, open_atlas, push_atlas, unusual_features
+from vitviz_hf.atlas.store import Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
@@ -497,14 +498,9 @@ def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_p
         ]
 
 
-def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pictures, tmp_path):
+def test_an_image_finds_its_features(tiny_view, pictures, tmp_path):
     view = tiny_view("vit")
     atlas = atlas_of(view, pictures, tmp_path / "atlas", k=4)
-    feature = parse_feature("1.mlp_act:3")
-    rows = atlas.table(feature.site).top_rows
-
-    for neighbour, shared in atlas.neighbours(feature):
-        assert shared == len(set(rows[3]) & set(rows[neighbour.index])) > 0
     pixels = to_pixels(view, draw(5))
     site = Site(1, "mlp_act")
     scores = activations(view, pixels, [site])[site].values[0, 1:].mean(0).numpy()
@@ -895,13 +891,17 @@ def test_moments_are_those_of_float64_even_far_from_zero(mean, std):
     for start in range(0, 4000, 10):
         rows = slice(start, start + 10)
         part = apart if start >= 1500 else fold
-        part.update(scores[rows], shares[rows], torch.arange(start, start + 10), finite[rows])
+        peaks, places = 2 * scores[rows] + 1, torch.zeros(10, 3).long()
+        part.update(scores[rows], shares[rows], peaks, places, torch.arange(start, start + 10), finite[rows])
     fold.merge(apart)
 
     kept = scores[finite].double().numpy()
     assert fold.n == len(kept) == int(fold.counts[0].sum())
     np.testing.assert_allclose(fold.mean, kept.mean(0), rtol=1e-9, atol=1e-8)
     np.testing.assert_allclose(np.sqrt(fold.squares / fold.n), kept.std(0), rtol=1e-5)
+    peaks = (2 * scores + 1)[finite].double().numpy()
+    np.testing.assert_allclose(fold.peak_mean, peaks.mean(0), rtol=1e-9, atol=1e-8)
+    np.testing.assert_allclose(np.sqrt(fold.peak_squares / fold.n), peaks.std(0), rtol=1e-5)
     np.testing.assert_allclose(fold.active, shares[finite].double().sum(0), rtol=1e-6)
 
 
@@ -917,12 +917,13 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
     n = sum(cuts)
     values = torch.randint(0, 5, (3, n), generator=generator).float()
     keys = torch.randint(0, max(2, n // 2), (n,), generator=generator)  # nearly every key comes again
-    rankings = [Ranking.empty(3, k, torch.device("cpu")) for _ in range(n_ranks)]
+    rankings = [Ranking.empty(3, k, torch.device("cpu"), 2) for _ in range(n_ranks)]
 
     for i, (chunk, owners) in enumerate(zip(values.split(cuts, 1), keys.split(cuts), strict=True)):
-        rankings[i % n_ranks].update(chunk, owners.expand(3, -1))
+        owners = owners.expand(3, -1)
+        rankings[i % n_ranks].update(chunk, owners, torch.stack([chunk, owners.float()], 2))
     for other in rankings[1:]:
-        rankings[0].update(other.values, other.keys)
+        rankings[0].update(other.values, other.keys, other.facts)
 
     for row in range(3):
         highest = {}
@@ -931,6 +932,7 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
         expected = sorted((-value, key) for key, value in highest.items())[:k]
         got = list(zip((-rankings[0].values[row]).tolist(), rankings[0].keys[row].tolist(), strict=True))
         assert got[: len(expected)] == expected
+        assert rankings[0].facts[row, : len(expected)].tolist() == [[-value, key] for value, key in expected]
         assert all(value == math.inf and key == NO_KEY for value, key in got[len(expected) :])
 
 

@@ -224,7 +224,7 @@ def _rows(
 def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict[str, Any]:
     """What decides the result of a search."""
     return {
-        "schema": 2,
+        "schema": 3,
         **view.identity.to_json(),
         "dataset": source.dataset,
         "dataset_revision": source.revision,
@@ -235,6 +235,7 @@ def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict
         "reduce": config.reduce,
         "limit": config.limit,
         "batch": config.batch,
+        "grids": {str(s): list(find_tap(view, s).patch_grid) for s in site_list(view, config)},
     }
 
 
@@ -322,17 +323,24 @@ def _take_in(
 
     def fold(acts: Acts) -> None:
         site, acts = acts.site, acts.in_float32()
-        fires = acts.patches > 0
-        active = fires.to(torch.uint8).sum(1, dtype=torch.int32) / fires.shape[1]
+        active = count_positive(acts.patches) / acts.patches.shape[1]
         means = acts.scores()  # not finite where a patch is not; a maximum can hide it
         finite[site] = means.isfinite().all(1)
-        scores = means if reduce == "mean" else acts.scores(reduce)
-        ranked.append(state.folds[site].update(scores, active, keys, finite[site]))
+        peaks, places = acts.patches.max(1)
+        scores = means if reduce == "mean" else peaks
+        ranked.append(state.folds[site].update(scores, active, peaks, places, keys, finite[site]))
 
     with torch.no_grad():
         record_each(view, pixels, sites, fold)
     _note_non_finite(state, rows, torch.stack([finite[s] for s in sites]).cpu(), sites)
     _keep_crops(crops, rows, stack, set(keys[torch.isin(keys, torch.cat(ranked))].tolist()))
+
+
+def count_positive(patches: Tensor) -> Tensor:
+    """How many of the patches [B, P, F] are positive, [B, F]."""
+    # Sums of at most 255 bytes in a byte: ten times as fast on a CPU as in a wider type.
+    parts = (patches > 0).view(torch.uint8).split(255, 1)
+    return torch.stack([part.sum(1, dtype=torch.uint8) for part in parts]).sum(0, dtype=torch.int32)
 
 
 def _keep_crops(crops: sqlite3.Connection, rows: list[Row], stack: Tensor, entered: set[int]) -> None:
