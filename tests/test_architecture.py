@@ -55,6 +55,7 @@ FLOORS = {
         "jobs drawing",
         "page",
         "maps_tab experiments_tab",
+        "atlas_panel",
         "optimize_tab features_tab behavior_tab",
         "api",
         "app",

@@ -207,8 +207,9 @@ def upload_folder(of: Repositories, folder: Path, repo_id: str, message: str, pr
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise of.failed(
-                f"this login may not write {repo_id!r}. Run 'hf auth login' with a token that can write there, or "
-                "choose another name."
+                f"this login may not write {repo_id!r}.",
+                "Run 'hf auth login' with a token that can write there, or choose another name.",
+                "Sign in again and allow writing, or choose a name of your own account.",
             ) from error
         raise of.failed(f"the Hub refused {repo_id!r} ({first_line(error)}).") from error
     except (httpx2.HTTPError, OSError) as error:

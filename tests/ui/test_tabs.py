@@ -185,7 +185,7 @@ def test_mistakes_are_told_as_gradio_errors(app):
     with pytest.raises(gr.Error, match="has layers 0-2; got layer 9"):
         app.page.tab(MapsTab).map_feature(app.model.value, str(builtin_paths()["coins"]), "9.mlp_act:1", "overlay")
     with pytest.raises(gr.Error, match="is not a Hub id"):
-        app.page.tab(FeaturesTab).open("/etc", "maximum")
+        app.page.tab(FeaturesTab).open("/etc", "maximum", app.model.value)
     with pytest.raises(gr.Error, match="there is no stored result"):
         app.page.tab(ExperimentsTab).show_result("nothing")
 
@@ -228,9 +228,9 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
 
     assert len(by_link[features.gallery]) == 24 and by_link[features.shown] == atlas
     assert len(views_by_link[behavior.views]) == 5 and views_by_link[behavior.patch] == "1,2"
-    assert len(features.first_look(atlas, "maximum", "")[features.gallery]) == 24
-    assert features.first_look(atlas, "maximum", atlas) == gr.skip()
-    assert features.first_look("", "maximum", "") == gr.skip()
+    assert len(features.first_look(atlas, "maximum", "", app.model.value)[features.gallery]) == 24
+    assert features.first_look(atlas, "maximum", atlas, app.model.value) == gr.skip()
+    assert "built-in photographs" in features.first_look("", "maximum", "", app.model.value)[features.panel.facts]
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
     assert behavior.first_look(app.model.value, photo, "", -1, "linear", (4, 4, 1, 1)) == gr.skip()
 

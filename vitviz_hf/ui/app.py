@@ -125,7 +125,7 @@ class App:
         page.link(chosen)
         chosen.failure(lambda: "", None, self.facts, queue=False, api_visibility="private")
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
-        asked = [features.atlas, features.sort, features.shown]
+        asked = [features.atlas, features.sort, features.shown, self.model]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
         asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
@@ -196,7 +196,7 @@ class App:
         name, feature = opened[features.atlas], opened[features.feature]
         if not name or opened[self.page.tab_key] != features.key:
             return {}
-        found = features.opened(name, "maximum")
+        found = features.opened(name, "maximum", opened[self.model])
         return found | (features.show(name, feature) if feature and self.eager else {})
 
     def _views(self, opened: Values) -> Values:

@@ -1,7 +1,5 @@
 """Tab Browse features: an atlas to browse, and the page of each feature."""
 
-import html
-import os
 from typing import Any
 
 import gradio as gr
@@ -9,6 +7,7 @@ import gradio as gr
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import SiteError
 from vitviz_hf.sites import Feature, parse_feature, parse_site
+from vitviz_hf.ui.atlas_panel import AtlasPanel
 from vitviz_hf.ui.events import LATEST, open_photo, shown
 from vitviz_hf.ui.link import Kept, or_else
 from vitviz_hf.ui.maps_tab import MapsTab
@@ -44,18 +43,11 @@ class FeaturesTab:
                     self.to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
                 self.html = gr.HTML(elem_id="page", label="Page of the feature")
         self.listed, self.shown = gr.State([]), gr.State("")
-        self.filled = [self.facts, self.site, self.gallery, self.listed, self.shown]
+        self.filled = [*self.panel.told, self.site, self.gallery, self.listed, self.shown]
 
     def _lay_out_atlas(self) -> None:
-        self.atlas = gr.Textbox(
-            os.environ.get("VITVIZ_ATLAS", ""),
-            label="Atlas: a Hub dataset made by vitviz search",
-            max_lines=1,
-            elem_id="atlas",
-            placeholder="OWNER/NAME",
-        )
-        self.open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
-        self.facts = gr.Markdown(elem_id="atlas-facts")
+        self.panel = AtlasPanel(self.page)
+        self.atlas = self.panel.atlas
         self.site = gr.Dropdown([], label="Site", elem_id="atlas-site")
         self.sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
         self.find = gr.Button("Find the features of your picture", elem_id="find")
@@ -82,7 +74,7 @@ class FeaturesTab:
     def kept(self) -> list[Kept]:
         """What the address bar keeps."""
         return [
-            Kept("atlas", self.atlas, or_else(os.environ.get("VITVIZ_ATLAS", ""))),
+            Kept("atlas", self.atlas, or_else("")),
             Kept("shows", self.feature, or_else("")),
         ]
 
@@ -91,21 +83,23 @@ class FeaturesTab:
         page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-        sorting = [self.atlas, self.site, self.sort]
-        self.word.submit(self.find_word, [self.atlas, self.word], tiles, **private)
-        shown_page = [self.atlas, self.feature]
+        sorting = [self.shown, self.site, self.sort]
+        self.word.submit(self.find_word, [self.shown, self.word], tiles, **private)
+        shown_page = [self.shown, self.feature]
         page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
-        opening = [self.open_button.click, self.atlas.submit]
-        opened = gr.on(opening, self.open, [self.atlas, self.sort], self.filled, **private)
+        opened = self.atlas.input(self.open, [self.atlas, self.sort, page.model], self.filled, **private)
         page.link(opened)
-        opened.failure(lambda: ("", [], [], ""), None, [self.facts, *tiles, self.shown], **quiet)
+        opened.failure(lambda: ("", [], [], ""), None, [self.panel.facts, *tiles, self.shown], **quiet)
+        following = [page.tab_key, self.atlas, self.sort, page.model]
+        for changed in self.panel.connect():
+            page.link(changed.success(self.follow, following, self.filled, **private))
         offered = [self.shown.change, maps.feature.change, page.loaded.change]
         gr.on(
             offered, self.offer, [self.shown, page.model, maps.feature], maps.to_page, show_progress="hidden", **quiet
         )
         gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
-        self.find.click(self.find_features, [self.atlas, maps.photo], tiles, **private)
-        picked = self.gallery.select(self.pick, [self.atlas, self.listed], [self.feature, self.html], **private)
+        self.find.click(self.find_features, [self.shown, maps.photo], tiles, **private)
+        picked = self.gallery.select(self.pick, [self.shown, self.listed], [self.feature, self.html], **private)
         page.link(picked)
         taken = maps.to_page.click(self.take, maps.feature, [self.feature, *page.going], api_visibility="private")
         page.link(taken.success(self.feature_page, shown_page, self.html, **private))
@@ -136,28 +130,35 @@ class FeaturesTab:
             )
         }
 
-    def opened(self, name: str, sort: str) -> Values:
-        """An atlas, at the middle one of its sites."""
-        known = self.shelf.atlas(name)
+    def opened(self, name: str, sort: str, model_id: str) -> Values:
+        """An atlas, at the middle one of its sites; that in use for the model without a name."""
+        known = self.panel.in_use(model_id, name)
+        told = self.panel.tell(known)
+        if known is None:
+            empty = gr.update(choices=[], value=None)
+            return {**told, self.site: empty, self.gallery: [], self.listed: [], self.shown: ""}
         sites = [str(s) for s in known.sites]
-        m = known.manifest
-        text = (
-            f"**{html.escape(m['model_id'])}** on {html.escape(m['dataset'])}: {sum(known.sites.values()):,} features, "
-            f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
-        )
         chosen = sites[len(sites) // 2]
-        values = {self.facts: text, self.site: gr.update(choices=sites, value=chosen), self.shown: name}
-        return values | self.browse(name, chosen, sort)
+        values = {**told, self.site: gr.update(choices=sites, value=chosen), self.shown: known.name}
+        return values | self.browse(known.name, chosen, sort)
 
     @shown
-    def open(self, name: str, sort: str) -> Values:
+    def open(self, name: str, sort: str, model_id: str) -> Values:
         """Another atlas."""
-        return self.opened(name, sort)
+        return self.opened((name or "").strip(), sort, model_id)
 
     @shown
-    def first_look(self, name: str, sort: str, listed: str) -> Values:
-        """The atlas that is named, when the tab is opened and does not show it yet."""
-        return self.opened(name, sort) if name and name != listed else gr.skip()
+    def follow(self, tab: str, name: str, sort: str, model_id: str) -> Values:
+        """The atlas that is now in use, where the tab is open."""
+        return self.opened(name, sort, model_id) if tab == self.key else gr.skip()
+
+    @shown
+    def first_look(self, name: str, sort: str, listed: str, model_id: str) -> Values:
+        """The atlas in use, when the tab is opened and does not show it yet."""
+        known = self.panel.in_use(model_id, name)
+        if known and known.name == listed:
+            return gr.skip()
+        return self.opened(name, sort, model_id)
 
     @shown
     def offer(self, listed: str, model_id: str, feature: str) -> Any:

@@ -142,6 +142,11 @@ class Shelf:
             return self.atlas(name) if name else None
         return None
 
+    def own_atlases(self, snapshot: Snapshot) -> list[Atlas]:
+        """The server's own atlas if it is of a model, else nothing."""
+        own = self.own_atlas()
+        return [own] if own and is_of(own, snapshot) else []
+
     def made_atlases(self, snapshot: Snapshot) -> list[Atlas]:
         """Those made on this server for a model, the one with most images first; not those of uploaded photographs."""
         found = []
@@ -160,9 +165,8 @@ class Shelf:
         Args:
             site: leave out those that do not cover it.
         """
-        own = self.own_atlas()
-        known = [own] if own and is_of(own, snapshot) else []
-        fitting = [a for a in known + self.made_atlases(snapshot) if site is None or site in a.sites]
+        known = self.own_atlases(snapshot) + self.made_atlases(snapshot)
+        fitting = [a for a in known if site is None or site in a.sites]
         if fitting and is_made(fitting[0].name):
             mark_used(fitting[0].name)
         return fitting[0] if fitting else None
