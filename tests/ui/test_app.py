@@ -243,6 +243,31 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
 
 
+def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):
+    opened(page, url, "?tab=features")
+    wait_for_text(page, "#atlas-facts", "In use: ")
+    page.locator("#search button").first.click()
+    page.locator("#search-dataset input").fill("builtin")
+    page.keyboard.press("Enter")
+    page.get_by_label("the layer of Your picture").check()
+    page.locator("#search-start").click()
+    wait_for_text(page, "#search-status", "Done: 19 photographs were searched.")
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in layer 2, for tiny/vit, made on"
+    )
+    page.wait_for_function("document.querySelectorAll('#features img').length === 24")
+    assert value(page, "#atlas-site") == "2.mlp_act"
+    page.locator("#atlas-zip").click()
+    wait_for_text(page, "#atlas-file", "Download atlas.zip")
+
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(url + "?tab=features")
+    wait_for_text(other, "#atlas-facts", "statistics of 19 built-in photographs")
+    other.wait_for_function("document.querySelectorAll('#features img').length === 24")
+    context.close()
+
+
 def test_stored_results_are_shown_and_linked(page, url):
     opened(page, url, "?tab=experiments&result=late")
     wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")

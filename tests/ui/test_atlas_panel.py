@@ -54,7 +54,7 @@ def search(panel, *asked, request=None):
 def test_without_an_atlas_the_built_in_photographs_are_in_use(features):
     choices, values = offered(features.panel)
 
-    assert choices == {"": "Automatic: the 19 built-in photographs"}
+    assert choices == {"": "Automatic: 19 built-in photographs"}
     assert values[features.panel.facts].startswith("In use: the 19 built-in photographs")
     assert not values[features.panel.zip]["visible"]
     assert features.open("", "maximum", MODEL)[features.gallery] == []
@@ -74,7 +74,7 @@ def test_the_servers_own_those_made_here_and_those_on_the_hub_are_listed_and_the
     choices, values = offered(features.panel)
 
     assert list(without) == ["", many, few, "friend/panel"]
-    assert without[""] == "Automatic: statistics of 6 built-in photographs in layer 1"
+    assert without[""] == "Automatic: 6 built-in photographs in layer 1"
     assert "made on this server" in told[panel.facts]
     assert list(choices) == ["", str(own.folder), many, few, "friend/panel"]
     assert choices["friend/panel"] == "friend/panel, on the Hub"
@@ -139,7 +139,7 @@ def test_uploads_are_searched_and_their_atlas_is_offered_to_nobody_else(features
     manifest = features.shelf.atlas(name).manifest
 
     assert (manifest["dataset"], manifest["n_images"]) == (UPLOADED, 3)
-    assert ("statistics of 3 uploaded photographs in layer 1, yours", name) in mine[panel.atlas]["choices"]
+    assert ("3 uploaded photographs in layer 1, yours", name) in mine[panel.atlas]["choices"]
     assert name not in offered(panel)[0]
 
 

@@ -27,7 +27,7 @@ DATASETS: dict[str, tuple[str | None, str]] = {
     "benjamin-paine/imagenet-1k-256x256": ("validation", "ImageNet, 1,000 classes, 256 pixels"),
     "detection-datasets/coco": ("val", "COCO, everyday scenes"),
     "zh-plus/tiny-imagenet": ("valid", "Tiny ImageNet, 200 classes, 64 pixels"),
-    BUILTIN: (None, "the built-in photographs"),
+    BUILTIN: (None, "The built-in photographs"),
 }
 """Hub id -> split and description: what is offered; public and not gated."""
 _LIMITS = (500, 2000, 10_000)
@@ -62,7 +62,7 @@ class AtlasPanel:
 
     def _lay_out_search(self) -> None:
         self.dataset = gr.Dropdown(
-            [(f"{text} ({name})", name) for name, (_, text) in DATASETS.items()],
+            [(text, name) for name, (_, text) in DATASETS.items()],
             value=next(iter(DATASETS)),
             allow_custom_value=True,
             label="Photographs",
@@ -72,7 +72,7 @@ class AtlasPanel:
         self.uploads = gr.File(
             file_count="multiple",
             file_types=["image"],
-            label=f"Or your own photographs, up to {MAX_UPLOADS:,}: searched instead, listed for nobody else",
+            label="Or your own photographs",
             height=120,
             elem_id="search-uploads",
         )
@@ -88,7 +88,11 @@ class AtlasPanel:
         with gr.Row():
             self.start = gr.Button("Search", variant="primary", elem_id="search-start", min_width=120)
             self.cancel = gr.Button("Stop", variant="stop", elem_id="search-stop", min_width=120)
-        self.status = gr.Markdown("What was read is kept when you stop.", elem_id="search-status")
+        self.status = gr.Markdown(
+            f"When you stop, what was read is kept. Up to {MAX_UPLOADS:,} photographs of your own can be searched instead; "
+            "their atlas is listed for nobody else.",
+            elem_id="search-status",
+        )
 
     def _lay_out_push(self) -> None:
         """To the visitor's own account where the Space lets visitors sign in; elsewhere the command says how."""
@@ -141,13 +145,10 @@ class AtlasPanel:
         here = atlas is not None and is_made(atlas.name)
         text = f"In use: the {len(builtin_paths())} built-in photographs, a rough yardstick. Search more below."
         if atlas is not None:
-            model = html.escape(atlas.manifest["model_id"])
-            text = f"In use: {html.escape(described(atlas))}, for **{model}**, {_origin(atlas, self._own(atlas))}."
-        shared = (
-            ""
-            if not here or self.push_button
-            else "To share it: unpack the ZIP, then `vitviz atlas push FOLDER OWNER/NAME`."
-        )
+            model, what = html.escape(atlas.manifest["model_id"]), html.escape(described(atlas))
+            text = f"In use: statistics of {what}, for **{model}**, {_origin(atlas, self._own(atlas))}."
+        command = "To share it: unpack the ZIP, then `vitviz atlas push FOLDER OWNER/NAME`."
+        shared = command if here and not self.push_button else ""
         return {
             self.facts: text,
             self.zip: gr.update(visible=here),
@@ -159,7 +160,7 @@ class AtlasPanel:
         """The atlases of a model: the server's own, those made here, those on the Hub, and the one that is named."""
         snapshot = self.shelf.snapshot(model_id)
         known = [*self.shelf.own_atlases(snapshot), *self.shelf.made_atlases(snapshot)]
-        best = described(known[0]) if known else f"the {len(builtin_paths())} built-in photographs"
+        best = described(known[0]) if known else f"{len(builtin_paths())} built-in photographs"
         found, note = self.shelf.found_atlases(model_id)
         options = {"": f"Automatic: {best}"}
         options |= {a.name: f"{described(a)}, {_origin(a, self._own(a))}" for a in known}
@@ -251,12 +252,12 @@ def can_sign_in() -> bool:
 
 
 def described(atlas: Atlas) -> str:
-    """What an atlas holds, such as `statistics of 2,000 photographs of owner/name in 12 layers`."""
+    """What an atlas holds, such as `2,000 photographs of owner/name in 12 layers`."""
     m, layers = atlas.manifest, sorted({site.layer for site in atlas.sites})
     n = f"{m['n_images']:,}"
     own = {BUILTIN: f"{n} built-in photographs", UPLOADED: f"{n} uploaded photographs"}
     photographs = own.get(m["dataset"], f"{n} photographs of {m['dataset']}")
-    return f"statistics of {photographs} in " + (f"{len(layers)} layers" if len(layers) > 1 else f"layer {layers[0]}")
+    return f"{photographs} in " + (f"{len(layers)} layers" if len(layers) > 1 else f"layer {layers[0]}")
 
 
 def _origin(atlas: Atlas, own: bool) -> str:

@@ -41,7 +41,7 @@ from vitviz_hf.ui.shelf import Shelf
 PIECE_SECONDS = 30
 """Of a search on the device, before others have their turn."""
 FIRST_IMAGES = 100
-"""After which there is a first atlas; others follow when there are half as many images more."""
+"""After which there is a first atlas; others follow when there are twice as many images."""
 MAX_UPLOADS = 1000
 _WATCH_SECONDS = 0.5
 _log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class Searches:
         total = min(run.asked.limit, source.n_rows or run.asked.limit)
         while True:
             _wait(run, ahead, FIRST_IMAGES + 4 * config.batch)
-            aim, failure, done = max(FIRST_IMAGES, run.seen.written * 3 // 2), ahead.failure, False
+            aim, failure, done = max(FIRST_IMAGES, 2 * run.seen.written), ahead.failure, False
             piece = self._piece(run.snapshot, folder, about, config, aim)
             with suppress(Stopped):
                 for frame in self._lane.run(piece, run.stop):
