@@ -1,6 +1,5 @@
 """Searches that visitors ask for: through the lane, shared, stopped, kept within a limit."""
 
-import threading
 import time
 from dataclasses import replace
 from threading import Event
@@ -172,20 +171,26 @@ def test_a_page_that_is_closed_ends_its_search_and_what_was_read_is_kept(searche
     assert not searches._runs and 4 <= searches._shelf.atlas_for(vit).manifest["n_images"] < N
 
 
-def test_nobody_waits_for_the_device_while_a_row_is_downloaded(searches, vit, hub, monkeypatch):
+def test_nobody_waits_for_the_device_while_a_row_is_downloaded(searches, vit, pictures, monkeypatch):
     monkeypatch.setattr(searching, "_WATCH_SECONDS", 0.02)
-    searches._shelf.view(vit)
-    hub.held["datasets/search/pictures"] = Event()
-    seen, turns = [], []
-    searcher = threading.Thread(target=lambda: seen.extend(run(searches, vit)))
-    searcher.start()
-    time.sleep(0.5)
-    with searches._lane.turn():
-        turns.append(searcher.is_alive())
-    hub.held.pop("datasets/search/pictures").set()
-    searcher.join()
+    source, go_on, begun, whole = open_source("search/pictures"), Event(), [], searches._piece
 
-    assert turns == [True] and seen[-1].written == N
+    def slow(rank, n_ranks, position):
+        for i, item in enumerate(source.read(rank, n_ranks, position)):
+            if i == 10:
+                go_on.wait(30)
+            yield item
+
+    monkeypatch.setattr(searching, "open_source", lambda *_, **__: replace(source, read=slow))
+    searches._piece = lambda *args: begun.append(1) or whole(*args)
+    watching = searches.watch(vit, PICTURES, Event())
+    while "10 photographs so far" not in next(watching).doing:
+        pass
+    with searches._lane.turn():
+        before = list(begun)
+    go_on.set()
+
+    assert before == [] and list(watching)[-1].written == N
 
 
 def test_others_have_their_turn_between_two_batches(searches, vit, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import Any
@@ -29,7 +30,7 @@ class UsedUp(DatasetError):
 class ReadAhead:
     """A thread that reads the first rows of a source until it is closed."""
 
-    def __init__(self, source: Source, folder: Path, limit: int | None) -> None:
+    def __init__(self, source: Source, folder: Path, limit: int) -> None:
         """`folder` may hold what was read ahead before, of the same source."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._source, self._limit = folder / "rows.sqlite", source, limit
@@ -78,11 +79,8 @@ class ReadAhead:
             self._changed.notify_all()
 
     def _read_on(self, db: sqlite3.Connection) -> None:
-        rows = self._source.read(0, 1, self._position) if self._n != self._limit else iter(())
-        for row, mark in rows:
+        for row, mark in islice(self._source.read(0, 1, self._position), self._limit - self._n):
             self._keep(db, row, mark)
-            if self._n == self._limit:
-                break
             with self._changed:
                 self._changed.wait_for(lambda: self.ready < _AHEAD or self._closed.is_set())
             if self._closed.is_set():

@@ -89,8 +89,8 @@ class AtlasPanel:
             self.start = gr.Button("Search", variant="primary", elem_id="search-start", min_width=120)
             self.cancel = gr.Button("Stop", variant="stop", elem_id="search-stop", min_width=120)
         self.status = gr.Markdown(
-            f"When you stop, what was read is kept. Up to {MAX_UPLOADS:,} photographs of your own can be searched instead; "
-            "their atlas is listed for nobody else.",
+            f"When you stop, what was read is kept. Up to {MAX_UPLOADS:,} photographs of your own can be searched "
+            "instead; their atlas is listed for nobody else.",
             elem_id="search-status",
         )
 
