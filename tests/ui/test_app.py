@@ -289,7 +289,9 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_selector("#grid .tile")
     page.locator("#atlas input, #atlas textarea").first.fill(atlas)
     page.keyboard.press("Enter")
-    wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in 3 layers, for tiny/vit, from the Hub."
+    )
     wait_for_text(page, "#grid-facts", "19 photographs of builtin")
     page.locator("#grid .tile").nth(2).click()
     wait_for_text(page, "#page", "Most activating images")
@@ -334,6 +336,31 @@ def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, wi
     context.close()
 
     assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):
+    opened(page, url, "?tab=features")
+    wait_for_text(page, "#atlas-facts", "In use: ")
+    page.locator("#search button").first.click()
+    page.locator("#search-dataset input").fill("builtin")
+    page.keyboard.press("Enter")
+    page.get_by_label("the layer of Your picture").check()
+    page.locator("#search-start").click()
+    wait_for_text(page, "#search-status", "Done: 19 photographs were searched.")
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in layer 2, for tiny/vit, made on"
+    )
+    wait_for_text(page, "#grid-facts", "of 2.mlp_act fire on 19 photographs of builtin")
+    page.wait_for_selector("#grid .tile")
+    page.locator("#atlas-zip").click()
+    wait_for_text(page, "#atlas-file", "Download atlas.zip")
+
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(url + "?tab=features")
+    wait_for_text(other, "#atlas-facts", "statistics of 19 built-in photographs")
+    other.wait_for_selector("#grid .tile")
+    context.close()
 
 
 def test_stored_results_are_shown_and_linked(page, url):

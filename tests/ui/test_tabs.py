@@ -249,6 +249,7 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     assert features.first_look(atlas, "", *looking(app))[features.shown] == ""  # it is of another model
     assert features.first_look(atlas, atlas, *looking(app, shown=atlas)) == gr.skip()
     assert features.first_look("", app.model.value, *looking(app)) == gr.skip()
+    assert "built-in photographs" in features.first_look("", "", *looking(app))[features.panel.facts]
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
     assert behavior.first_look(app.model.value, photo, "", -1, "linear", (4, 4, 1, 1)) == gr.skip()
 
@@ -357,14 +358,14 @@ def test_a_feature_of_another_model_closes_the_atlas(app, atlas):
 def test_another_model_brings_its_own_features(app, atlas):
     features = app.page.tab(FeaturesTab)
 
-    here = features.model_changed("features", atlas, *looking(app, shown=atlas, site="1.mlp_act", offset=9))
-    elsewhere = features.model_changed("maps", atlas, *looking(app, shown=atlas))
+    here = features.follow("features", "", atlas, *looking(app, shown=atlas, site="1.mlp_act", offset=9))
+    elsewhere = features.follow("maps", "", atlas, *looking(app, shown=atlas))
 
     assert here[features.shown] == elsewhere[features.shown] == "" and elsewhere[features.grid.html] == ""
     assert here[features.grid.listed] == app.model.value and here[features.grid.offset] == 0
     assert elsewhere[features.grid.listed] == ""
-    assert features.model_changed("features", "", *looking(app)) == gr.skip()  # nothing is shown yet
-    assert features.model_changed("features", atlas, *looking(app, "tiny/vit", atlas)) == gr.skip()
+    assert features.follow("maps", "", "", *looking(app)) == gr.skip()  # nothing is shown yet
+    assert features.follow("maps", atlas, atlas, *looking(app, "tiny/vit", atlas)) == gr.skip()
 
 
 def test_a_link_restores_the_site_the_order_and_the_place(app):

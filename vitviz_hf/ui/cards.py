@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import open_image
-from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map, usual_scores
@@ -96,22 +95,9 @@ class RankResult:
     """Likeliest labels with their probability; empty without a classifier."""
 
 
-def atlas_in_use(shelf: Shelf, snapshot: Snapshot, site: Site | None = None) -> Atlas | None:
-    """The atlas whose statistics and images stand for the photographs, where none was chosen.
-
-    Args:
-        site: what it must cover.
-    """
-    atlas = shelf.own_atlas()
-    if atlas is None or (site and site not in atlas.sites):
-        return None
-    of = atlas.manifest["model_id"], atlas.manifest["revision"]
-    return atlas if of == (snapshot.model_id, snapshot.revision) else None
-
-
 def fitting_atlas(shelf: Shelf, view: ModelView, site: Site) -> Atlas | None:
-    """As `atlas_in_use`, of the model as it is loaded: its scores are on one scale with the view's."""
-    atlas = atlas_in_use(shelf, view.snapshot, site)
+    """As `Shelf.atlas_for`, of the model as it is loaded: its scores are on one scale with the view's."""
+    atlas = shelf.atlas_for(view.snapshot, site)
     return atlas if atlas and not view.identity.difference(atlas.manifest) else None
 
 

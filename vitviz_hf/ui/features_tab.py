@@ -1,7 +1,6 @@
 """Tab Browse features: the features of a layer or of an atlas, and the page of each beside them."""
 
-import html
-import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +10,8 @@ from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import AtlasError, SiteError, VitvizError
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.ui.atlas_panel import AtlasPanel
 from vitviz_hf.ui.beside import Beside
-from vitviz_hf.ui.cards import atlas_in_use
 from vitviz_hf.ui.drawing import feature_cards_html
 from vitviz_hf.ui.events import LATEST, open_photo, shown, tried
 from vitviz_hf.ui.layer_grid import LayerGrid
@@ -52,18 +51,11 @@ class FeaturesTab:
                 self.html = picker(
                     "page", label="Page of the feature", value="<p>Choose a feature to see its page.</p>"
                 )
-        self.filled = [self.facts, self.results, self.shown, *self.grid.shown]
+        self.filled = [*self.panel.told, self.results, self.shown, *self.grid.shown]
 
     def _lay_out_atlas(self) -> None:
-        self.atlas = gr.Textbox(
-            os.environ.get("VITVIZ_ATLAS", ""),
-            label="Atlas: a Hub dataset made by vitviz search",
-            max_lines=1,
-            elem_id="atlas",
-            placeholder="OWNER/NAME",
-        )
-        self.open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
-        self.facts = gr.Markdown(elem_id="atlas-facts")
+        self.panel = AtlasPanel(self.page)
+        self.atlas = self.panel.atlas
         self.find = gr.Button("Find the features of your picture", elem_id="find")
         self.word = gr.Textbox(
             label="Find features by a word",
@@ -78,7 +70,7 @@ class FeaturesTab:
     def kept(self) -> list[Kept]:
         """What the address bar keeps."""
         return [
-            Kept("atlas", self.atlas, or_else(os.environ.get("VITVIZ_ATLAS", ""))),
+            Kept("atlas", self.atlas, or_else("")),
             *self.grid.kept,
             Kept("shows", self.feature, or_else("")),
         ]
@@ -96,12 +88,11 @@ class FeaturesTab:
         shown_page = [*source, self.feature]
         self.word.submit(self.find_word, [*source, self.word], self.results, **private)
         page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
-        opening = [self.open_button.click, self.atlas.submit]
-        opened = gr.on(opening, self.open, [self.atlas, *self.looking], self.filled, **private)
-        page.link(opened)
+        page.link(self.atlas.input(self.open, [self.atlas, *self.looking], self.filled, **private))
+        following = [page.tab_key, self.atlas, grid.listed, *self.looking]
+        for changed in self.panel.connect():
+            page.link(changed.success(self.follow, following, self.filled, **private))
         self.find.click(self.find_features, [*source, maps.photo], self.results, **private)
-        changed = [page.tab_key, grid.listed, *self.looking]
-        page.link(page.loaded.change(self.model_changed, changed, self.filled, **private))
         quiet: dict[str, Any] = {"show_progress_on": [grid.facts], **private}
         browsing = [grid.site.input, grid.sort.input, grid.fires.input]
         page.link(gr.on(browsing, self.browse, self.looking, grid.shown, **quiet))
@@ -142,7 +133,7 @@ class FeaturesTab:
             atlas = self.shelf.atlas(name)
             return self.shelf.snapshot_of(atlas), atlas
         snapshot = self.shelf.snapshot(model_id)
-        return snapshot, atlas_in_use(self.shelf, snapshot, site)
+        return snapshot, self.shelf.atlas_for(snapshot, site)
 
     def look(self, model_id: str, name: str, kind: str, layer: float | None, *asked: Any) -> Values:
         """The grid of a site; of the first tab's layer where none is chosen."""
@@ -174,49 +165,48 @@ class FeaturesTab:
         return {self.html: str(self.page_job(*self.source(model_id, name, wanted.site), wanted))}
 
     def opened(self, name: str, *asked: Any) -> Values:
-        """An atlas, at the site that is asked for or the first tab's; the loaded model without a name."""
-        model_id, _, *rest = asked
-        if not name:
-            return {self.facts: "", self.results: "", self.shown: "", **self.look(model_id, "", *rest)}
-        known = self.shelf.atlas(name)
-        m = known.manifest
-        text = (
-            f"**{html.escape(m['model_id'])}** on {html.escape(m['dataset'])}: {sum(known.sites.values()):,} features, "
-            f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
-        )
-        kind, layer, site, *order = rest
-        site = site if site in map(str, known.sites) else ""
+        """An atlas, at the site that is asked for or the first tab's; that in use for the model without a name."""
+        model_id, _, kind, layer, site, *order = asked
+        known = self.panel.in_use(model_id, name)
+        if known and name and site not in map(str, known.sites):
+            site = ""
         looked = self.look(model_id, name, kind, layer, site, *order)
-        return {self.facts: text, self.results: "", self.shown: name, **looked}
+        return {**self.panel.tell(known), self.results: "", self.shown: name, **looked}
 
     @shown
     def open(self, name: str, *asked: Any) -> Values:
-        """Another atlas; the loaded model for an empty box."""
+        """Another atlas."""
         return self.opened((name or "").strip(), *asked)
+
+    @shown
+    def follow(self, tab: str, name: str, listed: str, *asked: Any) -> Values:
+        """After another model or atlas: what is now in use if the tab is open; what was of another model goes."""
+        model_id, opened, kind, layer, _, *order = asked
+        other = bool(listed) and listed != model_id and not self.is_of(opened, model_id)
+        if tab == self.key:
+            return (
+                self.opened(name, model_id, opened, kind, layer, "", *order[:-1], 0) if other else self.now(name, asked)
+            )
+        if not other:
+            return gr.skip()
+        grid = self.grid
+        emptied = {grid.site: gr.update(choices=[], value=""), grid.offset: 0, grid.html: "", grid.listed: ""}
+        return {self.results: "", self.shown: "", **emptied}
 
     @shown
     def first_look(self, name: str, listed: str, *asked: Any) -> Values:
         """The atlas that is named if it is of the loaded model, or that model, when the tab does not show it yet."""
+        model_id, opened = asked[:2]
+        wanted = name if name == opened or self.is_of(name, model_id) else opened
+        return gr.skip() if listed == (wanted or model_id) else self.now(wanted, asked)
+
+    def now(self, name: str, asked: Sequence[Any]) -> Values:
+        """As `opened`; at the first tab's site where the one that is asked for was another model's."""
         model_id, opened, kind, layer, _, *order = asked
-        if listed == (opened or model_id):
-            return gr.skip()
-        name = opened or (name if self.is_of(name, model_id) else "")
         try:
             return self.opened(name, *asked)
-        except SiteError:  # the site was another model's
+        except SiteError:
             return self.opened(name, model_id, opened, kind, layer, "", *order)
-
-    @shown
-    def model_changed(self, tab: str, listed: str, *asked: Any) -> Values:
-        """Another model is loaded: what was shown of the one before is put away."""
-        model_id, opened, kind, layer, _, *order = asked
-        if not listed or listed == model_id or self.is_of(opened, model_id):
-            return gr.skip()
-        if tab == self.key:
-            return self.opened("", model_id, "", kind, layer, "", *order[:-1], 0)
-        grid = self.grid
-        emptied = {grid.site: gr.update(choices=[], value=""), grid.offset: 0, grid.html: "", grid.listed: ""}
-        return {self.facts: "", self.results: "", self.shown: "", **emptied}
 
     def is_of(self, name: str, model_id: str) -> bool:
         """Whether an atlas can be opened and is of a model."""
@@ -226,8 +216,6 @@ class FeaturesTab:
 
     def restored(self, name: str, feature: str, *asked: Any) -> Values:
         """The grid and the page that a link shows; without the atlas if it cannot be opened."""
-        usual = os.environ.get("VITVIZ_ATLAS", "")
-        name = name if name != usual or self.is_of(name, asked[0]) else ""
         values = tried(lambda: self.opened(name, *asked)) if name else {}
         values = values or tried(lambda: self.opened("", *asked))
         opened = values.get(self.shown, "")

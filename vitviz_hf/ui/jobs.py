@@ -1,7 +1,6 @@
 """What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
 
 import html
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -31,7 +30,7 @@ from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
+from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_values
 from vitviz_hf.reading.recording import activations, record_with_logits
@@ -130,8 +129,7 @@ class Jobs:
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
         """Layers, kinds and sizes of a model. Needs no GPU."""
-        zero = os.environ.get("SPACES_ZERO_GPU")  # no device outside of jobs there
-        view = load_snapshot(snapshot, "cpu") if zero else self._shelf.view(snapshot)
+        view = self._shelf.described(snapshot)
         find_tap(view, Site(0, "mlp_act"))
         kinds = tuple(k for k in view.kinds if any(k in layer.taps for layer in view.layers))
         return ModelFacts(

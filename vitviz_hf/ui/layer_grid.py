@@ -15,7 +15,6 @@ from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import list_sites
 from vitviz_hf.sites import parse_site
 from vitviz_hf.templates import load_template
-from vitviz_hf.ui.cards import atlas_in_use
 from vitviz_hf.ui.events import one_word, whole_number
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
@@ -318,7 +317,7 @@ class SiteLook:
         same = [s for s in sites if s.partition(".")[2] == otherwise.partition(".")[2]]
         address = wanted or (otherwise if otherwise in sites else (same or sites)[-1])
         site = parse_site(address, None if chosen else view.kinds)
-        atlas = chosen or atlas_in_use(self._shelf, snapshot, site)
+        atlas = chosen or self._shelf.atlas_for(snapshot, site)
         if atlas is None:
             reference = self._shelf.reference(view)
             known = model_statistics(view, reference, site)
