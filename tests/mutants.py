@@ -353,9 +353,21 @@ MUTANTS = [
         ),
         (
             "values that are not finite are ranked",
-            "[self.top.update(columns.where(finite, -math.inf), owners)]",
-            "[self.top.update(columns, owners)]",
+            "[self.top.update(columns.where(finite, -math.inf), owners, facts)]",
+            "[self.top.update(columns, owners, facts)]",
             "atlas/fold::an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_negative",
+        ),
+        (
+            "correlations are about zero instead of the mean",
+            "rest = slots[:-1] - self.mean[:, None] * slots[-1]",
+            "rest = slots[:-1]",
+            "atlas/fold::correlations_are_exact_while_no_two_images_share_a_slot",
+        ),
+        (
+            "of an image that comes again, the place of its weaker value is kept",
+            "order, candidates = order.gather(1, best), candidates.gather(1, best)",
+            "candidates = candidates.gather(1, best)",
+            "atlas/search::a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ranks",
         ),
     ),
     *_of(

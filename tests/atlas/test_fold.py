@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from vitviz_hf.atlas.config import SearchConfig
-from vitviz_hf.atlas.fold import N_BINS, NO_KEY, SiteFold
-from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.fold import N_BINS, N_SLOTS, NO_KEY, SiteFold
+from vitviz_hf.atlas.search import count_positive, search
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.stream import open_source
 
@@ -17,21 +18,84 @@ def test_an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_
     scores = torch.tensor([[-3.0, -1.0], [bad, -9.0], [-2.0, -5.0]])
     fold = SiteFold.empty(2, 3, torch.device("cpu"))
 
-    ranked = fold.update(scores, torch.full((3, 2), 0.5), torch.tensor([11, 12, 13]), scores.isfinite().all(1))
+    places = torch.arange(6).reshape(3, 2)
+    finite = scores.isfinite().all(1)
+    ranked = fold.update(scores, torch.full((3, 2), 0.5), scores + 0.5, places, torch.tensor([11, 12, 13]), finite)
 
     assert fold.top.keys.tolist() == [[13, 11, NO_KEY], [11, 13, NO_KEY]]
     assert fold.bottom.keys.tolist() == [[11, 13, NO_KEY], [13, 11, NO_KEY]]
     assert fold.top.values[:, :2].tolist() == [[-2, -3], [-1, -5]] and set(ranked.tolist()) == {11, 13, NO_KEY}
     assert fold.n == 2 and fold.mean.tolist() == [-2.5, -3] and fold.active.tolist() == [1, 1]
     assert fold.counts.sum(1).tolist() == [2, 2]
+    assert fold.top.facts[:, :2].tolist() == [[[-1.5, 4], [-2.5, 0]], [[-0.5, 1], [-4.5, 5]]]
+    assert fold.peak_mean.tolist() == [-2, -2.5] and fold.peak_squares.tolist() == [0.5, 8]
 
 
 def test_values_beyond_the_last_bin_are_counted_in_it():
     fold = SiteFold.empty(1, 1, torch.device("cpu"))
 
-    fold.update(torch.tensor([[5e3], [-2e9], [0.0]]), torch.zeros(3, 1), torch.arange(3), torch.ones(3).bool())
+    zeros = torch.zeros(3, 1)
+    scores = torch.tensor([[5e3], [-2e9], [0.0]])
+    fold.update(scores, zeros, zeros, zeros.long(), torch.arange(3), torch.ones(3).bool())
 
     assert fold.counts.nonzero()[:, 1].tolist() == [0, N_BINS, 2 * N_BINS]
+
+
+def correlated(n, generator):
+    """Scores [n, 40] that have much, little and nothing in common, far from zero; two do not vary."""
+    common = torch.randn(n, 4, generator=generator)
+    scores = common @ torch.randn(4, 40, generator=generator) + 2 * torch.randn(n, 40, generator=generator) + 5
+    scores[:, 38], scores[:, 39] = 3, 0
+    return scores
+
+
+def folded(scores, keys, finite, cut):
+    """Two folds of the parts before and after `cut`, in batches, merged."""
+    parts = []
+    for rows in (range(cut), range(cut, len(scores))):
+        fold = SiteFold.empty(scores.shape[1], 2, torch.device("cpu"))
+        for some in torch.tensor(list(rows)).split(16):
+            zeros = torch.zeros(len(some), scores.shape[1])
+            fold.update(scores[some], zeros, zeros, zeros.long(), keys[some], finite[some])
+        parts.append(fold)
+    parts[0].merge(parts[1])
+    return parts[0]
+
+
+def test_correlations_are_exact_while_no_two_images_share_a_slot():
+    generator = torch.Generator().manual_seed(1)
+    scores, finite = correlated(400, generator), torch.rand(400, generator=generator) < 0.8
+    keys = torch.arange(400) + N_SLOTS * torch.randint(0, 10**6, (400,), generator=generator)
+
+    others, found = folded(scores, keys, finite, 150).neighbours(6)
+
+    with np.errstate(invalid="ignore"):
+        exact = np.nan_to_num(np.corrcoef(scores[finite].double().numpy().T), nan=-1)
+    np.fill_diagonal(exact, -np.inf)
+    np.testing.assert_array_equal(others[:38], np.argsort(-exact, 1, kind="stable")[:38, :6])
+    np.testing.assert_allclose(found[:38], -np.sort(-exact, 1)[:38, :6], atol=1e-5)
+    assert (found[38:] == -1).all() and not {38, 39} & set(others[:38].ravel())
+
+
+def test_correlations_over_many_images_are_off_by_a_few_hundredths():
+    generator = torch.Generator().manual_seed(2)
+    scores = correlated(6000, generator)
+    keys = torch.randint(0, 2**62, (6000,), generator=generator)
+
+    others, found = folded(scores, keys, torch.ones(6000).bool(), 2500).neighbours(37)
+
+    exact = np.corrcoef(scores[:, :38].double().numpy().T)
+    error = found[:38] - np.take_along_axis(exact, others[:38], 1)
+    assert error.std() < 0.06 and np.abs(error).max() < 0.25
+    assert exact.std() > 0.2
+
+
+@pytest.mark.parametrize("n_patches", [1, 254, 255, 256, 700])
+def test_positive_patches_are_counted_beyond_what_a_byte_holds(n_patches):
+    patches = torch.randn(2, n_patches, 3, generator=torch.Generator().manual_seed(3))
+    patches[0, :, 0], patches[1, :, 0] = 1, 0
+
+    assert count_positive(patches).tolist() == (patches.numpy() > 0).sum(1).tolist()
 
 
 @pytest.mark.parametrize("rank", [-1, 2])

@@ -40,11 +40,13 @@ from vitviz_hf import (
     to_pixels,
     top_features,
 )
+from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits, page_document
-from vitviz_hf.atlas.search import search
-from vitviz_hf.atlas.store import QUANTILES, Atlas, open_atlas, push_atlas, unusual_features
+from vitviz_hf.atlas.parquet import QUANTILES
+from vitviz_hf.atlas.search import search, search_steps
+from vitviz_hf.atlas.store import Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
 from vitviz_hf.cli.main import main
@@ -234,7 +236,7 @@ SEARCHING = """
 import sys
 from pathlib import Path
 from vitviz_hf import SearchConfig, load_model, open_source
-from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.search import search, search_steps
 view, source = load_model(sys.argv[1], device="cpu"), open_source(sys.argv[2])
 tell = lambda state: print(state.n_rows, flush=True)
 search(view, source, SearchConfig(batch=2, k=4), Path(sys.argv[3]), True, progress=tell, checkpoint_seconds=0)
@@ -388,6 +390,22 @@ def test_a_connection_that_comes_back_loses_and_repeats_no_row(parquet, monkeypa
     assert flaky[0].failures == []
 
 
+def test_a_search_that_is_closed_has_stored_what_it_read_and_goes_on(tiny_view, pictures, tmp_path):
+    view, source, config = tiny_view("vit"), open_source(str(pictures)), SearchConfig(k=3, batch=4, layers=(1,))
+    whole = search(view, source, config, tmp_path / "whole")
+
+    for n in (2, 3):
+        steps = search_steps(view, source, config, tmp_path / "w", resume=True)
+        state = next(itertools.islice(steps, n - 1, None))
+        steps.close()
+    *_, last = [(s.n_images, s.done) for s in search_steps(view, source, config, tmp_path / "w", resume=True)]
+    resumed = search(view, source, config, tmp_path / "w", resume=True)
+
+    assert state.n_images == 20 and last == (N, True)
+    for site, fold in whole.folds.items():
+        assert all(torch.equal(t, resumed.folds[site].tensors()[name]) for name, t in fold.tensors().items())
+
+
 def test_an_interrupted_search_is_neither_overwritten_nor_mixed(tiny_view, pictures, tmp_path):
     view, source = tiny_view("vit"), open_source(str(pictures))
     search(view, source, SearchConfig(k=3, layers=(1,)), tmp_path / "w")
@@ -472,6 +490,7 @@ def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_p
         metadata = metadata_of(atlas_of(called(tiny_view("vit"), name), pictures, out))
 
         assert metadata.get("base_model") == (name if "/" in name else None)
+        assert (f"base_model:{name}" in metadata["tags"]) == ("/" in name)
         assert metadata["pretty_name"] == f"Atlas of {name}" and "vision-transformer" in metadata["tags"]
         assert metadata["configs"] == [
             {"config_name": "features", "default": True, "data_files": "features/*.parquet"},
@@ -479,14 +498,9 @@ def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_p
         ]
 
 
-def test_neighbours_share_images_and_an_image_finds_its_features(tiny_view, pictures, tmp_path):
+def test_an_image_finds_its_features(tiny_view, pictures, tmp_path):
     view = tiny_view("vit")
     atlas = atlas_of(view, pictures, tmp_path / "atlas", k=4)
-    feature = parse_feature("1.mlp_act:3")
-    rows = atlas.table(feature.site).top_rows
-
-    for neighbour, shared in atlas.neighbours(feature):
-        assert shared == len(set(rows[3]) & set(rows[neighbour.index])) > 0
     pixels = to_pixels(view, draw(5))
     site = Site(1, "mlp_act")
     scores = activations(view, pixels, [site])[site].values[0, 1:].mean(0).numpy()
@@ -685,6 +699,28 @@ def test_an_atlas_is_pushed_pulled_and_opened_by_id(hub, tiny_view, pictures, tm
         open_atlas("odd/other")
 
 
+def test_atlases_on_the_hub_are_found_by_their_model_without_a_token(hub, tiny_view, pictures, tmp_path, monkeypatch):
+    view = called(tiny_view("vit"), "found/model")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas")
+    for name, private in (("friend/found", False), ("friend/hidden", True)):
+        push_atlas(atlas.folder, name, private=private, token="hf_friend")
+    other = atlas_of(called(view, "found/other"), pictures, tmp_path / "other")
+    push_atlas(other.folder, "friend/other", token="hf_friend")
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: "hf_friend")
+
+    found = find_atlases("found/model", token=False)
+
+    assert found == ["friend/found"] and hub.log[-1][1:] == ("api/datasets", None)
+    assert find_atlases("builtin", token=False) == [] == find_atlases("nobody/knows", token=False)
+
+
+def test_without_a_hub_no_atlas_is_found_and_that_is_told(monkeypatch):
+    monkeypatch.setattr("vitviz_hf.hub.hub_reachable", lambda: False)
+
+    with pytest.raises(AtlasError, match="the Hub failed at 'vitviz-atlas base_model:any/model'"):
+        find_atlases("any/model", token=False)
+
+
 @pytest.fixture(scope="module")
 def named(tiny_folder, pictures, tmp_path_factory):
     """An atlas of a tiny CLIP, and what its own text tower calls its features."""
@@ -855,13 +891,17 @@ def test_moments_are_those_of_float64_even_far_from_zero(mean, std):
     for start in range(0, 4000, 10):
         rows = slice(start, start + 10)
         part = apart if start >= 1500 else fold
-        part.update(scores[rows], shares[rows], torch.arange(start, start + 10), finite[rows])
+        peaks, places = 2 * scores[rows] + 1, torch.zeros(10, 3).long()
+        part.update(scores[rows], shares[rows], peaks, places, torch.arange(start, start + 10), finite[rows])
     fold.merge(apart)
 
     kept = scores[finite].double().numpy()
     assert fold.n == len(kept) == int(fold.counts[0].sum())
     np.testing.assert_allclose(fold.mean, kept.mean(0), rtol=1e-9, atol=1e-8)
     np.testing.assert_allclose(np.sqrt(fold.squares / fold.n), kept.std(0), rtol=1e-5)
+    peaks = (2 * scores + 1)[finite].double().numpy()
+    np.testing.assert_allclose(fold.peak_mean, peaks.mean(0), rtol=1e-9, atol=1e-8)
+    np.testing.assert_allclose(np.sqrt(fold.peak_squares / fold.n), peaks.std(0), rtol=1e-5)
     np.testing.assert_allclose(fold.active, shares[finite].double().sum(0), rtol=1e-6)
 
 
@@ -877,12 +917,13 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
     n = sum(cuts)
     values = torch.randint(0, 5, (3, n), generator=generator).float()
     keys = torch.randint(0, max(2, n // 2), (n,), generator=generator)  # nearly every key comes again
-    rankings = [Ranking.empty(3, k, torch.device("cpu")) for _ in range(n_ranks)]
+    rankings = [Ranking.empty(3, k, torch.device("cpu"), 2) for _ in range(n_ranks)]
 
     for i, (chunk, owners) in enumerate(zip(values.split(cuts, 1), keys.split(cuts), strict=True)):
-        rankings[i % n_ranks].update(chunk, owners.expand(3, -1))
+        owners = owners.expand(3, -1)
+        rankings[i % n_ranks].update(chunk, owners, torch.stack([chunk, owners.float()], 2))
     for other in rankings[1:]:
-        rankings[0].update(other.values, other.keys)
+        rankings[0].update(other.values, other.keys, other.facts)
 
     for row in range(3):
         highest = {}
@@ -891,6 +932,7 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
         expected = sorted((-value, key) for key, value in highest.items())[:k]
         got = list(zip((-rankings[0].values[row]).tolist(), rankings[0].keys[row].tolist(), strict=True))
         assert got[: len(expected)] == expected
+        assert rankings[0].facts[row, : len(expected)].tolist() == [[-value, key] for value, key in expected]
         assert all(value == math.inf and key == NO_KEY for value, key in got[len(expected) :])
 
 
@@ -1003,7 +1045,7 @@ def test_every_process_goes_on_where_it_was_stopped(limit, n_ranks, parquet, tin
         calls = itertools.count()
 
         def progress(state):
-            if next(calls):  # the first batch is saved, the second is not
+            if next(calls):  # after two batches, which are stored
                 raise Killed
 
         return progress
@@ -1016,7 +1058,7 @@ def test_every_process_goes_on_where_it_was_stopped(limit, n_ranks, parquet, tin
                     view, source, config, tmp_path / f"killed-{rank}", attempt > 0, rank, n_ranks, stopping(), 0
                 )
                 break
-        assert attempt == (straight.n_rows + 1) // 2 - 1 > 0
+        assert attempt == (straight.n_rows + 1) // 2 // 2 > 0
         assert stopped.n_rows == straight.n_rows
         for site, fold in straight.folds.items():
             for name, tensor in fold.tensors().items():

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +14,9 @@ from PIL import Image
 from vitviz_hf import Feature, load_model, open_image, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import SKETCH_ERROR, SiteFold
+from vitviz_hf.atlas.parquet import QUANTILES
 from vitviz_hf.atlas.search import open_crops, search
-from vitviz_hf.atlas.store import QUANTILES, open_atlas, unusual_features
+from vitviz_hf.atlas.store import open_atlas, unusual_features
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError, FeatureError
 from vitviz_hf.sites import Site
@@ -113,7 +115,8 @@ def test_active_shares_add_up():
     fold = SiteFold.empty(2, 1, torch.device("cpu"))
     shares = torch.tensor([[0.0, 0.25], [0.5, 0.25]])
 
-    fold.update(torch.zeros(2, 2), shares, torch.tensor([4, 5]), torch.tensor([True, True]))
+    zeros = torch.zeros(2, 2)
+    fold.update(zeros, shares, zeros, zeros.long(), torch.tensor([4, 5]), torch.tensor([True, True]))
 
     assert fold.active.tolist() == [0.5, 0.5] and fold.n == 2
 
@@ -150,16 +153,60 @@ def test_the_histogram_counts_every_score_in_its_bin(made):
             assert counts.tolist() == numbers.tolist() and counts.sum() == N
 
 
-def test_neighbours_share_the_most_images_of_the_same_site(made):
+def test_neighbours_go_with_a_feature_over_the_images(made):
     atlas, scores, _, _ = made
 
     for site, values in scores.items():
-        tops = [set(column) for column in np.argsort(-values, axis=0)[:K].T]
+        exact = np.corrcoef(values.T)
         for index in (0, 3, 30):
-            shared = {i: len(tops[index] & other) for i, other in enumerate(tops) if i != index}
-            expected = sorted((i for i in shared if shared[i]), key=lambda i: (-shared[i], i))[:5]
             found = atlas.neighbours(Feature(site, index), 5)
-            assert found == [(Feature(site, i), shared[i]) for i in expected]
+            others = [f.index for f, _ in found]
+            assert len(set(others) - {index}) == 5 and {f.site for f, _ in found} == {site}
+            # 60 images share 512 slots, so that few meet in one
+            np.testing.assert_allclose([r for _, r in found], exact[index, others], atol=0.15)
+            best = np.sort(np.delete(exact[index], index))[-5:]
+            assert exact[index, others].min() > best[0] - 0.15
+            assert [r for _, r in found] == sorted((r for _, r in found), reverse=True)
+
+
+def test_strongest_patches_are_known_of_every_hit_and_of_all_images(made):
+    atlas, _, patches, names = made
+
+    for site, values in patches.items():
+        table, peaks = atlas.table(site), values.max(1)
+        np.testing.assert_allclose(table.peak_mean, peaks.mean(0), atol=2e-6)
+        np.testing.assert_allclose(table.peak_std, peaks.std(0), rtol=2e-5)
+        rows, cols = atlas.manifest["grids"][str(site)]
+        assert rows * cols == values.shape[1]
+        for index in range(values.shape[2]):
+            for hit in atlas.hits(Feature(site, index)):
+                own = values[names.index(atlas.image(hit.row).name), :, index].reshape(rows, cols)
+                np.testing.assert_allclose(hit.peak, own.max(), atol=3e-6)
+                np.testing.assert_allclose(own[hit.place], own.max(), atol=3e-6)
+            assert {h.place for h in atlas.hits(Feature(site, index), bottom=True)} == {None}
+
+
+def test_an_atlas_of_an_older_version_opens_without_what_it_lacks(made, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(made[0].folder, older)
+    path = older / "features" / "features.parquet"
+    file, since = (
+        pq.ParquetFile(path),
+        ["top_peaks", "top_places", "peak_mean", "peak_std", "neighbours", "correlations"],
+    )
+    groups = [file.read_row_group(i).drop_columns(since) for i in range(file.num_row_groups)]
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+    facts = json.loads((older / "manifest.json").read_text())
+    del facts["grids"]
+    (older / "manifest.json").write_text(json.dumps(facts))
+
+    atlas, feature = open_atlas(str(older)), Feature(ACT, 3)
+
+    assert [h.score for h in atlas.hits(feature)] == [h.score for h in made[0].hits(feature)]
+    assert {h.place for h in atlas.hits(feature)} == {None} and atlas.neighbours(feature) == []
+    assert atlas.table(ACT).peak_mean is None
 
 
 def test_the_manifest_counts_rows_images_and_stored_crops(made):

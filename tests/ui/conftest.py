@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.ui.browsing import visiting
+from tests.ui.test_papers import save_strip
 from vitviz_hf import load_model
 from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.run import run_experiment
@@ -29,6 +30,7 @@ def url(hub, tmp_path_factory):
     for name, layers in (("early", (0,)), ("late", (2,))):
         config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
         run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
+    save_strip(results / "story")
     environment = {
         **os.environ,
         "GRADIO_SERVER_PORT": str(port),

@@ -7,6 +7,7 @@ from urllib.request import urlopen
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from tests.ui.browsing import SECONDS, opened, text, value, visiting, wait_for_text
 from vitviz_hf import load_model
@@ -16,6 +17,8 @@ from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.app import TABS
+from vitviz_hf.ui.behavior_tab import BehaviorTab
+from vitviz_hf.ui.maps_tab import MapsTab
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -102,18 +105,91 @@ def atlas(hub, tmp_path_factory):
     return "tiny/atlas"
 
 
+def tile_at(page):
+    return page.evaluate("Number(document.activeElement.dataset.at)")
+
+
+def test_a_layer_is_browsed_with_the_keyboard_and_a_link_restores_it(page, url):
+    opened(page, url, "?tab=features&model=tiny/vit&layer=1")
+    page.wait_for_selector("#grid .tile")
+    page.wait_for_function("getComputedStyle(document.querySelector('#grid .all')).getPropertyValue('--sheet0')")
+    assert page.locator("#grid .tile[tabindex='0']").count() == 1
+    page.locator("#grid .tile[tabindex='0']").focus()
+    cols = page.evaluate("Math.floor(document.querySelector('#grid .all').clientWidth / 52)")
+
+    for key, at in [("ArrowDown", cols), ("ArrowRight", cols + 1), ("ArrowUp", 1), ("ArrowUp", 1), ("ArrowLeft", 0)]:
+        page.keyboard.press(key)
+        assert tile_at(page) == at
+    page.keyboard.press("End")
+    last = tile_at(page)
+    assert last + 1 == int(page.locator("#grid .tiles").get_attribute("aria-label").split()[0])
+    page.keyboard.press("ArrowLeft")
+    name = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    feature = value(page, "#page-feature")
+    assert name.startswith(f"{feature}: highest score ") and feature in text(page, "#page")
+    page.wait_for_function(f"location.search.includes('offset={last - 1}')")
+    assert "site=1.mlp_act" in page.url
+    neighbour = page.locator("#page .card").first.get_attribute("data-pick")
+    page.locator("#page .card").first.click()
+    page.wait_for_function("f => document.querySelector('#page h2').innerText.startsWith(f)", arg=f"{neighbour} of")
+    page.wait_for_function("f => location.search.includes('shows=' + encodeURIComponent(f))", arg=neighbour)
+    link = page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#page", f"{neighbour} of")
+    page.wait_for_selector(f"#grid .tile[tabindex='0'][data-at='{last - 1}']")
+    assert value(page, "#grid-site") == "1.mlp_act"
+
+
+def test_a_grid_of_many_sheets_keeps_few_tiles_in_the_page_and_loads_as_it_is_scrolled(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=features&model=builtin&site=11.mlp_act")
+    page.wait_for_selector("#grid .tile")
+    sheet = "k => getComputedStyle(document.querySelector('#grid .all')).getPropertyValue(`--sheet${k}`)"
+    page.wait_for_function(sheet, arg=0)
+    assert not page.evaluate(sheet, 8) and page.locator("#grid .tile").count() < 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= 392
+
+    page.evaluate("document.querySelector('#grid .tiles').scrollTop = 1e6")
+
+    page.wait_for_function(sheet, arg=12)
+    assert page.locator("#grid .tile").count() < 200 and not page.evaluate(sheet, 5)
+    page.wait_for_function("Number(new URLSearchParams(location.search).get('offset')) > 1000")
+    live = page.locator("#grid .tiles").get_attribute("aria-label")
+    page.locator("#grid-fires label").nth(1).click()
+    wait_for_text(page, "#grid-facts", "fire on no patch")
+    page.wait_for_function("l => document.querySelector('#grid .tiles').ariaLabel !== l", arg=live)
+    dead = page.locator("#grid .tiles").get_attribute("aria-label")
+    assert int(live.split()[0]) + int(dead.split()[0]) == 1536 and "fires=dead" in page.url
+    with page.expect_download() as download:
+        page.locator("#grid [data-file=csv]").click()
+    assert download.value.suggested_filename == "11.mlp_act.csv"
+    assert len(Path(download.value.path()).read_text().splitlines()) == 1537
+    context.close()
+
+
 def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page, url, atlas):
     opened(page, url)
     page.get_by_role("tab", name="Features").click()
+    page.wait_for_selector("#grid .tile")
     page.locator("#atlas input, #atlas textarea").first.fill(atlas)
     page.keyboard.press("Enter")
-    wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
-    page.locator("#features button").nth(2).click()
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in 3 layers, for tiny/vit, from the Hub."
+    )
+    wait_for_text(page, "#grid-facts", "19 photographs of builtin")
+    page.locator("#grid .tile").nth(2).click()
     wait_for_text(page, "#page", "Most activating images")
     feature = value(page, "#page-feature")
 
     assert feature in text(page, "#page")
-    assert page.locator("#page img").count() == 2 * 2 * 3
+    assert page.locator("#page .vitviz-page img").count() == 2 * 2 * 3
     page.wait_for_function("location.search.includes('shows=')")
     link = page.url
     page.goto("about:blank")
@@ -127,20 +203,72 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
     page.locator("#find-word input, #find-word textarea").first.fill("cat")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
+    page.wait_for_function("document.querySelector('#features').innerText.includes('cat')")
     page.locator("#features button").nth(0).click()
     page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
+@pytest.mark.parametrize("with_atlas", [False, True])
+def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, width, scheme, with_atlas):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(f"{url}?tab=features&shows=1.mlp_act:3" + (f"&atlas={atlas}" if with_atlas else ""))
+    page.wait_for_selector("#grid .tile")
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    if with_atlas:
+        page.locator("#find").click()
+        page.wait_for_selector("#features .card")
+
+    found = Axe().run(page).response["violations"]
+    context.close()
+
+    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):
+    opened(page, url, "?tab=features")
+    wait_for_text(page, "#atlas-facts", "In use: ")
+    page.locator("#search button").first.click()
+    page.locator("#search-dataset input").fill("builtin")
+    page.keyboard.press("Enter")
+    page.get_by_label("the layer of Your picture").check()
+    page.locator("#search-start").click()
+    wait_for_text(page, "#search-status", "Done: 19 photographs were searched.")
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in layer 2, for tiny/vit, made on"
+    )
+    wait_for_text(page, "#grid-facts", "of 2.mlp_act fire on 19 photographs of builtin")
+    page.wait_for_selector("#grid .tile")
+    page.locator("#atlas-zip").click()
+    wait_for_text(page, "#atlas-file", "Download atlas.zip")
+
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(url + "?tab=features")
+    wait_for_text(other, "#atlas-facts", "statistics of 19 built-in photographs")
+    other.wait_for_selector("#grid .tile")
+    context.close()
+
+
 def test_stored_results_are_shown_and_linked(page, url):
     opened(page, url, "?tab=experiments&result=late")
-    wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")
+    wait_for_text(page, "#experiment-story", "narrow-sites of tiny/vit")
 
-    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-table").split())
-    assert page.locator("#experiment-figures img").count() >= 1
+    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-story").split())
+    figure = page.locator("#experiment-story figure img").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#experiment-story figure img').naturalWidth > 300")
+    assert figure.get_attribute("alt").startswith("Optimized pictures of each site") and "The papers say" in text(
+        page, "#experiment-story"
+    )
+    assert "Cannot be told: a sample of 1 says nothing yet" in text(page, "#experiment-story .verdict")
     page.locator("#stored input").click()
     page.get_by_role("option", name="early").click()
-    page.wait_for_function("document.querySelector('#experiment-table').innerText.includes('high-frequency')")
+    page.wait_for_function("document.querySelector('#experiment-story').innerText.includes('high-frequency')")
     page.wait_for_function("location.search.includes('result=early')")
 
 
@@ -149,7 +277,7 @@ def test_a_sample_of_an_experiment_runs_live(page, url):
     page.locator("#run-experiment").click()
 
     wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
-    assert "0.mlp_act:" in text(page, "#experiment-table") and "2.mlp_act:" in text(page, "#experiment-table")
+    assert "0.mlp_act:" in text(page, "#experiment-story") and "2.mlp_act:" in text(page, "#experiment-story")
     page.locator("#run-experiment").click()
     page.locator("#cancel-experiment").click()
     wait_for_text(page, "#experiment-status", "Cancelled.")
@@ -324,30 +452,18 @@ def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
     assert 300_000 < sum({**streamed, **finished}.values()) < 1_500_000
 
 
-def show_something(page, key):
-    """Open a tab and show what it shows, as far as that does not come by itself."""
-    page.locator(f"[role=tab][data-tab-id={key}]").click()
-    if key == "optimize":
-        page.locator("#steps input").fill("3")
-        page.locator("#optimize").click()
-        wait_for_text(page, "#optimize-status", "after 3 steps")
-    elif key == "views":
-        page.wait_for_selector("#views .thumbnail-item")
-    page.wait_for_timeout(700)
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
-def test_nothing_on_any_tab_shuts_anyone_out(browser, url, atlas, width, scheme):
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(browser, url, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     found = []
     with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
-        opened(page, url, f"?patch=1,2&atlas={atlas}&objective=1.mlp_act:3", advanced=True)
-        for tab in TABS:
-            show_something(page, tab.key)
+        opened(page, url, "?patch=1,2", advanced=True)
+        for tab in (MapsTab, BehaviorTab):
+            page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
+            page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
             violations = Axe().run(page).response["violations"]
-            serious = [v for v in violations if v["impact"] in ("serious", "critical")]
-            found += [(tab.key, v["id"], n["html"][:300], n["failureSummary"]) for v in serious for n in v["nodes"]]
+            found += [(tab.key, v["id"], v["nodes"]) for v in violations if v["impact"] in ("serious", "critical")]
 
     assert found == []
 
@@ -384,6 +500,68 @@ def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path)
     download.value.save_as(tmp_path / "a.png")
     assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
     assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+def test_seeds_grow_side_by_side_and_the_tray_brings_one_back_with_its_files(page, url, tmp_path):
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=30&seed=3&pictures=3")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 30 steps: seed 3 score")
+    places = [page.locator(f"#live{ending} img").bounding_box() for ending in ("", "-2", "-3")]
+    assert places[0]["x"] < places[1]["x"] < places[2]["x"] and len({place["y"] for place in places}) == 1
+    assert page.locator("#live-4").count() == 0 and "pictures=3" in page.url
+
+    with page.expect_download() as download:
+        page.locator("#download-2").click()
+    download.value.save_as(tmp_path / "b.png")
+    assert read_recipe(tmp_path / "b.png")["config"]["seed"] == 4
+    with page.expect_download() as download:
+        page.locator("#growth").click()
+    download.value.save_as(tmp_path / "growth.webp")
+    assert Image.open(tmp_path / "growth.webp").size == (3 * 224, 224)
+
+    assert page.locator("#tray button[data-pick]").count() == 3  # newest first: seed 5, 4, 3
+    page.locator("#tray button[data-pick]").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-2", state="detached")
+    page.wait_for_function("document.querySelector('#live img')?.alt === 'Optimized picture of 1.mlp_act:7, seed 4'")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, url, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=3&pictures=2")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 3 steps")
+    found = Axe().run(page).response["violations"]
+    opened(page, url, "?tab=experiments&result=late")
+    wait_for_text(page, "#experiment-story", "Cannot be told")
+    found += Axe().run(page).response["violations"]
+    sideways = page.evaluate("document.documentElement.scrollWidth")
+    scrolls = page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#experiment-story .scroll'))")
+    context.close()
+
+    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert sideways <= width + 2 and scrolls
+
+
+def test_a_tile_of_the_strip_opens_the_map_of_its_feature(page, url):
+    opened(page, url)
+    tile = page.locator("#strip a").first
+    tile.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#strip img').naturalWidth === 16")
+    assert tile.locator("img").first.get_attribute("loading") == "lazy"
+    tile.click()
+
+    wait_for_text(page, "#map-facts", "1.mlp_act:9")
+    assert "photo=coins" in page.url and "feature=1.mlp_act%3A9" in page.url
 
 
 def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):

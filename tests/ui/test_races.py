@@ -35,8 +35,9 @@ def slow(hub):
 @pytest.fixture(scope="module")
 def page(browser, slow):
     with visiting(browser) as page:
-        page.goto(f"{slow}?layer=1")
-        wait_for_text(page, "#map-facts", "values")
+        for query in ("?layer=1&model=tiny/deit", "?layer=1"):  # both models are loaded then
+            page.goto(slow + query)
+            wait_for_text(page, "#map-facts", "values")
         page.locator("#advanced button").first.click()
         yield page
 

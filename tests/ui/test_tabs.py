@@ -1,18 +1,27 @@
 """The tabs' handlers, called as gradio calls them, without a browser."""
 
+import base64
+import html
+import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitviz_hf import activation_map, activations, load_model, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
+from vitviz_hf.reading.exemplars import list_exemplars
+from vitviz_hf.reading.reference import correlated_features, load_reference
+from vitviz_hf.sites import Site
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui.app import TABS, App
 from vitviz_hf.ui.behavior_tab import BehaviorTab
@@ -49,7 +58,12 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "preset",
         "steps",
         "seed",
+        "pictures",
         "atlas",
+        "site",
+        "offset",
+        "sort",
+        "fires",
         "shows",
         "view",
         "filter",
@@ -191,7 +205,7 @@ def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
     maps, address = app.page.tab(MapsTab), "1.mlp_act:9"
     photo = str(builtin_paths()["coins"])
 
-    values = maps.map_feature(app.model.value, photo, address, "heatmap")
+    values = answer(app, {"feature": address}, image=photo, style="heatmap")
 
     feature = parse_feature(address)
     acts = activations(vit, to_pixels(vit, open_image(photo)), [feature.site])[feature.site]
@@ -203,7 +217,7 @@ def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
 def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     tab = app.page.tab(OptimizeTab)
     mine, other = (SimpleNamespace(session_hash=name) for name in ("mine", "other"))
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, mine)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), mine)
 
     assert next(frames)[tab.status] == "Loading the model ..."
     assert tab.stop(other) == gr.skip()
@@ -211,21 +225,21 @@ def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     assert tab.stop(mine) == "Stopping ..."
     cancelled, kept = frames
     assert cancelled == {tab.status: "Cancelled."}
-    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.download]["interactive"]
+    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.downloads[0]]["interactive"]
     assert tab.stop(mine) == gr.skip()
 
 
 def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_others(app):
     tab, maps = app.page.tab(OptimizeTab), app.page.tab(MapsTab)
     first, second = (SimpleNamespace(session_hash=name) for name in ("first", "second"))
-    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, first)
+    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), first)
     next(running)
     assert next(running)[tab.status].startswith("Step ")
-    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, second)
+    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, 1, (), second)
     next(waiting)
 
     assert next(waiting)[tab.status].startswith("Waiting: one run before yours")
-    values = maps.map_feature(app.model.value, str(builtin_paths()["coins"]), "1.mlp_act:9", "heatmap")
+    values = answer(app, {"feature": "1.mlp_act:9"})
     assert "values" in values[maps.facts]
     tab.stop(second)
     assert list(waiting) == [{tab.status: "Cancelled."}]
@@ -235,10 +249,8 @@ def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_
 
 
 def test_mistakes_are_told_as_gradio_errors(app):
-    with pytest.raises(gr.Error, match="has layers 0-2; got layer 9"):
-        app.page.tab(MapsTab).map_feature(app.model.value, str(builtin_paths()["coins"]), "9.mlp_act:1", "overlay")
     with pytest.raises(gr.Error, match="is not a Hub id"):
-        app.page.tab(FeaturesTab).open("/etc", "maximum")
+        app.page.tab(FeaturesTab).open("/etc", *looking(app))
     with pytest.raises(gr.Error, match="there is no stored result"):
         app.page.tab(ExperimentsTab).show_result("nothing")
 
@@ -260,7 +272,8 @@ def test_a_link_to_an_atlas_that_cannot_be_read_opens_the_rest_of_the_page(app):
 
     assert values[app.page.tab_key] == "features" and values[features.atlas] == "no/such"
     assert "3 layers" in values[app.facts] and values[maps.cards].count("data-pick") == 12
-    assert features.gallery not in values
+    assert values[features.shown] == "" and facts_of(values[features.grid.html])["site"] == "2.mlp_act"
+    assert "1.mlp_act:3" in values[features.html]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -279,26 +292,153 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     by_link = opened(app, tab="features", atlas=atlas)
     views_by_link = opened(app, tab="views", view="1,2")
 
-    assert len(by_link[features.gallery]) == 24 and by_link[features.shown] == atlas
+    assert by_link[features.shown] == atlas == by_link[features.grid.listed]
+    assert "19 photographs of builtin" in by_link[features.grid.facts]
     assert len(views_by_link[behavior.views]) == 6 and views_by_link[behavior.patch] == "1,2"
-    assert len(features.first_look(atlas, "maximum", "")[features.gallery]) == 24
-    assert features.first_look(atlas, "maximum", atlas) == gr.skip()
-    assert features.first_look("", "maximum", "") == gr.skip()
+    assert features.first_look(atlas, "", *looking(app, model="tiny/vit"))[features.shown] == atlas
+    assert features.first_look(atlas, "", *looking(app))[features.shown] == ""  # it is of another model
+    assert features.first_look(atlas, atlas, *looking(app, shown=atlas)) == gr.skip()
+    assert features.first_look("", app.model.value, *looking(app)) == gr.skip()
+    assert "built-in photographs" in features.first_look("", "", *looking(app))[features.panel.facts]
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
     assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
-def test_the_way_to_the_atlas_is_offered_where_it_has_the_feature(app, atlas):
-    offer = app.page.tab(FeaturesTab).offer
+def looking(app, model="", shown="", layer=1, site="", sort="index", fires="live", pictures="patch", offset=0):
+    """What the grid of the tab Browse features asks for."""
+    return [model or app.model.value, shown, "mlp_act", layer, site, sort, fires, pictures, offset]
 
-    assert offer(atlas, "tiny/vit", "1.mlp_act:3")["visible"]
-    for listed, model_id, feature in [
-        ("", "tiny/vit", "1.mlp_act:3"),
-        (atlas, "tiny/deit", "1.mlp_act:3"),
-        (atlas, "tiny/vit", "1.mlp_act:9999"),
-        (atlas, "tiny/vit", "nothing"),
-    ]:
-        assert not offer(listed, model_id, feature)["visible"]
+
+def facts_of(page):
+    return json.loads(html.unescape(re.search(r'data-grid="([^"]+)"', page)[1]))
+
+
+def test_a_layer_is_browsed_without_an_atlas_in_the_order_that_is_asked_for(app, vit):
+    features = app.page.tab(FeaturesTab)
+    peaks, scores = (getattr(load_reference(vit), part)[Site(1, "mlp_act")] for part in ("peaks", "scores"))
+    live = [i for i in scores.max(0).values.argsort(descending=True, stable=True).tolist() if peaks[:, i].max() > 0]
+
+    values = features.browse(*looking(app, sort="maximum", offset=9))
+    kept = features.refresh(*looking(app, site="0.attn_q", offset=9))
+
+    facts = facts_of(values[features.grid.html])
+    assert facts["features"] == live and facts["site"] == "1.mlp_act" and facts["at"] == 0
+    assert facts["maximum"][0] == pytest.approx(float(scores.max()), rel=0.01)
+    assert values[features.grid.site]["value"] == "1.mlp_act" and "0.attn_q" in values[features.grid.site]["choices"]
+    assert values[features.grid.pictures] == gr.update(visible=False)
+    assert f"**{len(live)}** of 64 features" in values[features.grid.facts]
+    assert facts_of(kept[features.grid.html])["site"] == "0.attn_q" and kept[features.grid.offset] == 9
+
+
+def test_dead_features_are_listed_by_themselves(app, vit, monkeypatch):
+    features, reference = app.page.tab(FeaturesTab), load_reference(vit)
+    site = Site(1, "mlp_act")
+    active = reference.active[site].clone()
+    active[:, [4, 11]] = 0
+    changed = replace(reference, active={**reference.active, site: active})
+    monkeypatch.setattr(app.page.shelf, "reference", lambda view: changed)
+
+    dead = features.browse(*looking(app, fires="dead", sort="sparse"))
+    live = features.browse(*looking(app, fires="live", sort="sparse"))
+
+    assert facts_of(dead[features.grid.html])["features"] == [4, 11]
+    assert not {4, 11} & set(facts_of(live[features.grid.html])["features"])
+    assert "**2** of 64 features of 1.mlp_act fire on no patch" in dead[features.grid.facts]
+
+
+def test_the_page_asks_for_sheets_and_files_of_grids_that_it_was_shown(app):
+    grid = app.page.tab(FeaturesTab).grid
+    facts = facts_of(app.page.tab(FeaturesTab).browse(*looking(app))[grid.html])
+
+    assert Image.open(io.BytesIO(base64.b64decode(grid.sheet([facts["key"], 0])))).size == (16 * 56, 6 * 56)
+    assert base64.b64decode(grid.statistics([facts["key"], "csv"])).startswith(b"feature,mean,std,")
+    assert np.load(io.BytesIO(base64.b64decode(grid.statistics([facts["key"], "npz"]))))["mean"].shape == (64,)
+    for asked in (["none", 0], [facts["key"], 99], [facts["key"], "0"], [facts["key"]], None, {}):
+        assert grid.sheet(asked) == ""
+    for asked in (["none", "csv"], [facts["key"], "../x"], None):
+        assert grid.statistics(asked) == ""
+
+
+def test_a_page_without_an_atlas_has_the_features_peaks_and_neighbours_as_cards(app, vit):
+    features, feature = app.page.tab(FeaturesTab), parse_feature("1.mlp_act:3")
+
+    page = features.feature_page(app.model.value, "", str(feature))[features.html]
+
+    reference = load_reference(vit)
+    best = list_exemplars(vit, reference, feature)
+    near = correlated_features(reference.scores, feature, 8)
+    assert f"On the 19 built-in photographs: mean score {reference.scores[feature.site][:, 3].mean():.3g}" in page
+    assert page.count("<figure>") == len(best)
+    assert f"at patch {best[0].patch[0]},{best[0].patch[1]}" in page
+    assert re.findall(r'data-pick="([^"]+)"', page) == [str(f) for f, _ in near]
+    assert [f"correlation {r:.2f}" in page for _, r in near] == [True] * len(near)
+
+
+def test_a_page_of_an_atlas_has_its_neighbours_as_cards(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    page = features.pick(app.model.value, atlas, "1.mlp_act:3")[features.html]
+
+    known = app.page.shelf.atlas(atlas).neighbours(parse_feature("1.mlp_act:3"), 8)
+    assert "Most activating images" in page and known
+    assert re.findall(r'data-pick="([^"]+)"', page) == [str(f) for f, _ in known]
+
+
+def test_what_a_picture_or_a_word_finds_is_shown_as_cards(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    found = features.find_features(app.model.value, atlas, str(builtin_paths()["coins"]))[features.results]
+
+    assert found.count("data-pick") == 24 and found.count("<img") > 24 and " sd</small>" in found
+    with pytest.raises(gr.Error, match=r"no atlas of .* is open: open one above"):
+        features.find_features(app.model.value, "", str(builtin_paths()["coins"]))
+    with pytest.raises(gr.Error, match="have no words yet"):
+        features.find_word(app.model.value, atlas, "cat")
+
+
+def test_a_feature_of_another_model_closes_the_atlas(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    assert features.take("tiny/vit", atlas, "1.mlp_act:3")[features.shown] == atlas
+    assert features.take("tiny/deit", atlas, "1.mlp_act:3")[features.shown] == ""
+    assert features.take("tiny/vit", atlas, "1.mlp_act:9999")[features.shown] == ""
+    assert features.take("tiny/vit", "", "1.mlp_act:3")[features.feature] == "1.mlp_act:3"
+
+
+def test_another_model_brings_its_own_features(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    here = features.follow("features", "", atlas, *looking(app, shown=atlas, site="1.mlp_act", offset=9))
+    elsewhere = features.follow("maps", "", atlas, *looking(app, shown=atlas))
+
+    assert here[features.shown] == elsewhere[features.shown] == "" and elsewhere[features.grid.html] == ""
+    assert here[features.grid.listed] == app.model.value and here[features.grid.offset] == 0
+    assert elsewhere[features.grid.listed] == ""
+    assert features.follow("maps", "", "", *looking(app)) == gr.skip()  # nothing is shown yet
+    assert features.follow("maps", atlas, atlas, *looking(app, "tiny/vit", atlas)) == gr.skip()
+
+
+def test_a_link_restores_the_site_the_order_and_the_place(app):
+    features = app.page.tab(FeaturesTab)
+
+    values = opened(app, tab="features", site="0.attn_q", offset="7", sort="maximum", fires="live")
+    odd = opened(app, tab="features", offset="99999", sort="x", fires="x")
+
+    facts = facts_of(values[features.grid.html])
+    assert facts["site"] == "0.attn_q" and facts["at"] == 7 == values[features.grid.offset]
+    assert values[features.grid.sort] == "maximum"
+    assert facts_of(odd[features.grid.html])["at"] == len(facts_of(odd[features.grid.html])["features"]) - 1
+
+
+def test_the_chosen_features_card_stands_beside_its_box(app):
+    tab = app.page.tab(OptimizeTab)
+
+    assert 'data-pick="1.mlp_act:3"' in tab.show_card(app.model.value, "1.mlp_act:3")
+    assert 'data-pick="1.mlp_act:3"' in tab.show_card(app.model.value, "-1.mlp_act:3")
+    for other in ("logit:2", "1.mlp_act:3 + 1.mlp_act:4", "9.mlp_act:1", "", None):
+        assert tab.show_card(app.model.value, other) == ""
+    assert tab.first_look("<div>", app.model.value, "1.mlp_act:3") == gr.skip()
+    assert "data-pick" in tab.first_look(None, app.model.value, "1.mlp_act:3")
 
 
 def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps_the_place(app, hub):
@@ -323,31 +463,31 @@ def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
 
 def test_a_failed_run_leaves_no_old_picture_and_no_loading(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, me), []
+    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, 1, (), me), []
 
     with pytest.raises(gr.Error):
         for values in frames:
             seen.append(values)
 
-    assert seen[0][tab.live]["value"] is None and seen[0][tab.download]["value"] is None
+    assert seen[0][tab.lives[0]]["value"] is None and seen[0][tab.downloads[0]]["value"] is None
     assert "got layer 9" in seen[-1][tab.status]
 
 
 def test_a_stop_after_the_end_leaves_the_result(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, 1, (), me)
     values = next(v for v in frames if "after 3 steps" in v[tab.status])
     tab.stop(me)
 
-    assert values[tab.download]["interactive"] and list(frames) == []
+    assert values[tab.downloads[0]]["interactive"] and list(frames) == []
 
 
 def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, 1, (), me)
     next(v for v in frames if v[tab.status].startswith("Step "))
     tab.stop(me)
-    path = list(frames)[-1][tab.download]["value"]
+    path = list(frames)[-1][tab.downloads[0]]["value"]
 
     recipe, made = read_recipe(path), open_image(path)
 
@@ -359,21 +499,21 @@ def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
 def test_a_long_objective_is_refused_at_once_and_a_longish_one_gets_a_short_name(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     with pytest.raises(gr.Error, match="at most 64 terms; got 201"):
-        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, me))
+        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, 1, (), me))
 
-    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, 1, (), me)
 
-    assert len(Path(last[tab.download]["value"]).name) < 130
+    assert len(Path(last[tab.downloads[0]]["value"]).name) < 130
 
 
 def test_a_class_is_named_in_the_sentence_and_the_caption(app, vit):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     label = vit.labels[2]
 
-    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, 1, (), me)
 
     assert f"**logit:2** ({label}) after 2 steps" in last[tab.status]
-    assert last[tab.live]["label"] == f"Optimized picture: {label}"
+    assert last[tab.lives[0]]["label"] == f"Optimized picture: {label}"
 
 
 def test_minutes_are_told_before_they_start(app, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a search keeps of each feature: rankings of k images and a sketch of its scores, of fixed size.
+"""What a search keeps of each feature: rankings of k images and sketches of its scores, of fixed size.
 
 See search.py for what is counted.
 """
@@ -18,6 +18,8 @@ NO_KEY = torch.iinfo(torch.int64).max
 SMALLEST, N_BINS = 1e-4, 256
 GROWTH = 1e7 ** (1 / N_BINS)
 SKETCH_ERROR = (GROWTH - 1) / (GROWTH + 1)
+N_SLOTS = 512
+"""Of the sketch that correlations are read from: each is off by about 1 / sqrt(512) = 0.04."""
 
 
 @dataclass(slots=True)
@@ -28,21 +30,28 @@ class Ranking:
     """[F, k], -inf where there is none yet."""
     keys: Tensor
     """[F, k]"""
+    facts: Tensor
+    """[F, k, n] what is known of each image beside its value."""
 
     @classmethod
-    def empty(cls, n_features: int, k: int, device: torch.device) -> "Ranking":
+    def empty(cls, n_features: int, k: int, device: torch.device, n_facts: int = 0) -> "Ranking":
         """Nothing seen yet."""
         return cls(
             torch.full((n_features, k), -math.inf, device=device),
             torch.full((n_features, k), NO_KEY, dtype=torch.int64, device=device),
+            torch.zeros(n_features, k, n_facts, device=device),
         )
 
-    def update(self, values: Tensor, keys: Tensor) -> Tensor:
+    def update(self, values: Tensor, keys: Tensor, facts: Tensor | None = None) -> Tensor:
         """Take in values [F, B] of images with keys [F, B]; returns the keys that some feature now ranks, [n].
 
         A key counts once, with the highest of its values.
+
+        Args:
+            facts: [F, B, n]; may be left out if n is 0.
         """
         rows = (values >= self.values[:, -1:]).any(1).nonzero().squeeze(1)
+        facts = self.facts.new_empty(*values.shape, 0) if facts is None else facts
         candidates = torch.cat([self.values[rows], values[rows]], 1)
         owners = torch.cat([self.keys[rows], keys[rows]], 1)
         order = owners.argsort(1)
@@ -51,11 +60,13 @@ class Ranking:
         if again.any():  # rare
             best = candidates.argsort(dim=1, descending=True)
             best = best.gather(1, owners.gather(1, best).argsort(dim=1, stable=True))
-            candidates = candidates.gather(1, best)
+            order, candidates = order.gather(1, best), candidates.gather(1, best)
             candidates[:, 1:].masked_fill_(again, -math.inf)
             owners[:, 1:].masked_fill_(again, NO_KEY)
-        order = candidates.argsort(dim=1, descending=True, stable=True)[:, : self.values.shape[1]]
-        self.values[rows], self.keys[rows] = candidates.gather(1, order), owners.gather(1, order)
+        last = candidates.argsort(dim=1, descending=True, stable=True)[:, : self.values.shape[1]]
+        self.values[rows], self.keys[rows] = candidates.gather(1, last), owners.gather(1, last)
+        chosen = order.gather(1, last)[..., None].expand(-1, -1, self.facts.shape[2])
+        self.facts[rows] = torch.cat([self.facts[rows], facts[rows]], 1).gather(1, chosen)
         return self.keys[rows].flatten()
 
 
@@ -67,10 +78,13 @@ class SiteFold:
     """
 
     top: Ranking
+    """Beside each image the activation of its strongest patch, and the place of that in the row of patches."""
     bottom: Ranking
     """Of the negated scores."""
     counts: Tensor
     """[F, 2 * N_BINS + 1] images in each bin of the sketch."""
+    slots: Tensor
+    """[F + 1, N_SLOTS] count sketch of the scores, and of ones, over images (Charikar, Chen and Farach-Colton 2002)."""
     n: int
     """Images, without those left out here."""
     mean: NDArray[np.float64]
@@ -79,31 +93,49 @@ class SiteFold:
     """[F] sum of squared differences from the mean."""
     active: NDArray[np.float64]
     """[F] sum over images of the share of patches with a positive activation."""
+    peak_mean: NDArray[np.float64]
+    """[F] of the activations of strongest patches."""
+    peak_squares: NDArray[np.float64]
 
     @classmethod
     def empty(cls, n_features: int, k: int, device: torch.device) -> "SiteFold":
         """Nothing seen yet."""
         counts = torch.zeros(n_features, 2 * N_BINS + 1, dtype=torch.int32, device=device)
-        top, bottom = (Ranking.empty(n_features, k, device) for _ in range(2))
-        return cls(top, bottom, counts, 0, *(np.zeros(n_features) for _ in range(3)))
+        top, bottom = Ranking.empty(n_features, k, device, 2), Ranking.empty(n_features, k, device)
+        slots = torch.zeros(n_features + 1, N_SLOTS, device=device)
+        return cls(top, bottom, counts, slots, 0, *(np.zeros(n_features) for _ in range(5)))
 
-    def update(self, scores: Tensor, active: Tensor, keys: Tensor, finite: Tensor) -> Tensor:
-        """Take in scores and active shares [B, F] of images with keys [B], but for those not `finite` [B].
+    def update(
+        self, scores: Tensor, active: Tensor, peaks: Tensor, places: Tensor, keys: Tensor, finite: Tensor
+    ) -> Tensor:
+        """Take in images with keys [B], but for those not `finite` [B].
+
+        Args:
+            scores: [B, F]
+            active: [B, F] share of patches with a positive activation.
+            peaks: [B, F] activation of the strongest patch.
+            places: [B, F] its place in the row of patches.
 
         Returns:
             The keys now ranked, [n].
         """
         taken = finite[:, None]
-        scores, n = scores.where(taken, 0), taken.sum(dtype=torch.float32)
-        # About the mean of the batch, float32 is exact enough; batches are then joined in float64.
-        center = scores.sum(0) / n.clamp(min=1)
-        rest = (scores - center).where(taken, 0)
-        parts = [n.expand_as(center), center, rest.sum(0), rest.square().sum(0), active.where(taken, 0).sum(0)]
-        count, shift, excess, squares, shares = torch.stack(parts).cpu().numpy().astype(np.float64)
+        scores, peaks, n = scores.where(taken, 0), peaks.where(taken, 0), taken.sum(dtype=torch.float32)
+        parts = [n.expand(scores.shape[1]), active.where(taken, 0).sum(0)]
+        for values in (scores, peaks):
+            # About the mean of the batch, float32 is exact enough; batches are then joined in float64.
+            center = values.sum(0) / n.clamp(min=1)
+            rest = (values - center).where(taken, 0)
+            parts += [center, rest.sum(0), rest.square().sum(0)]
+        count, shares, *moments = torch.stack(parts).cpu().numpy().astype(np.float64)
         if count[0]:
-            self._join(int(count[0]), shift + excess / count, squares, shares)
+            mean, peak_mean = (moments[i] + moments[i + 1] / count for i in (0, 3))
+            self._join(int(count[0]), mean, moments[2], shares, peak_mean, moments[5])
         columns, owners = scores.T.contiguous(), keys.where(finite, NO_KEY).expand(scores.shape[1], -1)
-        ranked = [self.top.update(columns.where(finite, -math.inf), owners)]
+        signs = slot_signs(keys) * taken
+        self.slots += torch.cat([columns, finite[None].to(columns)]) @ signs
+        facts = torch.stack([peaks.T, places.T.to(peaks)], 2)  # a place below 2^24 is exact in float32
+        ranked = [self.top.update(columns.where(finite, -math.inf), owners, facts)]
         ranked += [self.bottom.update((-columns).where(finite, -math.inf), owners)]
         bins = sketch_bins(columns)
         self.counts.scatter_add_(1, bins, finite.int().expand_as(bins))
@@ -111,44 +143,70 @@ class SiteFold:
 
     def merge(self, other: "SiteFold") -> None:
         """Take in what another process saw of other images."""
-        self.top.update(other.top.values, other.top.keys)
+        self.top.update(other.top.values, other.top.keys, other.top.facts)
         self.bottom.update(other.bottom.values, other.bottom.keys)
-        self.counts = self.counts + other.counts
+        self.counts, self.slots = self.counts + other.counts, self.slots + other.slots
         if other.n:
-            self._join(other.n, other.mean, other.squares, other.active)
+            self._join(other.n, *(getattr(other, name) for name in _SUMS))
 
     def _join(
-        self, n: int, mean: NDArray[np.float64], squares: NDArray[np.float64], active: NDArray[np.float64]
+        self,
+        n: int,
+        mean: NDArray[np.float64],
+        squares: NDArray[np.float64],
+        active: NDArray[np.float64],
+        peak_mean: NDArray[np.float64],
+        peak_squares: NDArray[np.float64],
     ) -> None:
         """Chan, Golub and LeVeque 1983: mean and squared differences of two sets of images together."""
-        whole, step = self.n + n, mean - self.mean
+        whole = self.n + n
+        step, peak_step = mean - self.mean, peak_mean - self.peak_mean
         self.mean = self.mean + step * n / whole
         self.squares = self.squares + squares + step**2 * (self.n * n / whole)
+        self.peak_mean = self.peak_mean + peak_step * n / whole
+        self.peak_squares = self.peak_squares + peak_squares + peak_step**2 * (self.n * n / whole)
         self.active = self.active + active
         self.n = whole
 
+    def neighbours(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The n features whose scores go most with those of each, and the correlations over images, [F, n] each.
+
+        The correlation is -1 where a feature's scores do not vary. Each is off by about 0.04, less for few images.
+        """
+        slots = self.slots.cpu().numpy().astype(np.float64)
+        rest = slots[:-1] - self.mean[:, None] * slots[-1]
+        length = np.linalg.norm(rest, axis=1)
+        varies = (self.squares > 1e-12 * self.n * self.mean**2) & (length > 0)
+        unit = rest / np.where(varies, length, 1)[:, None]
+        correlation = unit @ unit.T
+        correlation[~varies] = correlation[:, ~varies] = -1
+        np.fill_diagonal(correlation, -np.inf)
+        order = np.argsort(-correlation, axis=1, kind="stable")[:, : min(n, len(unit) - 1)]
+        return order, np.take_along_axis(correlation, order, 1).clip(-1, 1)
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
-        return {
-            "top.values": self.top.values,
-            "top.keys": self.top.keys,
-            "bottom.values": self.bottom.values,
-            "bottom.keys": self.bottom.keys,
-            "counts": self.counts,
-            "n": torch.tensor(self.n),
-            "mean": torch.from_numpy(self.mean),
-            "squares": torch.from_numpy(self.squares),
-            "active": torch.from_numpy(self.active),
-        }
+        rankings = {f"{side}.{part}": getattr(getattr(self, side), part) for side in _SIDES for part in _PARTS}
+        sums = {name: torch.from_numpy(getattr(self, name)) for name in _SUMS}
+        return {**rankings, "counts": self.counts, "slots": self.slots, "n": torch.tensor(self.n), **sums}
 
     @classmethod
     def from_tensors(cls, t: Mapping[str, Tensor], device: torch.device) -> "SiteFold":
         """The inverse of `tensors`, from the CPU."""
-        top, bottom = (
-            Ranking(*(t[f"{side}.{x}"].to(device) for x in ("values", "keys"))) for side in ("top", "bottom")
-        )
-        arrays = (t[name].numpy() for name in ("mean", "squares", "active"))
-        return cls(top, bottom, t["counts"].to(device), int(t["n"]), *arrays)
+        top, bottom = (Ranking(*(t[f"{side}.{part}"].to(device) for part in _PARTS)) for side in _SIDES)
+        arrays = (t[name].numpy() for name in _SUMS)
+        return cls(top, bottom, t["counts"].to(device), t["slots"].to(device), int(t["n"]), *arrays)
+
+
+_SIDES, _PARTS = ("top", "bottom"), ("values", "keys", "facts")
+_SUMS = ("mean", "squares", "active", "peak_mean", "peak_squares")
+
+
+def slot_signs(keys: Tensor) -> Tensor:
+    """For images with keys [B] a row [N_SLOTS] each: 1 or -1 in the image's own slot, 0 elsewhere."""
+    slots = torch.arange(N_SLOTS, device=keys.device)
+    sign = ((keys // N_SLOTS) % 2 * 2 - 1).to(torch.float32)
+    return (keys[:, None] % N_SLOTS == slots) * sign[:, None]
 
 
 def sketch_bins(values: Tensor) -> Tensor:

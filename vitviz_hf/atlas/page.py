@@ -12,7 +12,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitviz_hf.atlas.store import QUANTILES, Atlas, Hit
+from vitviz_hf.atlas.parquet import QUANTILES
+from vitviz_hf.atlas.store import Atlas, Hit
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import contact_sheet, image_to_pixels, map_range, open_image, overlay
 from vitviz_hf.models.view import ModelView

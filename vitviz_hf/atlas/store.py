@@ -14,8 +14,7 @@ Maps are not stored: they are computed from the crop when they are shown.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,20 @@ from numpy.typing import NDArray
 
 from vitviz_hf.atlas.card import Words
 from vitviz_hf.atlas.fold import sketch_centers
+from vitviz_hf.atlas.parquet import (
+    IMAGES_TOGETHER,
+    SiteTable,
+    StoredImage,
+    read_images,
+    read_site,
+    read_words,
+    version_of,
+)
 from vitviz_hf.errors import AtlasError, FeatureError, SiteError, first_line
 from vitviz_hf.hub import ATLAS, TOO_LARGE, Token, download, is_hub_id, list_files, size_limit, upload_folder
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
 
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SCHEMA = 1
-IMAGES_TOGETHER = 64
 _FILES = (
     "manifest.json",
     "README.md",
@@ -49,34 +55,10 @@ class Hit:
     row: int
     """In the atlas's table of images."""
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """The crop of a ranked image, as the model saw it (JPEG)."""
-
-    name: str
-    label: str
-    jpeg: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SiteTable:
-    """What is known of every feature of a site; all arrays have F rows."""
-
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    quantiles: NDArray[np.float64]
-    """[F, 7] at `QUANTILES`; each within 3.2 % of its value, or within 1e-4. Beyond 1000 only the side is known."""
-    sparsity: NDArray[np.float64]
-    """Share of patches whose activation is not positive, over all images."""
-    top_scores: NDArray[np.float32]
-    """[F, k], best first."""
-    top_rows: NDArray[np.int32]
-    """[F, k], -1 where there are fewer images."""
-    bottom_scores: NDArray[np.float32]
-    """[F, k], least first."""
-    bottom_rows: NDArray[np.int32]
+    peak: float | None = None
+    """Activation of the strongest patch; None for the least activating images, and in atlases of older versions."""
+    place: tuple[int, int] | None = None
+    """(row, column) of that patch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +81,7 @@ class Atlas:
         Raises:
             SiteError: the atlas does not cover it.
         """
-        return _read_site(*_version(self.folder / "features" / "features.parquet"), self._group(site))
+        return read_site(*version_of(self.folder / "features" / "features.parquet"), self._group(site))
 
     def hits(self, feature: Feature, bottom: bool = False) -> list[Hit]:
         """The images that activate a feature most, or least, best first.
@@ -112,11 +94,16 @@ class Atlas:
         table = self.table(feature.site)
         scores, rows = (table.bottom_scores, table.bottom_rows) if bottom else (table.top_scores, table.top_rows)
         pairs = zip(rows[feature.index].tolist(), scores[feature.index].tolist(), strict=True)
-        return [Hit(row, score) for row, score in pairs if row >= 0]
+        hits = [Hit(row, score) for row, score in pairs if row >= 0]
+        if bottom or table.top_peaks is None or table.top_places is None:
+            return hits
+        _, cols = self.manifest["grids"][str(feature.site)]
+        peaks, places = table.top_peaks[feature.index].tolist(), table.top_places[feature.index].tolist()
+        return [replace(h, peak=p, place=divmod(at, cols)) for h, p, at in zip(hits, peaks, places, strict=False)]
 
     def image(self, row: int) -> StoredImage:
         """The crop in one row of the table of images."""
-        images = _read_images(*_version(self.folder / "images" / "images.parquet"), row // IMAGES_TOGETHER)
+        images = read_images(*version_of(self.folder / "images" / "images.parquet"), row // IMAGES_TOGETHER)
         return images[row % IMAGES_TOGETHER]
 
     @property
@@ -180,15 +167,17 @@ class Atlas:
         bins = column["sketch_bins"][feature.index].values.to_numpy()
         return sketch_centers()[bins], column["sketch_counts"][feature.index].values.to_numpy().astype(np.int64)
 
-    def neighbours(self, feature: Feature, n: int = 8) -> list[tuple[Feature, int]]:
-        """Features of the same site that share most of the top images, with the number of shared ones."""
+    def neighbours(self, feature: Feature, n: int = 8) -> list[tuple[Feature, float]]:
+        """At most 12 features of the same site whose scores go most with this one's, with the correlation over images.
+
+        Read from a sketch of fixed size: each is off by about 0.04. Empty in atlases of older versions.
+        """
         self._check(feature)
-        rows = self.table(feature.site).top_rows
-        own = rows[feature.index]
-        shared = np.isin(rows, own[own >= 0]).sum(1)
-        shared[feature.index] = 0
-        order = np.argsort(-shared, kind="stable")[:n]
-        return [(Feature(feature.site, int(i)), int(shared[i])) for i in order if shared[i]]
+        table = self.table(feature.site)
+        if table.neighbours is None or table.correlations is None:
+            return []
+        pairs = zip(table.neighbours[feature.index].tolist(), table.correlations[feature.index].tolist(), strict=True)
+        return [(Feature(feature.site, i), r) for i, r in pairs if i >= 0][:n]
 
     def visualization(self, feature: Feature) -> Path | None:
         """The feature's optimized picture, if there is one."""
@@ -196,7 +185,7 @@ class Atlas:
         return path if path.is_file() else None
 
     def _words(self, group: int) -> tuple[list[list[str]], list[list[float]]]:
-        return _read_words(*_version(self.folder / "words" / "words.parquet"), group)
+        return read_words(*version_of(self.folder / "words" / "words.parquet"), group)
 
     def _check(self, feature: Feature) -> None:
         self._group(feature.site)
@@ -255,6 +244,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         parse_site(site, None)
         if not isinstance(n, int):
             raise ValueError(f"{site} has {n!r} features")
+        grid = manifest.get("grids", {}).get(site, [1, 1])
+        if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(x, int) and 0 < x <= 4096 for x in grid)):
+            raise ValueError(f"the grid of {site} is {grid!r}")
 
 
 def pull_atlas(dataset_id: str, token: Token = None) -> Path:
@@ -310,51 +302,6 @@ def missing_visualizations(atlas: Atlas, features: Sequence[Feature]) -> list[Fe
     for feature in features:
         atlas.hits(feature)
     return [f for f in features if atlas.visualization(f) is None]
-
-
-def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
-    """A file and what tells it from another one that takes its place."""
-    facts = path.stat()
-    return path, (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-
-
-@lru_cache(maxsize=64)
-def _read_site(path: Path, version: tuple[int, ...], group: int) -> SiteTable:
-    file = pq.ParquetFile(path)
-    names = [n for n in file.schema_arrow.names if not n.startswith("sketch") and n not in ("feature", "kind")]
-    table = file.read_row_group(group, columns=names)
-
-    def numbers(name: str) -> NDArray[np.float64]:
-        return np.asarray(table[name].to_numpy())
-
-    def lists(name: str, empty: float, kind: Any) -> NDArray[Any]:
-        rows = table[name].to_pylist()
-        width = max(map(len, rows))
-        return np.array([row + [empty] * (width - len(row)) for row in rows], dtype=kind)
-
-    quantiles = np.stack([numbers(f"q{round(100 * q):02}") for q in QUANTILES], 1)
-    return SiteTable(
-        numbers("mean"),
-        numbers("std"),
-        quantiles,
-        numbers("sparsity"),
-        lists("top_scores", -np.inf, np.float32),
-        lists("top_rows", -1, np.int32),
-        lists("bottom_scores", np.inf, np.float32),
-        lists("bottom_rows", -1, np.int32),
-    )
-
-
-@lru_cache(maxsize=64)
-def _read_words(path: Path, version: tuple[int, ...], group: int) -> tuple[list[list[str]], list[list[float]]]:
-    table = pq.ParquetFile(path).read_row_group(group)
-    return table["words"].to_pylist(), table["agreement"].to_pylist()
-
-
-@lru_cache(maxsize=32)
-def _read_images(path: Path, version: tuple[int, ...], group: int) -> list[StoredImage]:
-    table = pq.ParquetFile(path).read_row_group(group)
-    return [StoredImage(r["name"], r["label"], r["image"]["bytes"]) for r in table.to_pylist()]
 
 
 def _spans(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vitviz_hf.atlas.card import dataset_card
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, SiteFold, sketch_centers
+from vitviz_hf.atlas.parquet import IMAGES_TOGETHER, N_NEIGHBOURS, QUANTILES
 from vitviz_hf.atlas.search import (
     LISTED,
     SearchState,
@@ -27,7 +28,7 @@ from vitviz_hf.atlas.search import (
     search,
     search_recipe,
 )
-from vitviz_hf.atlas.store import IMAGES_TOGETHER, QUANTILES, SCHEMA, Atlas, open_atlas
+from vitviz_hf.atlas.store import SCHEMA, Atlas, open_atlas
 from vitviz_hf.manifest import check_absent, versions, write_dir
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.sites import Feature, Site
@@ -127,13 +128,18 @@ def _feature_schema() -> Any:
     lists = {
         "top_scores": "float32",
         "top_rows": "int32",
+        "top_peaks": "float32",
+        "top_places": "int32",
         "bottom_scores": "float32",
         "bottom_rows": "int32",
         "sketch_bins": "int16",
         "sketch_counts": "int32",
+        "neighbours": "int32",
+        "correlations": "float32",
     }
     columns = {"feature": datasets.Value("string"), "layer": row, "kind": datasets.Value("string"), "index": row}
-    columns |= {name: number for name in ("mean", "std", "sparsity", *(f"q{round(100 * q):02}" for q in QUANTILES))}
+    numbers = ("mean", "std", "peak_mean", "peak_std", "sparsity", *(f"q{round(100 * q):02}" for q in QUANTILES))
+    columns |= {name: number for name in numbers}
     columns |= {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
     return datasets.Features(columns).arrow_schema
 
@@ -148,6 +154,8 @@ def _feature_rows(schema: Any, site: Site, fold: SiteFold, rows: dict[int, int])
         "index": list(range(n_features)),
         "mean": fold.mean,
         "std": np.sqrt(np.maximum(fold.squares / fold.n, 0)),
+        "peak_mean": fold.peak_mean,
+        "peak_std": np.sqrt(np.maximum(fold.peak_squares / fold.n, 0)),
         "sparsity": 1 - fold.active / fold.n,
     }
     top, bottom = fold.top.values.cpu().numpy(), -fold.bottom.values.cpu().numpy()
@@ -159,9 +167,16 @@ def _feature_rows(schema: Any, site: Site, fold: SiteFold, rows: dict[int, int])
         kept = ranked != NO_KEY
         columns[f"{name}_scores"] = _lists(scores.astype(np.float32), kept)
         columns[f"{name}_rows"] = _lists(place(ranked), kept)
+        if name == "top":
+            peaks, places = np.moveaxis(fold.top.facts.cpu().numpy(), 2, 0)
+            columns["top_peaks"], columns["top_places"] = _lists(peaks, kept), _lists(places.astype(np.int32), kept)
     filled = counts > 0
     columns["sketch_bins"] = _lists(np.broadcast_to(np.arange(counts.shape[1], dtype=np.int16), counts.shape), filled)
     columns["sketch_counts"] = _lists(counts, filled)
+    others, correlations = fold.neighbours(N_NEIGHBOURS)
+    known = correlations > 0
+    columns["neighbours"] = _lists(others.astype(np.int32), known)
+    columns["correlations"] = _lists(correlations.astype(np.float32), known)
     return pa.table(
         [
             pa.array(columns[f.name], f.type)

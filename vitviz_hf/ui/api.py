@@ -13,16 +13,16 @@ import gradio as gr
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import color_bar
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.sites import Site, parse_feature, parse_site
+from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 from vitviz_hf.ui.cards import Fired, MapResult
 from vitviz_hf.ui.drawing import STYLES, draw_map, enlarge, map_scale
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, typed_patch, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
-from vitviz_hf.ui.growing import Frame
+from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.lane import Waiting
-from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary, to_wanted
+from vitviz_hf.ui.optimize_tab import OptimizeTab, summary, to_wanted
 from vitviz_hf.ui.page import Page
-from vitviz_hf.ui.statistics import atlas_rows, model_rows
+from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
 
 Json = Any
@@ -34,6 +34,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "html": lambda label: gr.HTML(label=label, visible=False),
     "data": lambda label: gr.JSON(label=label, visible=False),
     "file": lambda label: gr.File(label=label, visible=False),
+    "files": lambda label: gr.File(label=label, visible=False, file_count="multiple"),
 }
 
 
@@ -55,7 +56,8 @@ class Api:
         self._publish(self.rank_features, **drawn)
         self._publish(self.map_feature, map="picture", scale="picture", sentence="text", values="data")
         self._publish(self.activations, values="data")
-        self._publish(self.visualize, picture="picture", sentence="text", file="file", values="data")
+        made = {"picture": "picture", "sentence": "text", "file": "file", "values": "data", "files": "files"}
+        self._publish(self.visualize, **made)
         self._publish(self.browse, values="data")
         self._publish(self.sort_features, images="pictures", features="data")
         self._publish(self.find_word, images="pictures", features="data")
@@ -103,7 +105,8 @@ class Api:
             kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
             layer: layer number from 0.
             patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
-            rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
+            rank_by: 'unusual' (standard deviations above the photographs of the server's atlas, or above the built-in
+                ones; the sentence says which) or 'score'.
             n: how many, at most 200.
 
         Returns:
@@ -116,7 +119,7 @@ class Api:
         fired = [card.fired for card in result.cards]
         maps = [(draw_map(result.crop, f, "overlay"), f"{f.feature}  {getattr(f, rank_by):.3g}") for f in fired]
         where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-        by = "standard deviations above the built-in photographs" if unusual else "plain score"
+        by = f"standard deviations above {fired[0].against}" if unusual else "plain score"
         text = f"Layer {site.layer}, {site.kind}, {where}. Ranked by {by}."
         if result.classes:
             text += " The model's own guess: " + ", ".join(f"{name} {p:.0%}" for name, p in result.classes) + "."
@@ -141,7 +144,7 @@ class Api:
         drawn = draw_map(crop, result.fired, style)
         text = (
             f"{told['feature']}: values {told['min']:.3g} to {told['max']:.3g} on {told['rows']} x {told['columns']} "
-            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from the built-in photographs."
+            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from {result.fired.against}."
         )
         return drawn, color_bar((crop.width, 48), scale), text, told
 
@@ -155,7 +158,8 @@ class Api:
 
         Returns:
             feature, rows and columns of the patch grid, values row by row, min, max, mean, place ([row, column] of the
-            maximum, from 0), and unusual: standard deviations of the mean above that of the built-in photographs.
+            maximum, from 0), and unusual: standard deviations of the mean above that of photographs (of the server's
+            atlas, or the built-in ones).
         """
         result = self._map(model_id, image, feature)
         return {**_numbers(result.fired), "values": result.fired.values.astype(float).tolist()}
@@ -166,9 +170,9 @@ class Api:
         return found
 
     def visualize(
-        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0
+        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0, pictures: int = 1
     ) -> Iterator[tuple[Any, ...]]:
-        """Optimize a picture that maximizes a feature; streams the picture as it grows.
+        """Optimize pictures that maximize a feature; streams them as they grow.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
@@ -177,20 +181,27 @@ class Api:
             preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
+            pictures: 1 to 4, with this seed and the next ones.
 
         Returns:
-            The picture, a sentence with its score, at the end the PNG that carries its recipe, and scores as data.
+            The picture (several side by side), a sentence with its score, at the end the first PNG, which carries its
+            recipe, scores as data (those of several in 'pictures'), and all PNGs.
         """
-        asked = to_wanted(feature, preset, steps, seed)
-        for moment in self.page.tab(OptimizeTab).frames(model_id, asked):
+        asked, tab = to_wanted(feature, preset, steps, seed, pictures), self.page.tab(OptimizeTab)
+        for moment in tab.frames(model_id, asked):
             if isinstance(moment, Waiting):
-                yield None, str(moment), None, None
-            elif isinstance(moment, Frame) and moment.result:
-                path = str(save_picture(moment.result))
-                yield path, summary(moment), path, _scores(moment)
-            elif isinstance(moment, Frame):
-                text = f"Step {moment.index + 1} of {moment.steps}, score {moment.score:.3g}"
-                yield moment.picture, text, None, _scores(moment)
+                yield None, str(moment), None, None, None
+                continue
+            text, files = f"Step {moment.index + 1} of {moment.steps}", None
+            if moment.finished:
+                text = summary(moment)
+                files = [tab.store(g.result, len(moment.pictures) > 1) for g in moment.pictures if g.result]
+            else:
+                text += ", score " + ", ".join(f"{grown.score:.3g}" for grown in moment.pictures)
+            several = len(moment.pictures) > 1
+            one = files[0] if files else moment.pictures[0].picture
+            picture = side_by_side([grown.picture for grown in moment.pictures]) if several else one
+            yield picture, text, files and files[0], moment.numbers(), files
 
     def browse(
         self, model_id: str, site: str, offset: int = 0, n: int = 24, atlas: str = "", sort: str = "index"
@@ -205,11 +216,12 @@ class Api:
             n: how many, at most 200.
             atlas: Hub id of an atlas whose statistics are wanted; empty for those on the built-in photographs.
             sort: 'index', or a value, largest first: 'maximum', 'unusual' (maximum in standard deviations above the
-                mean), with an atlas also 'sparse' (share of patches that are not active).
+                mean) or 'sparse' (share of patches that are not active).
 
         Returns:
             site, total (number of its features), offset, images (how many were read), and features: a list with
-            feature, mean, std, maximum, unusual, the best image, and with an atlas sparse and word.
+            feature, mean, std, maximum, unusual, sparse, fires (on any patch of any image), the best image, and with an
+            atlas the best word.
         """
         offset, n = whole_number("offset", offset), whole_number("n", n, 1, _MOST)
         if (atlas or "").strip():
@@ -226,12 +238,18 @@ class Api:
         Args:
             atlas: Hub id of a dataset made by 'vitviz search'.
             site: layer and kind such as 5.mlp_act.
-            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse'.
+            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse' (few patches are
+                active); features that fire on no patch are left out.
 
         Returns:
             Pictures with address and value, and the same as data.
         """
-        return self._tiles(atlas, self.jobs.sorted_features(atlas, parse_site(site or "", None), sort, 24))
+        one_word("sort", sort, ("maximum", "unusual", "sparse"))
+        known = atlas_statistics(self.shelf.atlas(atlas), parse_site(site or "", None))
+        values = getattr(known, sort)
+        return self._tiles(
+            atlas, [(Feature(known.site, int(i)), float(values[i])) for i in known.order(sort, True)[:24]]
+        )
 
     def find_word(self, atlas: str, word: str) -> tuple[Any, ...]:
         """Find the features that a word names, in an atlas that was named.
@@ -364,14 +382,6 @@ def _numbers(fired: Fired) -> dict[str, Any]:
         "place": [row, column],
         "unusual": fired.unusual,
     }
-
-
-def _scores(frame: Frame) -> dict[str, Any]:
-    told: dict[str, Any] = {"step": frame.index + 1, "steps": frame.steps, "score": frame.score}
-    if frame.result:
-        told["seed"] = frame.result.recipe["config"]["seed"]
-        told |= {"classes": frame.classes, "transfer_score": frame.result.transfer_score}
-    return told
 
 
 def _result(shown: Shown) -> tuple[str, list[tuple[Any, str]]]:

@@ -17,21 +17,21 @@ from vitviz_hf.ui.drawing import crop_html
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
+from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
-from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.optimize_tab import MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
-from vitviz_hf.ui.picker import asks_js, keyboard_help
+from vitviz_hf.ui.picker import asks_js, keyboard_help, picked_js
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.stored import stored_result
+from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
+from vitviz_hf.ui.strip import STRIP_CSS, strip_html
+from vitviz_hf.ui.tray import TRAY_CSS
 
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
-#live img { width: 100%; height: 100%; object-fit: contain; }
-#experiment-table { overflow-x: auto; }
-#experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
 #features .caption-label, #views .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 .photographs { display: flex; gap: 4px; overflow-x: auto; padding: 3px; }
 .photographs button { flex: none; padding: 0; border-radius: 4px; }
@@ -118,7 +118,9 @@ class App:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
-            keyboard_help("#experiment-table")
+                        if kind is TABS[0] and (strip := strip_html()):
+                            gr.HTML(strip, elem_id="strip")
+            keyboard_help()
             Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
@@ -130,14 +132,18 @@ class App:
             tab.connect()
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
-        asked = [features.atlas, features.sort, features.shown]
+        optimize = page.tab(OptimizeTab)
+        features.takes_from(optimize.card.click, optimize.objective, picked_js("objective-card", 2))
+        asked = [optimize.card, self.model, optimize.objective]
+        pages[optimize.key].select(optimize.first_look, asked, optimize.card, show_progress="hidden", **private)
+        asked = [features.atlas, features.grid.listed, *features.looking]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
         asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.looked]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
         experiments = page.tab(ExperimentsTab)
-        opened = [page.tabs, maps.photo, maps.status, maps.crop, experiments.table, experiments.gallery]
+        opened = [page.tabs, maps.photo, maps.status, maps.crop, experiments.story]
         opened += [*features.filled, features.html, *behavior.filled]
         opened += [k.component for k in page.kept]
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
@@ -159,16 +165,16 @@ class App:
         opened[maps.crop] = crop_html(open_image(photos[key])) if key else ""
         if stored := values[experiments.stored]:
             opened |= tried(lambda: experiments.shows(stored_result(stored)))
-        return opened | tried(lambda: self._atlas(opened)) | tried(lambda: self._views(opened))
+        return opened | tried(lambda: self._features(values)) | tried(lambda: self._views(opened))
 
-    def _atlas(self, opened: Values) -> Values:
-        """The atlas of the tab that is opened, and the page of its feature."""
+    def _features(self, values: Values) -> Values:
+        """The grid and the page of the tab that is opened."""
         features = self.page.tab(FeaturesTab)
-        name, feature = opened[features.atlas], opened[features.feature]
-        if not name or opened[self.page.tab_key] != features.key:
+        if not self.eager or values[self.page.tab_key] != features.key:
             return {}
-        found = features.opened(name, "maximum")
-        return found | (features.show(name, feature) if feature and self.eager else {})
+        asked = [values.get(component, component.value) for component in features.looking]
+        asked[1] = ""
+        return features.restored(values[features.atlas], values[features.feature], *asked)
 
     def _views(self, opened: Values) -> Values:
         """The views of the tab that is opened."""
@@ -204,14 +210,14 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS,
+        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,
         run_history=False,
         max_file_size="30mb",
         footer_links=["api", "settings"],
-        allowed_paths=photographs,
+        allowed_paths=[*photographs, str(results_folder())],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
         app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,

@@ -23,7 +23,7 @@ from vitviz_hf.ui.drawing import (
     photographs_html,
     styles_for,
 )
-from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown, tell, typed_patch, whole_number
+from vitviz_hf.ui.events import LATEST, open_photo, photo_input, tell, typed_patch, whole_number
 from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.picker import asker, asks_js, pick_js, picker, scroll_js, settled, take_js, taken_js
@@ -89,10 +89,19 @@ class MapsTab:
                 self.cards = picker("cards", label="Strongest features")
         self.ranked = gr.JSON(visible="hidden", label="Ranked features")
         self.asker, self.picked = asker(), gr.Textbox("{}", visible="hidden", label="Picked")
-        self.map_outputs = [self.large, self.bar, self.facts]
         self.shown = [
             *(page.loaded, page.facts, self.kind, self.layer, self.photo, self.photo_key, self.patch),
-            *(self.crop, self.cards, self.status, self.ranked, self.feature, *self.map_outputs, self.style),
+            *(
+                self.crop,
+                self.cards,
+                self.status,
+                self.ranked,
+                self.feature,
+                self.large,
+                self.bar,
+                self.facts,
+                self.style,
+            ),
             self.listed,
         ]
         self.asked = [page.model, self.photo, self.kind, self.layer, self.patch, self.rank_by, self.style, self.feature]
@@ -159,7 +168,7 @@ class MapsTab:
         )
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130, visible=False)
+            self.to_page = gr.Button("Its page", elem_id="to-page", min_width=130)
 
     def connect(self) -> None:
         """Gestures ask; what is asked for is answered by one handler."""
@@ -205,7 +214,7 @@ class MapsTab:
         try:
             asked, values = self.take(asked, json.loads(picked or "{}"), upload)
             if listed is None or listed.asked.model_id != asked.model_id:
-                values |= {self.page.loaded: "", self.page.facts: ""}
+                values |= {self.page.facts: ""}
                 known, asked = self.describe(asked)
                 values |= known
             if asked.image is None:
@@ -316,14 +325,6 @@ class MapsTab:
             crop = ""
         return {**gone, self.crop: crop, self.status: reason}
 
-    @shown
-    def map_feature(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
-        """The map of one feature on the whole picture."""
-        site = parse_feature(feature or "").site
-        asked = Asked(model_id, image, site.kind, site.layer, "", "unusual", style, feature)
-        drawn = self.draw(asked, self.mapping(asked))
-        return {component: drawn[component] for component in self.map_outputs}
-
 
 def _if_new(value: Any, asked: Any) -> dict[str, Any]:
     """For an update: what the visitor may have set meanwhile stays, unless it had to be changed."""
@@ -332,7 +333,10 @@ def _if_new(value: Any, asked: Any) -> dict[str, Any]:
 
 def _sentence(asked: Asked, result: RankResult) -> str:
     where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-    more = "unusually strongly, the most unusual first" if asked.rank_by == "unusual" else "most strongly"
+    more = "most strongly"
+    if asked.rank_by == "unusual":
+        against = html.escape(result.cards[0].fired.against)
+        more = f"unusually strongly against {against}, the most unusual first"
     text = (
         f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. It fires "
         "where your picture is bright; the framed patches of photographs excite it most. Look for what they share."

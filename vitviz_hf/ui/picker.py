@@ -140,21 +140,13 @@ def settled(name: str) -> gr.HTML:
     return gr.HTML(visible="hidden", js_on_load=script)
 
 
-def keyboard_help(scrolling: str) -> gr.HTML:
-    """For who uses the keyboard: Tab closes the list of a box, and what scrolls sideways can be reached.
-
-    Args:
-        scrolling: CSS selector of what is not reachable by itself.
-    """
-    selector = f"{scrolling}:not([tabindex])"
-    script = f"""document.addEventListener("keydown", (event) => {{
+def keyboard_help() -> gr.HTML:
+    """For who uses the keyboard: Tab closes the list of a box."""
+    script = """document.addEventListener("keydown", (event) => {
   if (event.key !== "Tab" || !event.target.matches("[role=combobox]")) return;
-  const escape = new KeyboardEvent("keydown", {{key: "Escape", bubbles: true}});
+  const escape = new KeyboardEvent("keydown", {key: "Escape", bubbles: true});
   setTimeout(() => event.target.dispatchEvent(escape));  // the key itself opens the list
-}});
-const reach = () => document.querySelectorAll("{selector}").forEach((e) => (e.tabIndex = 0));
-new MutationObserver(reach).observe(document.body, {{childList: true, subtree: true}});
-reach();"""
+});"""
     return gr.HTML(visible="hidden", js_on_load=script)
 
 
