@@ -8,6 +8,7 @@ from tests.ui.browsing import text, value, visiting, wait_for_text
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.app import _CSS, build
 from vitviz_hf.ui.jobs import Jobs
+from vitviz_hf.ui.stored import results_folder
 
 pytestmark = pytest.mark.slow
 SLOW = 0.4
@@ -25,9 +26,9 @@ def slow(hub):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Jobs, "rank", rank)
         demo = build("tiny/vit")
-        photographs = sorted({str(path.parent) for path in builtin_paths().values()})
+        served = [*{str(path.parent) for path in builtin_paths().values()}, str(results_folder())]
         options = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "css": _CSS}
-        _, address, _ = demo.launch(**options, allowed_paths=photographs)
+        _, address, _ = demo.launch(**options, allowed_paths=served)
         yield address
         demo.close()
 
