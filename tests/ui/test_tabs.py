@@ -28,7 +28,7 @@ from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
 from vitviz_hf.ui.link import link_js, one_of, or_else, whole
-from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 
 
@@ -38,7 +38,11 @@ def app(tiny_folder):
 
 
 def opened(app, **query):
-    return app.open(SimpleNamespace(query_params=query))
+    """What the page shows after a link: what it restores, and what the page then asks for."""
+    values, maps = app.open(SimpleNamespace(query_params=query)), app.page.tab(MapsTab)
+    settings = [values.get(c, getattr(c, "value", None)) for c in maps.asked]
+    picked = json.dumps({"feature": values[maps.feature]})
+    return values | maps.answer(picked, None, None, *settings)
 
 
 def test_the_link_keeps_these_keys_in_this_order(app):
@@ -63,6 +67,7 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "shows",
         "view",
         "filter",
+        "brightness",
         "result",
     ]
     assert [tab.key for tab in TABS] == ["maps", "optimize", "features", "views", "experiments"]
@@ -89,12 +94,13 @@ def test_what_a_link_says_is_restored_and_odd_values_give_the_default(app):
 
     assert values[app.page.tab_key] == "views" and values[maps.photo_key] == "coins"
     assert values[maps.photo] == str(builtin_paths()["coins"])
-    assert values[maps.kind]["value"] == "attn_q" and values[maps.layer]["value"] == 2
+    assert values[maps.status].startswith("**Layer 2, attn_q, patch 1,2**")
+    assert (values[maps.layer]["maximum"], values[maps.patch]) == (2, "1,2")
     assert values[maps.feature] == "1.mlp_act:4" and values[optimize.objective] == "-1.mlp_act:2"
     assert (values[optimize.preset], values[optimize.seed]) == ("paper", 7)
     assert (values[behavior.patch], values[behavior.filter]) == ("0,1", 3)
     assert odd[app.page.tab_key] == "maps" and odd[maps.photo_key] == "chelsea"
-    assert odd[maps.kind]["value"] == "mlp_act" and odd[maps.layer]["value"] == 2  # 5, of three layers
+    assert odd[maps.status].startswith("**Layer 2, mlp_act") and odd[maps.layer]["value"] == 2  # 5, of three layers
     assert (odd[optimize.preset], odd[optimize.seed], odd[behavior.filter]) == ("auto", 0, -1)
 
 
@@ -105,27 +111,28 @@ def test_parsers_of_the_link():
 
 
 def test_every_handler_fills_components_that_its_event_names(app):
-    known = set(app.demo.blocks.values())
     maps = app.page.tab(MapsTab)
-    for values in (opened(app), app.describe(app.model.value, "mlp_act", 1)):
-        assert set(values) <= known
     loaded = next(f for f in app.demo.fns.values() if f.targets and f.targets[0][1] == "load")
-    assert set(opened(app)) <= set(loaded.outputs)
-    assert set(maps.rank_outputs) <= set(loaded.outputs)
+    restored = set(app.open(SimpleNamespace(query_params={})))
+    assert restored <= set(loaded.outputs)
+    assert set(opened(app)) - restored <= set(maps.shown)
+    assert set(maps.emptied(Asked("x", None, "mlp_act", 1, "", "score"), "why")) <= set(maps.shown)
 
 
-def asked(app, **changes):
+def answer(app, picked=None, upload=None, listed=None, **changes):
+    """What the tab Your picture answers to what is picked and set."""
     own = {"image": str(builtin_paths()["chelsea"]), "kind": "mlp_act", "layer": 1, "patch": "", "rank_by": "unusual"}
-    return (app.model.value, *{**own, "style": "overlay", **changes}.values())
+    settings = {"model_id": app.model.value, **own, "style": "overlay", "feature": "", **changes}
+    return app.page.tab(MapsTab).answer(json.dumps(picked or {}), upload, listed, *settings.values())
 
 
 def test_a_picked_patch_is_ranked_and_every_card_shows_its_own_numbers(app, vit):
     maps = app.page.tab(MapsTab)
 
-    values = maps.rank(*asked(app, patch="0,3"))
+    values = answer(app, {"patch": "0,3"})
 
     assert values[maps.patch] == "0,3" and "patch 0,3" in values[maps.status]
-    assert values[maps.grid] == (4, 4) and values[maps.cards].count("data-pick") == 12
+    assert values[maps.listed].grid == (4, 4) and values[maps.cards].count("data-pick") == 12
     first = values[maps.ranked][0]
     told = f"{first['feature']} at patch 0,3: {first['score']:.3g}, {first['unusual']:+.1f} sd from the strongest"
     assert f'title="{told}' in values[maps.cards]
@@ -135,31 +142,76 @@ def test_a_picked_patch_is_ranked_and_every_card_shows_its_own_numbers(app, vit)
     assert ranked == sorted(ranked, reverse=True) and max(ranked) < 10
 
 
-def test_a_feature_of_another_layer_is_told_of_on_the_whole_picture(app):
+def test_a_picked_feature_is_drawn_and_the_cards_stay(app):
     maps = app.page.tab(MapsTab)
+    listed = answer(app, {"patch": "0,3"})[maps.listed]
 
-    values = maps.redraw(*asked(app, patch="0,3"), "2.mlp_act:5")
+    drawn = answer(app, {"feature": "2.mlp_act:5"}, listed=listed, patch="0,3")
+    again = answer(app, listed=drawn[maps.listed], patch="0,3", feature="2.mlp_act:5")
 
-    assert "2.mlp_act:5** on the whole picture" in values[maps.facts]
+    assert "2.mlp_act:5** on the whole picture" in drawn[maps.facts]  # its layer is not the one that is ranked
+    assert drawn[maps.feature] == "2.mlp_act:5" and maps.cards not in drawn
+    assert again == gr.skip()
+
+
+def test_a_picture_has_no_patch_yet_and_a_ranking_no_feature(app):
+    maps, coffee = app.page.tab(MapsTab), str(builtin_paths()["coffee"])
+    listed = answer(app, {"patch": "0,3", "feature": "1.mlp_act:7"})[maps.listed]
+    assert listed.asked.feature == "1.mlp_act:7"
+
+    example = answer(app, {"photo": "coffee"}, listed=listed, patch="0,3", feature="1.mlp_act:7")
+    own = answer(app, {"photo": None}, coffee, listed, patch="0,3", feature="1.mlp_act:7")
+    both = answer(app, {"photo": "coins", "patch": "1,1"}, coffee, listed, patch="0,3")
+
+    assert example[maps.photo] == own[maps.photo] == coffee
+    assert (example[maps.photo_key], own[maps.photo_key]) == ("coffee", "")
+    for values in (example, own):
+        assert "the whole picture" in values[maps.status] and values[maps.patch] == ""
+        assert values[maps.feature] == values[maps.ranked][0]["feature"]
+    assert both[maps.photo_key] == "coins" and both[maps.patch] == "1,1"
+
+
+def test_no_handler_updates_an_upload_which_would_lose_its_gate(app):
+    uploads = [b for b in app.demo.blocks.values() if isinstance(b, gr.Image) and b.type == "filepath"]
+
+    assert uploads
+    assert not [f.name for f in app.demo.fns.values() if f.fn and set(uploads) & set(f.outputs)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
+def test_what_cannot_be_answered_leaves_nothing_of_the_answer_before(app, tmp_path):
+    maps, bad = app.page.tab(MapsTab), tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    listed = answer(app)[maps.listed]
+
+    for values, reason in [
+        (answer(app, {"patch": "x"}, listed=listed), "patch must be one row,column such as 4,6; got &#x27;x&#x27;"),
+        (answer(app, {"photo": None}, str(bad), listed), "not a supported image"),
+        (answer(app, listed=listed, layer=9), "has layers 0-2; got layer 9"),
+        (answer(app, listed=listed, layer=None), "layer must be a whole number from 0; got nothing"),
+        (answer(app, listed=listed, model_id="/etc"), "is not a Hub id"),
+        (answer(app, {"photo": "../x"}, listed=listed), "Something went wrong"),
+    ]:
+        assert reason in values[maps.status]
+        assert (values[maps.cards], values[maps.large], values[maps.bar], values[maps.facts]) == ("", None, "", "")
+        assert values[maps.listed] is None and "seen" not in values[maps.crop]
+    assert answer(app, listed=listed, model_id="/etc")[app.facts] == ""
+    feature = answer(app, {"feature": "9.mlp_act:1"}, listed=listed)
+    assert feature[maps.large] is None and "got layer 9" in feature[maps.facts] and maps.cards not in feature
+    assert maps.large in answer(app, listed=feature[maps.listed], feature=listed.asked.feature)
 
 
 def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
     maps, address = app.page.tab(MapsTab), "1.mlp_act:9"
     photo = str(builtin_paths()["coins"])
 
-    values = maps.map_feature(app.model.value, photo, address, "heatmap")
+    values = answer(app, {"feature": address}, image=photo, style="heatmap")
 
     feature = parse_feature(address)
     acts = activations(vit, to_pixels(vit, open_image(photo)), [feature.site])[feature.site]
     own = activation_map(acts, feature)[0]
     assert f"values {own.min():.3g} to {own.max():.3g} on 4 x 4" in values[maps.facts]
     assert f"mean {own.mean():.3g}" in values[maps.facts]
-
-
-def test_a_removed_picture_clears_the_patch_only(app):
-    maps = app.page.tab(MapsTab)
-
-    assert maps.pick_upload(*asked(app, image=None, patch="1,1")) == {maps.photo_key: "", maps.patch: ""}
 
 
 def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
@@ -187,7 +239,7 @@ def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_
     next(waiting)
 
     assert next(waiting)[tab.status].startswith("Waiting: one run before yours")
-    values = maps.map_feature(app.model.value, str(builtin_paths()["coins"]), "1.mlp_act:9", "heatmap")
+    values = answer(app, {"feature": "1.mlp_act:9"})
     assert "values" in values[maps.facts]
     tab.stop(second)
     assert list(waiting) == [{tab.status: "Cancelled."}]
@@ -197,8 +249,6 @@ def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_
 
 
 def test_mistakes_are_told_as_gradio_errors(app):
-    with pytest.raises(gr.Error, match="has layers 0-2; got layer 9"):
-        app.page.tab(MapsTab).map_feature(app.model.value, str(builtin_paths()["coins"]), "9.mlp_act:1", "overlay")
     with pytest.raises(gr.Error, match="is not a Hub id"):
         app.page.tab(FeaturesTab).open("/etc", *looking(app))
     with pytest.raises(gr.Error, match="there is no stored result"):
@@ -244,14 +294,14 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
 
     assert by_link[features.shown] == atlas == by_link[features.grid.listed]
     assert "19 photographs of builtin" in by_link[features.grid.facts]
-    assert len(views_by_link[behavior.views]) == 5 and views_by_link[behavior.patch] == "1,2"
+    assert len(views_by_link[behavior.views]) == 6 and views_by_link[behavior.patch] == "1,2"
     assert features.first_look(atlas, "", *looking(app, model="tiny/vit"))[features.shown] == atlas
     assert features.first_look(atlas, "", *looking(app))[features.shown] == ""  # it is of another model
     assert features.first_look(atlas, atlas, *looking(app, shown=atlas)) == gr.skip()
     assert features.first_look("", app.model.value, *looking(app)) == gr.skip()
     assert "built-in photographs" in features.first_look("", "", *looking(app))[features.panel.facts]
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
-    assert behavior.first_look(app.model.value, photo, "", -1, "linear", (4, 4, 1, 1)) == gr.skip()
+    assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
 def looking(app, model="", shown="", layer=1, site="", sort="index", fires="live", pictures="patch", offset=0):
@@ -391,12 +441,14 @@ def test_the_chosen_features_card_stands_beside_its_box(app):
     assert "data-pick" in tab.first_look(None, app.model.value, "1.mlp_act:3")
 
 
-def test_leaving_the_model_box_as_it_was_changes_nothing(app):
+def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps_the_place(app, hub):
     maps = app.page.tab(MapsTab)
-    asked = [app.model.value, str(builtin_paths()["coins"]), "mlp_act", 1, "", "score", "overlay", None]
+    first = answer(app, {"patch": "3,3"})
+    set_as_shown = {"listed": first[maps.listed], "patch": "3,3", "feature": first[maps.feature]}
 
-    assert app.choose(app.model.value, *asked) == gr.skip()
-    assert app.choose("another", *asked)[maps.cards].count("data-pick") == 12
+    assert answer(app, **set_as_shown) == gr.skip()
+    other = answer(app, **set_as_shown, model_id="tiny/swin")
+    assert other[maps.patch] == "12,12" and "tiny/swin" in other[app.facts]
 
 
 def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
@@ -477,7 +529,3 @@ def test_minutes_are_told_before_they_start(app, monkeypatch):
 def test_an_empty_box_is_named(app):
     with pytest.raises(gr.Error, match="filter must be a whole number from -1; got nothing"):
         app.page.tab(BehaviorTab).show_view(app.model.value, str(builtin_paths()["coins"]), "", None, "linear")
-    with pytest.raises(gr.Error, match="layer must be a whole number from 0; got nothing"):
-        app.page.tab(MapsTab).rank(
-            app.model.value, str(builtin_paths()["coins"]), "mlp_act", None, "", "score", "overlay"
-        )

@@ -5,20 +5,18 @@ takes only what was uploaded.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.config import parse_patch
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import color_bar
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 from vitviz_hf.ui.cards import Fired, MapResult
-from vitviz_hf.ui.drawing import STYLES, draw_map, map_scale
-from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, whole_number
+from vitviz_hf.ui.drawing import STYLES, draw_map, enlarge, map_scale
+from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, typed_patch, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.lane import Waiting
@@ -28,7 +26,6 @@ from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
 
 Json = Any
-_LARGE = 560
 _MOST = 200
 _KINDS: dict[str, Callable[..., Any]] = {
     "picture": lambda label: gr.Image(label=label, format="png", visible=False),
@@ -116,7 +113,7 @@ class Api:
             The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
         """
         unusual = one_word("rank_by", rank_by, ("unusual", "score")) == "unusual"
-        site, at = Site(whole_number("layer", layer), kind), _patch(patch)
+        site, at = Site(whole_number("layer", layer), kind), typed_patch(patch)
         n = whole_number("n", n, 1, _MOST)
         result = self.rank_job(self.shelf.snapshot(model_id), open_photo(image), site, at, unusual, n)
         fired = [card.fired for card in result.cards]
@@ -142,14 +139,14 @@ class Api:
         """
         one_word("style", style, STYLES)
         result = self._map(model_id, image, feature)
-        crop = result.crop.resize((_LARGE, _LARGE * result.crop.height // result.crop.width))
+        crop = enlarge(result.crop)
         scale, told = map_scale(result.fired, style), _numbers(result.fired)
         drawn = draw_map(crop, result.fired, style)
         text = (
             f"{told['feature']}: values {told['min']:.3g} to {told['max']:.3g} on {told['rows']} x {told['columns']} "
             f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from {result.fired.against}."
         )
-        return drawn, color_bar((_LARGE, 48), scale), text, told
+        return drawn, color_bar((crop.width, 48), scale), text, told
 
     def activations(self, model_id: str, image: str, feature: str) -> Json:
         """The activation map of one feature on a picture, as numbers.
@@ -286,23 +283,23 @@ class Api:
         return str(self.page_job(self.shelf.snapshot_of(opened), atlas, parse_feature(feature or "", None)))
 
     def show_view(
-        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "linear"
+        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "log"
     ) -> tuple[Any, ...]:
         """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            patch: row and column from 0 such as 3,4; empty for the one of most attention.
+            patch: row and column from 0 such as 3,4; empty for the one whose views are lit most widely.
             filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
-            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
+            brightness: log (the same for all views) or linear (relative to the largest weight of each view).
 
         Returns:
             The model's crop, a picture for each level, a sentence, and patch and filter as data.
         """
         number = whole_number("filter_number", filter_number, -1)
         scale = one_word("brightness", brightness, ("linear", "log"))
-        asked = open_photo(image), _patch(patch), None if number < 0 else number, scale
+        asked = open_photo(image), typed_patch(patch), None if number < 0 else number, scale
         seen = self.view_job(self.shelf.snapshot(model_id), *asked)
         views = [(picture, caption) for caption, picture in seen.views]
         return seen.crop, views, seen.text, {"patch": list(seen.patch), "filter": seen.filter}
@@ -366,11 +363,6 @@ class Api:
             "layer": min(whole_number("layer", layer), known.n_layers - 1),
         }
         return str(known), data
-
-
-def _patch(text: str) -> tuple[int, int] | None:
-    text = re.sub(r"[\s,]+", ",", (text or "").strip())
-    return parse_patch(text, "patch") if text else None
 
 
 def _told(fired: Fired) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import open_image
+from vitviz_hf.models.seen import Box
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map, usual_scores
@@ -93,6 +94,8 @@ class RankResult:
     cards: list[Card]
     classes: list[tuple[str, float]]
     """Likeliest labels with their probability; empty without a classifier."""
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+    """Where the crop lies in the picture, see `seen_box`."""
 
 
 def fitting_atlas(shelf: Shelf, view: ModelView, site: Site) -> Atlas | None:

@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image
 
 from vitviz_hf.images import cover, heatmap, is_signed, open_image, overlay, palette_stops, two_sided
+from vitviz_hf.models.seen import Box
 from vitviz_hf.reading.exemplars import Exemplar
 from vitviz_hf.templates import load_template
 from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult
 
 STYLES = ("overlay", "heatmap", "signed")
-_MAP, _EXEMPLAR, _THUMBNAIL = 128, 80, 64
+_LARGE = 560
+_PHOTO, _MAP, _EXEMPLAR, _THUMBNAIL = 640, 128, 80, 64
 """Longer side in pixels: a first page has 79 of them."""
 
 
@@ -66,9 +68,27 @@ def cards_html(result: RankResult, words: list[str], chosen: str = "") -> str:
     return _render("cards.html", cards=told, label="Strongest features")
 
 
-def crop_html(crop: Image.Image, grid: tuple[int, int], patch: tuple[int, int] | None) -> str:
-    """The model's crop; it picks a patch."""
-    return _render("crop.html", crop=crop, grid=grid, patch=patch)
+def crop_html(
+    photo: Image.Image,
+    grid: tuple[int, int] | None = None,
+    patch: tuple[int, int] | None = None,
+    box: Box = (0.0, 0.0, 1.0, 1.0),
+    whole: bool = True,
+) -> str:
+    """A photograph, and on it what the model sees, which picks a patch.
+
+    Args:
+        grid: rows and columns of patches; None where the model is not known yet: the photograph picks itself then.
+        box: what the model sees, in shares of the photograph.
+        whole: no patch can be picked too.
+    """
+    return _render("crop.html", photo=_shrink(photo, _PHOTO), grid=grid, patch=patch, box=box, whole=whole)
+
+
+def enlarge(crop: Image.Image) -> Image.Image:
+    """The crop about 560 pixels wide, enlarged by a whole factor so that patches stay sharp."""
+    factor = max(1, round(_LARGE / crop.width))
+    return crop.resize((crop.width * factor, crop.height * factor), Image.Resampling.BICUBIC)
 
 
 def photographs_html(paths: Mapping[str, Path]) -> str:

@@ -18,7 +18,7 @@ from vitviz_hf.ui.layer_grid import LayerGrid
 from vitviz_hf.ui.link import Kept, or_else
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.picker import picked_js, picker, scroll_js
+from vitviz_hf.ui.picker import asks_js, picked_js, picker, scroll_js
 
 _SHOWN = 24
 
@@ -115,8 +115,7 @@ class FeaturesTab:
         mapped = self.to_map.click(
             self.give, shown_page, [page.model, page.loaded, maps.feature, *page.going], api_visibility="private"
         )
-        drawn = [page.model, maps.photo, maps.feature, maps.style]
-        page.link(mapped.success(maps.map_feature, drawn, maps.map_outputs, **private))
+        mapped.success(None, maps.feature, js=asks_js("feature"), api_visibility="private")
 
     def takes_from(self, event: Any, feature: Any, js: str | None = None) -> None:
         """Another tab's event opens the page of a feature here."""

@@ -23,13 +23,14 @@ from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
 from vitviz_hf.experiments.neurons.occlude import look
-from vitviz_hf.experiments.neurons.views import check_patches, telling_patches
+from vitviz_hf.experiments.neurons.views import check_patches, readable_patch
 from vitviz_hf.experiments.perturb import occlude, shuffle, to_photo
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
+from vitviz_hf.models.seen import seen_box
 from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_values
@@ -178,7 +179,7 @@ class Jobs:
         cards = [
             Card(f, crop_exemplars(self._shelf, view, atlas, f.feature), made_picture(atlas, f.feature)) for f in fired
         ]
-        return RankResult(_picture(pixels[0]), grid, patch, cards, classes)
+        return RankResult(_picture(pixels[0]), grid, patch, cards, classes, seen_box(view, image.size))
 
     def map(
         self, snapshot: Snapshot, image: Image.Image, feature: Feature, patch: tuple[int, int] | None = None
@@ -205,7 +206,7 @@ class Jobs:
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
         Args:
-            patch: (row, column); the one of most attention if None.
+            patch: (row, column); the one whose views are lit most widely if None.
             index: filter; one in which pictures are readable if None.
             scale: of brightness, `linear` or `log`.
             painted: what the visitor marked on the crop, at any size.
@@ -218,7 +219,8 @@ class Jobs:
         check_filter(filters, index)
         photo = to_photo(view, image)
         seen = {"clean": look(view, photo, 0.5)}
-        row, col = patch or telling_patches(seen["clean"].joint, view)[-1]
+        readable, sink, outshone = readable_patch(seen["clean"].joint)
+        row, col = patch or divmod(readable, grid[1])
         check_patches([(row, col)], grid)
         pictures = {"clean": photo}
         mask = None if painted is None else split_objects(painted, view.input_size)
@@ -231,7 +233,12 @@ class Jobs:
         seen |= {name: look(view, other, 0.5) for name, other in pictures.items() if name not in seen}
         views = views_by_level(view, filters, pictures, seen, index, token, scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
-        text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
+        chosen = "" if patch else " (chosen since its views are lit most widely)"
+        text = f"Patch {row},{col}{chosen} through filter {index}. "
+        if 2 * outshone > grid[0] * grid[1]:
+            text += f"At the end patch {sink // grid[1]},{sink % grid[1]} outshines most others, in the views of "
+            text += f"{outshone} patches: nearly black where brightness is linear. "
+        text += "Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()
         )
         for name, what in seen.items():
