@@ -33,13 +33,22 @@ def wait_until_idle(page):
     """Until no answer is on its way, for half a second."""
     page.wait_for_function(
         """() => {
-          const busy = document.querySelector("#rank-status .generating, #rank-status .translucent, .eta-bar");
+          const busy = document.querySelector(".generating, .translucent, .pending, .eta-bar");
           const now = performance.now();
           if (busy || !window.idleSince) window.idleSince = busy ? 0 : now;
           return window.idleSince && now - window.idleSince > 500;
         }""",
         timeout=SECONDS,
     )
+
+
+def barriers(page):
+    """What axe finds serious or critical on the page at rest: faded text of what is on its way does not count."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    wait_until_idle(page)
+    found = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
+    return [(v["id"], node["html"], node["failureSummary"]) for v in found for node in v["nodes"]]
 
 
 @contextmanager

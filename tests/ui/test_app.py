@@ -9,7 +9,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from tests.ui.browsing import SECONDS, opened, text, value, visiting, wait_for_text
+from tests.ui.browsing import SECONDS, barriers, opened, text, value, visiting, wait_for_text
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
@@ -211,8 +211,6 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
 @pytest.mark.parametrize("with_atlas", [False, True])
 def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, width, scheme, with_atlas):
-    from axe_playwright_python.sync_playwright import Axe
-
     context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(SECONDS)
@@ -223,10 +221,10 @@ def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, wi
         page.locator("#find").click()
         page.wait_for_selector("#features .card")
 
-    found = Axe().run(page).response["violations"]
+    found = barriers(page)
     context.close()
 
-    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert found == []
 
 
 def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):
@@ -454,16 +452,13 @@ def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
 def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(browser, url, width, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
     found = []
     with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
         opened(page, url, "?patch=1,2", advanced=True)
         for tab in (MapsTab, BehaviorTab):
             page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
             page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
-            violations = Axe().run(page).response["violations"]
-            found += [(tab.key, v["id"], v["nodes"]) for v in violations if v["impact"] in ("serious", "critical")]
+            found += barriers(page)
 
     assert found == []
 
@@ -532,23 +527,21 @@ def test_seeds_grow_side_by_side_and_the_tray_brings_one_back_with_its_files(pag
 
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
 def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, url, width, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
     context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(SECONDS)
     opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=3&pictures=2")
     page.locator("#optimize").click()
     wait_for_text(page, "#optimize-status", "after 3 steps")
-    found = Axe().run(page).response["violations"]
+    found = barriers(page)
     opened(page, url, "?tab=experiments&result=late")
     wait_for_text(page, "#experiment-story", "Cannot be told")
-    found += Axe().run(page).response["violations"]
+    found += barriers(page)
     sideways = page.evaluate("document.documentElement.scrollWidth")
     scrolls = page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#experiment-story .scroll'))")
     context.close()
 
-    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert found == []
     assert sideways <= width + 2 and scrolls
 
 

@@ -118,9 +118,9 @@ def test_a_search_tells_how_far_it_is_and_opens_its_atlas(features):
     assert news == [f"{name} 19"]
     assert "statistics of 19 built-in photographs in layer 1" in taken[panel.facts]
     assert taken[panel.zip]["visible"] and "vitviz atlas push FOLDER OWNER/NAME" in taken[panel.shared]
-    followed = features.follow("features", name, MODEL, *looking())
-    assert (followed[features.shown], followed[features.grid.listed]) == (name, name)
-    assert features.follow("maps", name, MODEL, *looking()) == gr.skip()
+    renewed = features.renew("features", name, *looking())
+    assert (renewed[features.shown], renewed[features.grid.listed]) == (name, name)
+    assert features.renew("maps", name, *looking()) == {features.grid.listed: ""}
     assert panel.take_news(news[-1], "other/model") == gr.skip()
     assert search(panel, "builtin", None, 500, "one", 1.0)[-1][panel.status].startswith("It was searched before")
 

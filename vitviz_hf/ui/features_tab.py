@@ -89,9 +89,12 @@ class FeaturesTab:
         self.word.submit(self.find_word, [*source, self.word], self.results, **private)
         page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
         page.link(self.atlas.input(self.open, [self.atlas, *self.looking], self.filled, **private))
-        following = [page.tab_key, self.atlas, grid.listed, *self.looking]
-        for changed in self.panel.connect():
-            page.link(changed.success(self.follow, following, self.filled, **private))
+        offered, made = self.panel.connect()
+        page.link(
+            offered.success(self.follow, [page.tab_key, self.atlas, grid.listed, *self.looking], self.filled, **private)
+        )
+        renewed = [page.tab_key, self.atlas, *self.looking]
+        page.link(made.success(self.renew, renewed, self.filled, **private))
         self.find.click(self.find_features, [*source, maps.photo], self.results, **private)
         quiet: dict[str, Any] = {"show_progress_on": [grid.facts], **private}
         browsing = [grid.site.input, grid.sort.input, grid.fires.input]
@@ -179,18 +182,20 @@ class FeaturesTab:
 
     @shown
     def follow(self, tab: str, name: str, listed: str, *asked: Any) -> Values:
-        """After another model or atlas: what is now in use if the tab is open; what was of another model goes."""
+        """After another model: its own features if the tab is open; what was of the one before goes."""
         model_id, opened, kind, layer, _, *order = asked
-        other = bool(listed) and listed != model_id and not self.is_of(opened, model_id)
-        if tab == self.key:
-            return (
-                self.opened(name, model_id, opened, kind, layer, "", *order[:-1], 0) if other else self.now(name, asked)
-            )
-        if not other:
+        if not listed or listed == model_id or self.is_of(opened, model_id):
             return gr.skip()
+        if tab == self.key:
+            return self.opened(name, model_id, opened, kind, layer, "", *order[:-1], 0)
         grid = self.grid
         emptied = {grid.site: gr.update(choices=[], value=""), grid.offset: 0, grid.html: "", grid.listed: ""}
         return {self.results: "", self.shown: "", **emptied}
+
+    @shown
+    def renew(self, tab: str, name: str, *asked: Any) -> Values:
+        """An atlas that was just made, or has grown; when the tab is opened if it is not."""
+        return self.now(name, asked) if tab == self.key else {self.grid.listed: ""}
 
     @shown
     def first_look(self, name: str, listed: str, *asked: Any) -> Values:
