@@ -131,6 +131,8 @@ class MapsTab:
             info="from early (edges, colors) to late (things)",
             buttons=[],
         )
+        # What is on its way while another model is loaded may still have a layer that this one lacks; `Asked` says so.
+        self.layer.preprocess = float
         self.layer_set = settled("layer")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.kind = gr.Dropdown(
