@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 FRIEND = "Bearer hf_friend"
 
 
@@ -35,6 +37,16 @@ class LoopbackHub:
         sha = hashlib.sha1(repo_id.encode()).hexdigest()
         self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}, "private": False}
         return sha
+
+    def tagged(self, tags):
+        """Ids of the public datasets whose cards have all these tags, as the Hub reads them from README.md."""
+        found = []
+        for name, repo in self.repos.items():
+            card = repo["files"].get("README.md", b"").decode()
+            if name.startswith("datasets/") and not repo["private"] and card.startswith("---"):
+                known = (yaml.safe_load(card.split("---")[1]) or {}).get("tags") or []
+                found += [name.removeprefix("datasets/")] if set(tags) <= set(known) else []
+        return found
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"errors": [], "warnings": []})
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:])
+        if parts == ["api", "datasets"]:
+            return self._json([{"id": name} for name in self.hub.tagged(self.query.get("filter", []))])
         if parts[:2] == ["api", "datasets"]:
             return self._api("datasets/" + "/".join(parts[2:4]), parts[4:])
         if parts[0] == "datasets" and len(parts) >= 6 and parts[3] == "resolve":

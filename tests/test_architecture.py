@@ -29,12 +29,12 @@ WINGS = [
 ]
 """Imports go down: a module may import what stands in a row before its own, so that there are no circles."""
 FLOORS = {
-    "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view"],
+    "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page"],
     "experiments": [
-        "config tables figures masks",
+        "config tables figures masks claims",
         "bootstrap perturb registry",
         "result",
         "accuracy pictures neurons",
@@ -53,11 +53,14 @@ FLOORS = {
     ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "shelf lane stored link events picker statistics memory growing",
-        "cards",
-        "jobs drawing",
+        "made ahead",
+        "shelf lane link events picker statistics memory growing growth tray files",
+        "cards stored sheets searching",
+        "jobs drawing strip",
+        "beside",
         "page",
-        "maps_tab experiments_tab",
+        "maps_tab experiments_tab layer_grid",
+        "atlas_panel",
         "optimize_tab features_tab behavior_tab",
         "api",
         "app",

@@ -117,15 +117,15 @@ def parse_patches(text: str, name: str = "patches") -> tuple[tuple[int, int], ..
 
 
 def parse_patch(text: str, name: str) -> tuple[int, int]:
-    """One of them.
+    """A patch as row,column; a space does as well as the comma.
 
     Raises:
         ConfigError: something else.
     """
-    patches = parse_patches(text, name)
-    if len(patches) != 1:
+    match = re.fullmatch(r"\s*(\d{1,9})(?:\s*,\s*|\s+)(\d{1,9})\s*", text)
+    if match is None:
         raise ConfigError(f"{name} must be one row,column such as 4,6; got {text!r}.")
-    return patches[0]
+    return int(match[1]), int(match[2])
 
 
 def parse_features(text: str, name: str = "features") -> tuple[Feature, ...]:

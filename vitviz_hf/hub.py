@@ -146,6 +146,18 @@ def find_commit(of: Repositories, repo_id: str, token: Token = None) -> str:
         return str(ask(repo_id, timeout=_TIMEOUT, token=token).sha)
 
 
+def find_tagged(of: Repositories, tags: Sequence[str], n: int, token: Token = None) -> list[str]:
+    """Ids of at most n repositories of datasets that have all the tags.
+
+    Raises:
+        VitvizError: of the classes of `of`.
+    """
+    with hub_errors(of, " ".join(tags)):
+        if not hub_reachable():
+            raise ConnectionError("it cannot be reached")
+        return [str(info.id) for info in HfApi().list_datasets(filter=list(tags), limit=n, token=token)]
+
+
 def download(of: Repositories, repo_id: str, sha: str, patterns: Sequence[str], token: Token = None) -> Path:
     """Folder with the files of a commit that fit the patterns.
 
@@ -195,8 +207,9 @@ def upload_folder(of: Repositories, folder: Path, repo_id: str, message: str, pr
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise of.failed(
-                f"this login may not write {repo_id!r}. Run 'hf auth login' with a token that can write there, or "
-                "choose another name."
+                f"this login may not write {repo_id!r}.",
+                "Run 'hf auth login' with a token that can write there, or choose another name.",
+                "Sign in again and allow writing, or choose a name of your own account.",
             ) from error
         raise of.failed(f"the Hub refused {repo_id!r} ({first_line(error)}).") from error
     except (httpx2.HTTPError, OSError) as error:

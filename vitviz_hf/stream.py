@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -182,9 +183,7 @@ def _streamed(dataset: str, split: str | None, token: Token) -> Source:
     if split not in splits:
         raise DatasetError(f"{dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
     stream = splits[split]
-    first = next(iter(stream.decode(False)), None)
-    if first is None:
-        raise DatasetError(f"split {split!r} of {dataset!r} is empty.")
+    first = _first_item(dataset, split, stream)
     n_rows = getattr(stream.info.splits.get(split), "num_examples", None) if stream.info.splits else None
     if local:
         files = [dataset] if dataset.endswith(".parquet") else _files_of(dataset, split)
@@ -216,6 +215,19 @@ def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
         raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, exceptions.DatasetsError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
+
+
+def _first_item(dataset: str, split: str, stream: Any) -> dict[str, Any]:
+    """The first item of a stream, where much of what is wrong with a dataset shows."""
+    try:
+        first = next(iter(stream.decode(False)), None)
+    except pa.ArrowInvalid:  # of a parquet file without rows
+        first = None
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+        raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
+    if first is None:
+        raise DatasetError(f"split {split!r} of {dataset!r} is empty, or its files cannot be read.")
+    return dict(first)
 
 
 def _to_row(image: str, names: dict[str, list[str]], local: bool, token: Token, item: dict[str, Any]) -> Row:

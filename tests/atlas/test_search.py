@@ -40,11 +40,12 @@ from vitviz_hf import (
     to_pixels,
     top_features,
 )
+from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits, page_document
 from vitviz_hf.atlas.parquet import QUANTILES
-from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.search import search, search_steps
 from vitviz_hf.atlas.store import Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
@@ -235,7 +236,7 @@ SEARCHING = """
 import sys
 from pathlib import Path
 from vitviz_hf import SearchConfig, load_model, open_source
-from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.search import search, search_steps
 view, source = load_model(sys.argv[1], device="cpu"), open_source(sys.argv[2])
 tell = lambda state: print(state.n_rows, flush=True)
 search(view, source, SearchConfig(batch=2, k=4), Path(sys.argv[3]), True, progress=tell, checkpoint_seconds=0)
@@ -389,6 +390,22 @@ def test_a_connection_that_comes_back_loses_and_repeats_no_row(parquet, monkeypa
     assert flaky[0].failures == []
 
 
+def test_a_search_that_is_closed_has_stored_what_it_read_and_goes_on(tiny_view, pictures, tmp_path):
+    view, source, config = tiny_view("vit"), open_source(str(pictures)), SearchConfig(k=3, batch=4, layers=(1,))
+    whole = search(view, source, config, tmp_path / "whole")
+
+    for n in (2, 3):
+        steps = search_steps(view, source, config, tmp_path / "w", resume=True)
+        state = next(itertools.islice(steps, n - 1, None))
+        steps.close()
+    *_, last = [(s.n_images, s.done) for s in search_steps(view, source, config, tmp_path / "w", resume=True)]
+    resumed = search(view, source, config, tmp_path / "w", resume=True)
+
+    assert state.n_images == 20 and last == (N, True)
+    for site, fold in whole.folds.items():
+        assert all(torch.equal(t, resumed.folds[site].tensors()[name]) for name, t in fold.tensors().items())
+
+
 def test_an_interrupted_search_is_neither_overwritten_nor_mixed(tiny_view, pictures, tmp_path):
     view, source = tiny_view("vit"), open_source(str(pictures))
     search(view, source, SearchConfig(k=3, layers=(1,)), tmp_path / "w")
@@ -473,6 +490,7 @@ def test_the_card_is_valid_whatever_a_model_is_called(tiny_view, pictures, tmp_p
         metadata = metadata_of(atlas_of(called(tiny_view("vit"), name), pictures, out))
 
         assert metadata.get("base_model") == (name if "/" in name else None)
+        assert (f"base_model:{name}" in metadata["tags"]) == ("/" in name)
         assert metadata["pretty_name"] == f"Atlas of {name}" and "vision-transformer" in metadata["tags"]
         assert metadata["configs"] == [
             {"config_name": "features", "default": True, "data_files": "features/*.parquet"},
@@ -679,6 +697,28 @@ def test_an_atlas_is_pushed_pulled_and_opened_by_id(hub, tiny_view, pictures, tm
     with pytest.raises(AtlasError, match="is no atlas: it has no manifest"):
         hub.publish("datasets/odd/other", tmp_path / "atlas" / "images")
         open_atlas("odd/other")
+
+
+def test_atlases_on_the_hub_are_found_by_their_model_without_a_token(hub, tiny_view, pictures, tmp_path, monkeypatch):
+    view = called(tiny_view("vit"), "found/model")
+    atlas = atlas_of(view, pictures, tmp_path / "atlas")
+    for name, private in (("friend/found", False), ("friend/hidden", True)):
+        push_atlas(atlas.folder, name, private=private, token="hf_friend")
+    other = atlas_of(called(view, "found/other"), pictures, tmp_path / "other")
+    push_atlas(other.folder, "friend/other", token="hf_friend")
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: "hf_friend")
+
+    found = find_atlases("found/model", token=False)
+
+    assert found == ["friend/found"] and hub.log[-1][1:] == ("api/datasets", None)
+    assert find_atlases("builtin", token=False) == [] == find_atlases("nobody/knows", token=False)
+
+
+def test_without_a_hub_no_atlas_is_found_and_that_is_told(monkeypatch):
+    monkeypatch.setattr("vitviz_hf.hub.hub_reachable", lambda: False)
+
+    with pytest.raises(AtlasError, match="the Hub failed at 'vitviz-atlas base_model:any/model'"):
+        find_atlases("any/model", token=False)
 
 
 @pytest.fixture(scope="module")
@@ -1005,7 +1045,7 @@ def test_every_process_goes_on_where_it_was_stopped(limit, n_ranks, parquet, tin
         calls = itertools.count()
 
         def progress(state):
-            if next(calls):  # the first batch is saved, the second is not
+            if next(calls):  # after two batches, which are stored
                 raise Killed
 
         return progress
@@ -1018,7 +1058,7 @@ def test_every_process_goes_on_where_it_was_stopped(limit, n_ranks, parquet, tin
                     view, source, config, tmp_path / f"killed-{rank}", attempt > 0, rank, n_ranks, stopping(), 0
                 )
                 break
-        assert attempt == (straight.n_rows + 1) // 2 - 1 > 0
+        assert attempt == (straight.n_rows + 1) // 2 // 2 > 0
         assert stopped.n_rows == straight.n_rows
         for site, fold in straight.folds.items():
             for name, tensor in fold.tensors().items():

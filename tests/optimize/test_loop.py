@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from vitviz_hf.errors import ConfigError, FeatureError, OutputExistsError, Recip
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas
 from vitviz_hf.optimize.config import PRESETS
+from vitviz_hf.optimize.loop import finish, seeded_steps
 from vitviz_hf.optimize.objectives import can_revive, to_objective
 from vitviz_hf.optimize.penalties import automatic_smoothness, total_variation
 from vitviz_hf.optimize.recipe import read_recipe
@@ -73,6 +75,22 @@ def test_features_in_a_batch_get_the_picture_they_get_alone(preset, vit):
     for address, result in zip(addresses, together, strict=True):
         alone = visualize(vit, [address], config)[0]
         torch.testing.assert_close(result.pixels, alone.pixels, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_each_seed_of_a_batch_gives_the_picture_and_the_recipe_that_it_gives_alone(preset, vit):
+    config, wanted = VisualizeConfig.preset(preset, steps=6, copies=2, seed=4), to_objective("1.mlp_act:3")
+    seeds = [4, 9, 2**53]
+    *_, last = seeded_steps(vit, [wanted] * 3, config, seeds)
+
+    together = finish(vit, [wanted] * 3, config, last, seeds)
+
+    for seed, result in zip(seeds, together, strict=True):
+        alone = visualize(vit, [wanted], replace(config, seed=seed))[0]
+        torch.testing.assert_close(result.pixels, alone.pixels, rtol=1e-3, atol=1e-4)
+        assert result.recipe["config"] == alone.recipe["config"]
+        assert result.score == pytest.approx(alone.score, rel=1e-3)
+    assert (together[0].pixels - together[1].pixels).abs().max() > 0.05
 
 
 def test_the_batch_limit_does_not_change_the_pictures(vit):

@@ -154,6 +154,7 @@ def test_a_ranking_gives_maps_a_sentence_and_the_same_as_data(client):
 
     assert len(maps) == len(features) == 5
     assert sentence.startswith("Layer 1, mlp_act, patch 2,3.")
+    assert "above the 19 built-in photographs" in called(client, "rank_features")[2]
     values = [row["score"] for row in features]
     assert values == sorted(values, reverse=True)
 
@@ -171,6 +172,7 @@ def test_a_model_is_browsed_by_its_scores_on_the_builtin_photographs(client, vit
     assert first["feature"] == f"1.mlp_act:{int(scores.max(0).values.argmax())}"
     assert first["maximum"] == pytest.approx(float(scores.max()), abs=1e-6)
     assert first["image"] in builtin_paths() and first["peak"]["value"] >= first["maximum"]
+    assert first["fires"] and 0 <= first["sparse"] < 1
 
 
 def test_an_atlas_is_browsed_by_its_own_statistics(client):
@@ -184,13 +186,21 @@ def test_an_atlas_is_browsed_by_its_own_statistics(client):
 
 def test_pictures_come_as_files(client):
     drawn, _, sentence, told = called(client, "map_feature", style="heatmap")
-    picture, text, file, scores = called(client, "visualize")
+    picture, text, file, scores, _ = called(client, "visualize")
     views = called(client, "show_view")[1]
 
     assert Image.open(drawn).width >= 500 and "1.mlp_act:3" in sentence and told["rows"] == 4
     assert read_recipe(file)["config"]["steps"] == 3 and "after 3 steps" in text and scores["steps"] == 3
     assert os.path.getsize(picture) == os.path.getsize(file)
     assert len(views) == 1 + 4  # the picture, and levels 0 to 3
+
+
+def test_several_pictures_come_with_a_file_and_a_score_each(client):
+    picture, text, file, scores, files = called(client, "visualize", seed=4, pictures=2)
+
+    assert [read_recipe(path)["config"]["seed"] for path in files] == [4, 5] and len(scores["pictures"]) == 2
+    assert [told["seed"] for told in scores["pictures"]] == [4, 5] and "seed 5 score" in text
+    assert Path(file).read_bytes() == Path(files[0]).read_bytes() and Image.open(picture).size == (2 * 224, 224)
 
 
 MISTAKES = [
@@ -201,7 +211,8 @@ MISTAKES = [
     ("activations", {"feature": "1.mlp_act"}, "'1.mlp_act' is not a feature"),
     ("browse", {"offset": 64}, "there are 64 features, so offset goes from 0 to 63; got 64"),
     ("browse", {"n": 1000}, "n must be a whole number from 1 to 200; got 1000"),
-    ("browse", {"sort": "sparse"}, "sort must be one of index, maximum, unusual; got 'sparse'"),
+    ("browse", {"sort": "size"}, "sort must be one of index, maximum, unusual, sparse; got 'size'"),
+    ("sort_features", {"sort": "index"}, "sort must be one of maximum, unusual, sparse; got 'index'"),
     ("sort_features", {"atlas": "/etc"}, "'/etc' is not a Hub id"),
     ("visualize", {"preset": "slow"}, "preset must be one of auto, paper"),
     ("show_result", {"result": "none"}, "there is no stored result 'none'; there are late"),

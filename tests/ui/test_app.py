@@ -1,11 +1,5 @@
 """The app as app.py starts it, in a real browser and through gradio_client."""
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.request import urlopen
@@ -13,120 +7,21 @@ from urllib.request import urlopen
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
+from tests.ui.browsing import SECONDS, barriers, opened, text, value, visiting, wait_for_text
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.experiments.config import NarrowSitesConfig
-from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import open_source
+from vitviz_hf.ui.app import TABS
+from vitviz_hf.ui.behavior_tab import BehaviorTab
+from vitviz_hf.ui.maps_tab import MapsTab
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SECONDS = 30_000
-
-
-@pytest.fixture(scope="module")
-def url(hub, tmp_path_factory):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    results = tmp_path_factory.mktemp("results")
-    vit = load_model("tiny/vit", device="cpu")
-    for name, layers in (("early", (0,)), ("late", (2,))):
-        config = NarrowSitesConfig(layers=layers, columns=1, steps=1, preset="fast")
-        run_experiment("narrow-sites", [vit], None, config, results / f"work-{name}").save(results / name)
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_PORT": str(port),
-        "VITVIZ_MODEL": "tiny/vit",
-        "VITVIZ_RESULTS": str(results),
-    }
-    log = (tmp_path_factory.mktemp("app") / "log").open("w+")
-    # Elsewhere, as on a Space: nothing that the page needs lies in the working folder.
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
-    )
-    for _ in range(120):
-        try:
-            urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    else:
-        server.kill()
-        log.seek(0)
-        pytest.fail(f"app.py did not start: {log.read()}")
-    yield f"http://127.0.0.1:{port}/"
-    server.terminate()
-    server.wait(10)
-    log.seek(0)
-    # A path of the package is only in tracebacks and warnings. Uvicorn's own, of a page that left while a picture was
-    # on its way, are not ours.
-    assert "vitviz_hf/" not in log.read()
-    log.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.fail("install chromium, or run 'make fast', which leaves the browser out")
-    with playwright.sync_playwright() as p:
-        arguments = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--disable-background-networking",
-            "--disable-sync",
-        ]
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A page that must log no error and ask no other host for anything."""
-    context = browser.new_context(viewport={"width": 1300, "height": 1000})
-    page = context.new_page()
-    errors, elsewhere = [], []
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.on(
-        "request", lambda r: elsewhere.append(r.url) if re.match(r"(https?|wss?)://(?!127\.0\.0\.1)", r.url) else None
-    )
-    page.set_default_timeout(SECONDS)
-    yield page
-    context.close()
-    assert not errors
-    assert not elsewhere
-
-
-def opened(page, url, query="", advanced=False):
-    page.goto(url + query)
-    if advanced:
-        page.locator("#advanced button").first.click()
-    page.wait_for_selector("#map img", state="attached")
-    page.wait_for_function("document.querySelector('#map-facts').textContent.includes('values')")
-    return page
-
-
-def text(page, selector):
-    return page.locator(selector).inner_text()
-
-
-def value(page, selector):
-    return page.locator(f"{selector} textarea, {selector} input").first.input_value()
-
-
-def wait_for_text(page, selector, part):
-    page.wait_for_function(
-        "([s, t]) => document.querySelector(s)?.innerText.includes(t)", arg=[selector, part], timeout=SECONDS
-    )
 
 
 def test_the_first_page_shows_a_map_of_a_photograph(page, url):
@@ -140,19 +35,18 @@ def test_the_first_page_shows_a_map_of_a_photograph(page, url):
 def test_an_uploaded_picture_is_mapped_and_a_clicked_patch_is_ranked(page, url, photo, tmp_path):
     photo.save(tmp_path / "mine.png")
     opened(page, url, advanced=True)
-    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
     page.wait_for_timeout(2500)
     wait_for_text(page, "#rank-status", "the whole picture")
 
-    box = page.locator("#crop img").bounding_box()
+    box = page.locator("#crop .seen").bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
     wait_for_text(page, "#rank-status", "patch 0,3")
 
     assert value(page, "#patch") == "0,3"
     page.wait_for_function("location.search.includes('patch=0%2C3')")
     assert "photo=own" in page.url
-    page.locator("#whole").click()
+    page.locator("#crop .whole").click()
     wait_for_text(page, "#rank-status", "the whole picture")
 
 
@@ -211,18 +105,91 @@ def atlas(hub, tmp_path_factory):
     return "tiny/atlas"
 
 
+def tile_at(page):
+    return page.evaluate("Number(document.activeElement.dataset.at)")
+
+
+def test_a_layer_is_browsed_with_the_keyboard_and_a_link_restores_it(page, url):
+    opened(page, url, "?tab=features&model=tiny/vit&layer=1")
+    page.wait_for_selector("#grid .tile")
+    page.wait_for_function("getComputedStyle(document.querySelector('#grid .all')).getPropertyValue('--sheet0')")
+    assert page.locator("#grid .tile[tabindex='0']").count() == 1
+    page.locator("#grid .tile[tabindex='0']").focus()
+    cols = page.evaluate("Math.floor(document.querySelector('#grid .all').clientWidth / 52)")
+
+    for key, at in [("ArrowDown", cols), ("ArrowRight", cols + 1), ("ArrowUp", 1), ("ArrowUp", 1), ("ArrowLeft", 0)]:
+        page.keyboard.press(key)
+        assert tile_at(page) == at
+    page.keyboard.press("End")
+    last = tile_at(page)
+    assert last + 1 == int(page.locator("#grid .tiles").get_attribute("aria-label").split()[0])
+    page.keyboard.press("ArrowLeft")
+    name = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Enter")
+
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    feature = value(page, "#page-feature")
+    assert name.startswith(f"{feature}: highest score ") and feature in text(page, "#page")
+    page.wait_for_function(f"location.search.includes('offset={last - 1}')")
+    assert "site=1.mlp_act" in page.url
+    neighbour = page.locator("#page .card").first.get_attribute("data-pick")
+    page.locator("#page .card").first.click()
+    page.wait_for_function("f => document.querySelector('#page h2').innerText.startsWith(f)", arg=f"{neighbour} of")
+    page.wait_for_function("f => location.search.includes('shows=' + encodeURIComponent(f))", arg=neighbour)
+    link = page.url
+
+    page.goto("about:blank")
+    page.goto(link)
+    wait_for_text(page, "#page", f"{neighbour} of")
+    page.wait_for_selector(f"#grid .tile[tabindex='0'][data-at='{last - 1}']")
+    assert value(page, "#grid-site") == "1.mlp_act"
+
+
+def test_a_grid_of_many_sheets_keeps_few_tiles_in_the_page_and_loads_as_it_is_scrolled(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=features&model=builtin&site=11.mlp_act")
+    page.wait_for_selector("#grid .tile")
+    sheet = "k => getComputedStyle(document.querySelector('#grid .all')).getPropertyValue(`--sheet${k}`)"
+    page.wait_for_function(sheet, arg=0)
+    assert not page.evaluate(sheet, 8) and page.locator("#grid .tile").count() < 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= 392
+
+    page.evaluate("document.querySelector('#grid .tiles').scrollTop = 1e6")
+
+    page.wait_for_function(sheet, arg=12)
+    assert page.locator("#grid .tile").count() < 200 and not page.evaluate(sheet, 5)
+    page.wait_for_function("Number(new URLSearchParams(location.search).get('offset')) > 1000")
+    live = page.locator("#grid .tiles").get_attribute("aria-label")
+    page.locator("#grid-fires label").nth(1).click()
+    wait_for_text(page, "#grid-facts", "fire on no patch")
+    page.wait_for_function("l => document.querySelector('#grid .tiles').ariaLabel !== l", arg=live)
+    dead = page.locator("#grid .tiles").get_attribute("aria-label")
+    assert int(live.split()[0]) + int(dead.split()[0]) == 1536 and "fires=dead" in page.url
+    with page.expect_download() as download:
+        page.locator("#grid [data-file=csv]").click()
+    assert download.value.suggested_filename == "11.mlp_act.csv"
+    assert len(Path(download.value.path()).read_text().splitlines()) == 1537
+    context.close()
+
+
 def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page, url, atlas):
     opened(page, url)
     page.get_by_role("tab", name="Features").click()
+    page.wait_for_selector("#grid .tile")
     page.locator("#atlas input, #atlas textarea").first.fill(atlas)
     page.keyboard.press("Enter")
-    wait_for_text(page, "#atlas-facts", "tiny/vit on builtin: 192 features, 19 images")
-    page.locator("#features button").nth(2).click()
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in 3 layers, for tiny/vit, from the Hub."
+    )
+    wait_for_text(page, "#grid-facts", "19 photographs of builtin")
+    page.locator("#grid .tile").nth(2).click()
     wait_for_text(page, "#page", "Most activating images")
     feature = value(page, "#page-feature")
 
     assert feature in text(page, "#page")
-    assert page.locator("#page img").count() == 2 * 2 * 3
+    assert page.locator("#page .vitviz-page img").count() == 2 * 2 * 3
     page.wait_for_function("location.search.includes('shows=')")
     link = page.url
     page.goto("about:blank")
@@ -236,20 +203,70 @@ def test_an_atlas_is_browsed_and_a_features_page_links_to_its_map_and_back(page,
     page.wait_for_function("document.querySelector('#features').innerText.includes(' sd')")
     page.locator("#find-word input, #find-word textarea").first.fill("cat")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#features').innerText.includes(' sd cat')")
+    page.wait_for_function("document.querySelector('#features').innerText.includes('cat')")
     page.locator("#features button").nth(0).click()
     page.wait_for_function("document.querySelector('#page').innerText.includes('Words: cat')")
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
+@pytest.mark.parametrize("with_atlas", [False, True])
+def test_nothing_on_the_tab_of_features_shuts_anyone_out(browser, url, atlas, width, scheme, with_atlas):
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(f"{url}?tab=features&shows=1.mlp_act:3" + (f"&atlas={atlas}" if with_atlas else ""))
+    page.wait_for_selector("#grid .tile")
+    wait_for_text(page, "#page", "Features whose scores go with its own")
+    if with_atlas:
+        page.locator("#find").click()
+        page.wait_for_selector("#features .card")
+
+    found = barriers(page)
+    context.close()
+
+    assert found == []
+
+
+def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):
+    opened(page, url, "?tab=features")
+    wait_for_text(page, "#atlas-facts", "In use: ")
+    page.locator("#search button").first.click()
+    page.locator("#search-dataset input").fill("builtin")
+    page.keyboard.press("Enter")
+    page.get_by_label("the layer of Your picture").check()
+    page.locator("#search-start").click()
+    wait_for_text(page, "#search-status", "Done: 19 photographs were searched.")
+    wait_for_text(
+        page, "#atlas-facts", "In use: statistics of 19 built-in photographs in layer 2, for tiny/vit, made on"
+    )
+    wait_for_text(page, "#grid-facts", "of 2.mlp_act fire on 19 photographs of builtin")
+    page.wait_for_selector("#grid .tile")
+    page.locator("#atlas-zip").click()
+    wait_for_text(page, "#atlas-file", "Download atlas.zip")
+
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(url + "?tab=features")
+    wait_for_text(other, "#atlas-facts", "statistics of 19 built-in photographs")
+    other.wait_for_selector("#grid .tile")
+    context.close()
+
+
 def test_stored_results_are_shown_and_linked(page, url):
     opened(page, url, "?tab=experiments&result=late")
-    wait_for_text(page, "#experiment-table", "narrow-sites of tiny/vit")
+    wait_for_text(page, "#experiment-story", "narrow-sites of tiny/vit")
 
-    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-table").split())
-    assert page.locator("#experiment-figures img").count() >= 1
+    assert "2 attn_q narrow 32" in " ".join(text(page, "#experiment-story").split())
+    figure = page.locator("#experiment-story figure img").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#experiment-story figure img').naturalWidth > 300")
+    assert figure.get_attribute("alt").startswith("Optimized pictures of each site") and "The papers say" in text(
+        page, "#experiment-story"
+    )
+    assert "Cannot be told: a sample of 1 says nothing yet" in text(page, "#experiment-story .verdict")
     page.locator("#stored input").click()
     page.get_by_role("option", name="early").click()
-    page.wait_for_function("document.querySelector('#experiment-table').innerText.includes('high-frequency')")
+    page.wait_for_function("document.querySelector('#experiment-story').innerText.includes('high-frequency')")
     page.wait_for_function("location.search.includes('result=early')")
 
 
@@ -258,7 +275,7 @@ def test_a_sample_of_an_experiment_runs_live(page, url):
     page.locator("#run-experiment").click()
 
     wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
-    assert "0.mlp_act:" in text(page, "#experiment-table") and "2.mlp_act:" in text(page, "#experiment-table")
+    assert "0.mlp_act:" in text(page, "#experiment-story") and "2.mlp_act:" in text(page, "#experiment-story")
     page.locator("#run-experiment").click()
     page.locator("#cancel-experiment").click()
     wait_for_text(page, "#experiment-status", "Cancelled.")
@@ -286,10 +303,10 @@ def test_a_clicked_patch_shows_its_views_and_a_painted_object_is_blacked_out_and
     opened(page, url, "?tab=views")
     page.locator("#show-views").click()
     wait_for_text(page, "#view-facts", "through filter")
-    page.locator("#view-crop img").click(position={"x": 10, "y": 10})
+    page.locator("#view-crop .seen").click(position={"x": 10, "y": 10})
     wait_for_text(page, "#view-facts", "Patch 0,0 through filter")
 
-    assert page.locator("#views .thumbnail-item").count() == 1 + 4  # the picture, and levels 0 to 3
+    assert page.locator("#views .thumbnail-item").count() == 1 + 4 + 1  # the picture, levels 0 to 3, the scale
     page.wait_for_function("location.search.includes('view=0%2C0')")
     page.get_by_label("tiles on the object").click()
     page.locator("#compare").click()
@@ -351,7 +368,7 @@ def test_of_two_quick_clicks_on_photographs_the_last_counts(page, url):
 
 def test_of_two_quick_clicks_on_the_crop_the_last_counts(page, url):
     opened(page, url)
-    box = page.locator("#crop img").bounding_box()
+    box = page.locator("#crop .seen").bounding_box()
     for share in (0.1, 0.9):
         page.mouse.click(box["x"] + share * box["width"], box["y"] + share * box["height"])
         page.wait_for_timeout(50)
@@ -433,19 +450,35 @@ def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
     assert 300_000 < sum({**streamed, **finished}.values()) < 1_500_000
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light")])
-def test_nothing_on_the_first_tab_shuts_anyone_out(browser, url, width, scheme):
-    from axe_playwright_python.sync_playwright import Axe
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(browser, url, width, scheme):
+    found = []
+    with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
+        opened(page, url, "?patch=1,2", advanced=True)
+        for tab in (MapsTab, BehaviorTab):
+            page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
+            page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
+            found += barriers(page)
 
-    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    opened(page, url, "?patch=1,2", advanced=True)
+    assert found == []
 
-    found = Axe().run(page).response["violations"]
-    context.close()
 
-    assert [(v["id"], v["nodes"]) for v in found if v["impact"] in ("serious", "critical")] == []
+@pytest.mark.parametrize("by_touch", [True, False])
+def test_on_a_phone_all_tabs_are_in_the_bar_and_open(browser, url, by_touch):
+    with visiting(browser, viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True) as page:
+        opened(page, url)
+        bar = page.get_by_role("tab")
+        assert bar.all_inner_texts() == [tab.title for tab in TABS]
+        for i, tab in enumerate(TABS):
+            box = bar.nth(i).bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
+            if by_touch:
+                bar.nth(i).tap()
+            else:
+                bar.nth(i).focus()
+                page.keyboard.press("Enter")
+            page.wait_for_selector(f"[role=tab][data-tab-id={tab.key}][aria-selected=true]")
+            page.wait_for_function(f"location.search.includes('tab={tab.key}')")
 
 
 def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path):
@@ -462,6 +495,66 @@ def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path)
     download.value.save_as(tmp_path / "a.png")
     assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
     assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+def test_seeds_grow_side_by_side_and_the_tray_brings_one_back_with_its_files(page, url, tmp_path):
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=30&seed=3&pictures=3")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 30 steps: seed 3 score")
+    places = [page.locator(f"#live{ending} img").bounding_box() for ending in ("", "-2", "-3")]
+    assert places[0]["x"] < places[1]["x"] < places[2]["x"] and len({place["y"] for place in places}) == 1
+    assert page.locator("#live-4").count() == 0 and "pictures=3" in page.url
+
+    with page.expect_download() as download:
+        page.locator("#download-2").click()
+    download.value.save_as(tmp_path / "b.png")
+    assert read_recipe(tmp_path / "b.png")["config"]["seed"] == 4
+    with page.expect_download() as download:
+        page.locator("#growth").click()
+    download.value.save_as(tmp_path / "growth.webp")
+    assert Image.open(tmp_path / "growth.webp").size == (3 * 224, 224)
+
+    assert page.locator("#tray button[data-pick]").count() == 3  # newest first: seed 5, 4, 3
+    page.locator("#tray button[data-pick]").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-2", state="detached")
+    page.wait_for_function("document.querySelector('#live img')?.alt === 'Optimized picture of 1.mlp_act:7, seed 4'")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, url, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=3&pictures=2")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 3 steps")
+    found = barriers(page)
+    opened(page, url, "?tab=experiments&result=late")
+    wait_for_text(page, "#experiment-story", "Cannot be told")
+    found += barriers(page)
+    sideways = page.evaluate("document.documentElement.scrollWidth")
+    scrolls = page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#experiment-story .scroll'))")
+    context.close()
+
+    assert found == []
+    assert sideways <= width + 2 and scrolls
+
+
+def test_a_tile_of_the_strip_opens_the_map_of_its_feature(page, url):
+    opened(page, url)
+    tile = page.locator("#strip a").first
+    tile.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#strip img').naturalWidth === 16")
+    assert tile.locator("img").first.get_attribute("loading") == "lazy"
+    tile.click()
+
+    wait_for_text(page, "#map-facts", "1.mlp_act:9")
+    assert "photo=coins" in page.url and "feature=1.mlp_act%3A9" in page.url
 
 
 def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
@@ -504,7 +597,6 @@ def test_a_bad_id_is_explained(model_id, message, page, url):
 def test_a_bad_file_is_explained(page, url, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"this is not a picture")
     opened(page, url)
-    page.locator('#photo button[aria-label*="emove"], #photo button[aria-label*="lear"]').first.click()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "bad.png")
 
     page.wait_for_selector("[data-testid=toast-body]")

@@ -1,5 +1,6 @@
 """Cards: what they say and show, against maps made one by one."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -12,11 +13,20 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.store import open_atlas
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.reading.exemplars import Exemplar, crop_exemplar
+from vitviz_hf.reading.exemplars import Exemplar, crop_exemplar, crop_seen
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.stream import builtin_paths, open_source
-from vitviz_hf.ui.cards import Card, Fired, RankResult
-from vitviz_hf.ui.drawing import cards_html, crop_html, describe, draw_bar, draw_map, peak_text, styles_for
+from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult, feature_card
+from vitviz_hf.ui.drawing import (
+    cards_html,
+    crop_html,
+    describe,
+    draw_bar,
+    draw_map,
+    feature_cards_html,
+    peak_text,
+    styles_for,
+)
 from vitviz_hf.ui.jobs import Jobs
 from vitviz_hf.ui.shelf import Shelf
 
@@ -128,3 +138,71 @@ def test_without_an_atlas_that_opens_there_are_no_words(snapshot, monkeypatch, t
 
     monkeypatch.setenv("VITVIZ_ATLAS", str(tmp_path / "none"))
     assert Shelf("builtin").words(snapshot, [FEATURE]) == [""]
+
+
+@pytest.fixture
+def own_atlas(trained, monkeypatch, tmp_path):
+    """The server's own atlas of the model that has learned shapes, of the photographs but for three."""
+    config = SearchConfig(layers=(1,), kinds=("mlp_act",), k=5, limit=16)
+    make_atlas(trained, open_source("builtin"), config, tmp_path / "atlas")
+    monkeypatch.setenv("VITVIZ_ATLAS", str(tmp_path / "atlas"))
+    return open_atlas(str(tmp_path / "atlas"))
+
+
+@pytest.mark.parametrize("patch", [None, (2, 3)])
+def test_a_ranking_is_against_the_images_of_the_atlas_in_use(trained, own_atlas, patch):
+    shelf = Shelf(trained.model_id)
+    photo = open_image(builtin_paths()["rocket"])
+
+    result = Jobs(shelf).rank(shelf.snapshot(trained.model_id), photo, FEATURE.site, patch, True, 6)
+    first = result.cards[0].fired
+    alone = Jobs(shelf).map(shelf.snapshot(trained.model_id), photo, first.feature, patch).fired
+
+    table = own_atlas.table(FEATURE.site)
+    mean, std = (table.peak_mean, table.peak_std) if patch else (table.mean, table.std)
+    acts = activations(trained, to_pixels(trained, photo), [FEATURE.site])[FEATURE.site]
+    scores = (acts.at(patch) if patch else acts.scores())[0].numpy()
+    above = (scores - mean) / np.maximum(std, 0.1 * np.median(std))
+    ranked = [card.fired.feature.index for card in result.cards]
+    assert ranked == np.argsort(-above, kind="stable")[:6].tolist()
+    assert first.unusual == pytest.approx(above[first.feature.index], rel=1e-3) == alone.unusual
+    assert first.against == alone.against == "16 photographs of builtin"
+    title = re.search(r'title="([^"]+)"', cards_html(result, [""] * 6))[1]
+    assert title.endswith(f"{first.unusual:+.1f} sd from {'the strongest patches of ' if patch else ''}{first.against}")
+    assert title.partition(": ")[2] in describe(alone, False)
+
+
+def test_an_atlas_of_another_size_or_without_the_site_leaves_the_photographs(trained, own_atlas):
+    shelf, other = Shelf(trained.model_id), Site(2, "mlp_act")
+    photo, snapshot = open_image(builtin_paths()["rocket"]), shelf.snapshot(trained.model_id)
+
+    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, Feature(other, 3)).fired.against
+    manifest = {**own_atlas.manifest, "input_size": [32, 32]}
+    (own_atlas.folder / "manifest.json").write_text(json.dumps(manifest))
+    shelf = Shelf(trained.model_id)
+    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, FEATURE).fired.against
+
+
+def test_exemplars_are_the_peaks_of_the_atlas(trained, own_atlas):
+    shelf, hits = Shelf(trained.model_id), own_atlas.hits(FEATURE)
+
+    card = feature_card(shelf, trained, own_atlas, FEATURE, "told")
+
+    best = max(hits[:4], key=lambda hit: hit.peak)
+    exemplar, crop = card.exemplars[0]
+    image = own_atlas.image(best.row)
+    assert (exemplar.patch, exemplar.value) == (best.place, best.peak)
+    assert crop == crop_seen(open_image(image.jpeg), trained.layers[1].patch_grid, best.place)
+    assert len(card.exemplars) <= 4 and len({e.photograph for e, _ in card.exemplars}) == len(card.exemplars)
+
+
+def test_a_card_by_itself_shows_the_optimized_picture_its_word_and_what_is_told():
+    picture = Image.new("RGB", (64, 64), "red")
+    cards = [FeatureCard(FEATURE, "+2.5 sd", "<i>fur</i>", [(Exemplar("coins", (1, 0), 3.0), picture)], picture)]
+
+    page = feature_cards_html(cards, "Found features")
+
+    assert 'aria-label="Found features"' in page and 'data-pick="1.mlp_act:5"' in page
+    assert 'alt="Optimized picture of 1.mlp_act:5"' in page and 'alt="coins, patch 1,0: 3"' in page
+    assert "&lt;i&gt;fur&lt;/i&gt;" in page and "<small>1.mlp_act:5, +2.5 sd</small>" in page
+    assert page.count("<img") == 2

@@ -1,10 +1,19 @@
 """Models and atlases that several visitors name at once."""
 
+import dataclasses
+import shutil
 import threading
 
 import pytest
 
+from vitviz_hf import load_model
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.search import search_recipe
+from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError, ModelNotFoundError
+from vitviz_hf.sites import Site
+from vitviz_hf.stream import open_source
+from vitviz_hf.ui.made import UPLOADED, made_folder, made_name
 from vitviz_hf.ui.shelf import Shelf, weight_bytes
 
 
@@ -93,3 +102,83 @@ def test_a_model_that_is_known_by_its_commit_is_not_asked_for_again(hub, tiny_fo
 
     assert shelf.snapshot("shelf/pinned", known.revision) is known
     assert hub.log[before:] == []
+
+
+def make_here(view, limit=None, source="builtin", **options):
+    """An atlas of photographs as the app makes one, on this server."""
+    config, stream = SearchConfig(k=2, limit=limit, **options), open_source("builtin")
+    stream = dataclasses.replace(stream, dataset=source)
+    name = made_name(search_recipe(view, stream, config))
+    made = make_atlas(view, stream, config, made_folder(name) / "new")
+    (made_folder(name) / "new").rename(made_folder(name) / f"{made.manifest['n_images']:08}")
+    return name
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def vit_here(hub, tiny_folder):
+    return load_model(publish(hub, tiny_folder, "shelf/vit"), device="cpu")
+
+
+def test_the_atlas_in_use_is_the_servers_own_else_the_one_made_here_with_most_images(
+    cache, shelf, vit_here, monkeypatch, tmp_path
+):
+    vit = shelf.snapshot("shelf/vit")
+    nothing = shelf.atlas_for(vit)
+    few, many = make_here(vit_here, 3), make_here(vit_here, 5)
+    best = shelf.atlas_for(vit)
+    make_atlas(vit_here, open_source("builtin"), SearchConfig(limit=2), tmp_path / "own")
+    monkeypatch.setenv("VITVIZ_ATLAS", str(tmp_path / "own"))
+
+    own = Shelf("builtin").atlas_for(vit)
+
+    assert nothing is None
+    assert (best.name, best.manifest["n_images"]) == (many, 5)
+    assert [a.name for a in shelf.made_atlases(vit)] == [many, few]
+    assert own.manifest["n_images"] == 2
+
+
+def test_the_atlas_in_use_for_a_site_covers_it(cache, shelf, vit_here):
+    vit = shelf.snapshot("shelf/vit")
+    one, both = make_here(vit_here, 5, layers=(1,)), make_here(vit_here, 3)
+
+    assert shelf.atlas_for(vit, Site(1, "mlp_act")).name == one
+    assert shelf.atlas_for(vit, Site(2, "mlp_act")).name == both
+    assert shelf.atlas_for(vit, Site(2, "resid")) is None
+
+
+def test_an_atlas_of_another_model_or_revision_is_not_in_use(cache, shelf, vit_here, hub, tiny_folder):
+    make_here(vit_here)
+    other = shelf.snapshot(publish(hub, tiny_folder, "shelf/other", "deit"))
+    vit = shelf.snapshot("shelf/vit")
+
+    assert shelf.atlas_for(vit)
+    assert shelf.atlas_for(other) is None
+    assert shelf.atlas_for(dataclasses.replace(vit, revision="0" * 40)) is None
+
+
+def test_an_atlas_of_uploaded_photographs_is_opened_by_its_name_and_listed_for_nobody(cache, shelf, vit_here):
+    name = make_here(vit_here, source=UPLOADED)
+
+    assert shelf.atlas_for(shelf.snapshot("shelf/vit")) is None
+    assert shelf.atlas(name).manifest["n_images"] == 19
+
+
+def test_an_atlas_made_here_has_its_name_and_a_newer_one_takes_its_place(cache, shelf, vit_here):
+    name = make_here(vit_here, 3)
+    before = shelf.atlas(name)
+    shutil.copytree(before.folder, before.folder.with_name("00000009"))
+
+    assert before.name == name
+    assert shelf.atlas(name).folder.name == "00000009"
+
+
+def test_an_atlas_that_was_put_away_is_told(cache, shelf):
+    with pytest.raises(AtlasError, match="no longer on this server"):
+        shelf.atlas("made:0123456789abcdef")
+    with pytest.raises(AtlasError, match="is not a Hub id"):
+        shelf.atlas("made:../../etc")

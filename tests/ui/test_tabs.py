@@ -1,24 +1,34 @@
 """The tabs' handlers, called as gradio calls them, without a browser."""
 
+import base64
+import html
+import io
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitviz_hf import activation_map, activations, load_model, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
+from vitviz_hf.reading.exemplars import list_exemplars
+from vitviz_hf.reading.reference import correlated_features, load_reference
+from vitviz_hf.sites import Site
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui.app import TABS, App
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
 from vitviz_hf.ui.link import link_js, one_of, or_else, whole
-from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 
 
@@ -28,7 +38,11 @@ def app(tiny_folder):
 
 
 def opened(app, **query):
-    return app.open(SimpleNamespace(query_params=query))
+    """What the page shows after a link: what it restores, and what the page then asks for."""
+    values, maps = app.open(SimpleNamespace(query_params=query)), app.page.tab(MapsTab)
+    settings = [values.get(c, getattr(c, "value", None)) for c in maps.asked]
+    picked = json.dumps({"feature": values[maps.feature]})
+    return values | maps.answer(picked, None, None, *settings)
 
 
 def test_the_link_keeps_these_keys_in_this_order(app):
@@ -44,10 +58,16 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "preset",
         "steps",
         "seed",
+        "pictures",
         "atlas",
+        "site",
+        "offset",
+        "sort",
+        "fires",
         "shows",
         "view",
         "filter",
+        "brightness",
         "result",
     ]
     assert [tab.key for tab in TABS] == ["maps", "optimize", "features", "views", "experiments"]
@@ -74,12 +94,13 @@ def test_what_a_link_says_is_restored_and_odd_values_give_the_default(app):
 
     assert values[app.page.tab_key] == "views" and values[maps.photo_key] == "coins"
     assert values[maps.photo] == str(builtin_paths()["coins"])
-    assert values[maps.kind]["value"] == "attn_q" and values[maps.layer]["value"] == 2
+    assert values[maps.status].startswith("**Layer 2, attn_q, patch 1,2**")
+    assert (values[maps.layer]["maximum"], values[maps.patch]) == (2, "1,2")
     assert values[maps.feature] == "1.mlp_act:4" and values[optimize.objective] == "-1.mlp_act:2"
     assert (values[optimize.preset], values[optimize.seed]) == ("paper", 7)
     assert (values[behavior.patch], values[behavior.filter]) == ("0,1", 3)
     assert odd[app.page.tab_key] == "maps" and odd[maps.photo_key] == "chelsea"
-    assert odd[maps.kind]["value"] == "mlp_act" and odd[maps.layer]["value"] == 2  # 5, of three layers
+    assert odd[maps.status].startswith("**Layer 2, mlp_act") and odd[maps.layer]["value"] == 2  # 5, of three layers
     assert (odd[optimize.preset], odd[optimize.seed], odd[behavior.filter]) == ("auto", 0, -1)
 
 
@@ -90,27 +111,28 @@ def test_parsers_of_the_link():
 
 
 def test_every_handler_fills_components_that_its_event_names(app):
-    known = set(app.demo.blocks.values())
     maps = app.page.tab(MapsTab)
-    for values in (opened(app), app.describe(app.model.value, "mlp_act", 1)):
-        assert set(values) <= known
     loaded = next(f for f in app.demo.fns.values() if f.targets and f.targets[0][1] == "load")
-    assert set(opened(app)) <= set(loaded.outputs)
-    assert set(maps.rank_outputs) <= set(loaded.outputs)
+    restored = set(app.open(SimpleNamespace(query_params={})))
+    assert restored <= set(loaded.outputs)
+    assert set(opened(app)) - restored <= set(maps.shown)
+    assert set(maps.emptied(Asked("x", None, "mlp_act", 1, "", "score"), "why")) <= set(maps.shown)
 
 
-def asked(app, **changes):
+def answer(app, picked=None, upload=None, listed=None, **changes):
+    """What the tab Your picture answers to what is picked and set."""
     own = {"image": str(builtin_paths()["chelsea"]), "kind": "mlp_act", "layer": 1, "patch": "", "rank_by": "unusual"}
-    return (app.model.value, *{**own, "style": "overlay", **changes}.values())
+    settings = {"model_id": app.model.value, **own, "style": "overlay", "feature": "", **changes}
+    return app.page.tab(MapsTab).answer(json.dumps(picked or {}), upload, listed, *settings.values())
 
 
 def test_a_picked_patch_is_ranked_and_every_card_shows_its_own_numbers(app, vit):
     maps = app.page.tab(MapsTab)
 
-    values = maps.rank(*asked(app, patch="0,3"))
+    values = answer(app, {"patch": "0,3"})
 
     assert values[maps.patch] == "0,3" and "patch 0,3" in values[maps.status]
-    assert values[maps.grid] == (4, 4) and values[maps.cards].count("data-pick") == 12
+    assert values[maps.listed].grid == (4, 4) and values[maps.cards].count("data-pick") == 12
     first = values[maps.ranked][0]
     told = f"{first['feature']} at patch 0,3: {first['score']:.3g}, {first['unusual']:+.1f} sd from the strongest"
     assert f'title="{told}' in values[maps.cards]
@@ -120,19 +142,70 @@ def test_a_picked_patch_is_ranked_and_every_card_shows_its_own_numbers(app, vit)
     assert ranked == sorted(ranked, reverse=True) and max(ranked) < 10
 
 
-def test_a_feature_of_another_layer_is_told_of_on_the_whole_picture(app):
+def test_a_picked_feature_is_drawn_and_the_cards_stay(app):
     maps = app.page.tab(MapsTab)
+    listed = answer(app, {"patch": "0,3"})[maps.listed]
 
-    values = maps.redraw(*asked(app, patch="0,3"), "2.mlp_act:5")
+    drawn = answer(app, {"feature": "2.mlp_act:5"}, listed=listed, patch="0,3")
+    again = answer(app, listed=drawn[maps.listed], patch="0,3", feature="2.mlp_act:5")
 
-    assert "2.mlp_act:5** on the whole picture" in values[maps.facts]
+    assert "2.mlp_act:5** on the whole picture" in drawn[maps.facts]  # its layer is not the one that is ranked
+    assert drawn[maps.feature] == "2.mlp_act:5" and maps.cards not in drawn
+    assert again == gr.skip()
+
+
+def test_a_picture_has_no_patch_yet_and_a_ranking_no_feature(app):
+    maps, coffee = app.page.tab(MapsTab), str(builtin_paths()["coffee"])
+    listed = answer(app, {"patch": "0,3", "feature": "1.mlp_act:7"})[maps.listed]
+    assert listed.asked.feature == "1.mlp_act:7"
+
+    example = answer(app, {"photo": "coffee"}, listed=listed, patch="0,3", feature="1.mlp_act:7")
+    own = answer(app, {"photo": None}, coffee, listed, patch="0,3", feature="1.mlp_act:7")
+    both = answer(app, {"photo": "coins", "patch": "1,1"}, coffee, listed, patch="0,3")
+
+    assert example[maps.photo] == own[maps.photo] == coffee
+    assert (example[maps.photo_key], own[maps.photo_key]) == ("coffee", "")
+    for values in (example, own):
+        assert "the whole picture" in values[maps.status] and values[maps.patch] == ""
+        assert values[maps.feature] == values[maps.ranked][0]["feature"]
+    assert both[maps.photo_key] == "coins" and both[maps.patch] == "1,1"
+
+
+def test_no_handler_updates_an_upload_which_would_lose_its_gate(app):
+    uploads = [b for b in app.demo.blocks.values() if isinstance(b, gr.Image) and b.type == "filepath"]
+
+    assert uploads
+    assert not [f.name for f in app.demo.fns.values() if f.fn and set(uploads) & set(f.outputs)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
+def test_what_cannot_be_answered_leaves_nothing_of_the_answer_before(app, tmp_path):
+    maps, bad = app.page.tab(MapsTab), tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    listed = answer(app)[maps.listed]
+
+    for values, reason in [
+        (answer(app, {"patch": "x"}, listed=listed), "patch must be one row,column such as 4,6; got &#x27;x&#x27;"),
+        (answer(app, {"photo": None}, str(bad), listed), "not a supported image"),
+        (answer(app, listed=listed, layer=9), "has layers 0-2; got layer 9"),
+        (answer(app, listed=listed, layer=None), "layer must be a whole number from 0; got nothing"),
+        (answer(app, listed=listed, model_id="/etc"), "is not a Hub id"),
+        (answer(app, {"photo": "../x"}, listed=listed), "Something went wrong"),
+    ]:
+        assert reason in values[maps.status]
+        assert (values[maps.cards], values[maps.large], values[maps.bar], values[maps.facts]) == ("", None, "", "")
+        assert values[maps.listed] is None and "seen" not in values[maps.crop]
+    assert answer(app, listed=listed, model_id="/etc")[app.facts] == ""
+    feature = answer(app, {"feature": "9.mlp_act:1"}, listed=listed)
+    assert feature[maps.large] is None and "got layer 9" in feature[maps.facts] and maps.cards not in feature
+    assert maps.large in answer(app, listed=feature[maps.listed], feature=listed.asked.feature)
 
 
 def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
     maps, address = app.page.tab(MapsTab), "1.mlp_act:9"
     photo = str(builtin_paths()["coins"])
 
-    values = maps.map_feature(app.model.value, photo, address, "heatmap")
+    values = answer(app, {"feature": address}, image=photo, style="heatmap")
 
     feature = parse_feature(address)
     acts = activations(vit, to_pixels(vit, open_image(photo)), [feature.site])[feature.site]
@@ -141,16 +214,10 @@ def test_the_map_and_its_sentence_are_of_the_feature(app, vit):
     assert f"mean {own.mean():.3g}" in values[maps.facts]
 
 
-def test_a_removed_picture_clears_the_patch_only(app):
-    maps = app.page.tab(MapsTab)
-
-    assert maps.pick_upload(*asked(app, image=None, patch="1,1")) == {maps.photo_key: "", maps.patch: ""}
-
-
 def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     tab = app.page.tab(OptimizeTab)
     mine, other = (SimpleNamespace(session_hash=name) for name in ("mine", "other"))
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, mine)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), mine)
 
     assert next(frames)[tab.status] == "Loading the model ..."
     assert tab.stop(other) == gr.skip()
@@ -158,21 +225,21 @@ def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     assert tab.stop(mine) == "Stopping ..."
     cancelled, kept = frames
     assert cancelled == {tab.status: "Cancelled."}
-    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.download]["interactive"]
+    assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.downloads[0]]["interactive"]
     assert tab.stop(mine) == gr.skip()
 
 
 def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_others(app):
     tab, maps = app.page.tab(OptimizeTab), app.page.tab(MapsTab)
     first, second = (SimpleNamespace(session_hash=name) for name in ("first", "second"))
-    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, first)
+    running = tab.visualize(app.model.value, "1.mlp_act:3", "paper", 1000, 0, 1, (), first)
     next(running)
     assert next(running)[tab.status].startswith("Step ")
-    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, second)
+    waiting = tab.visualize(app.model.value, "1.mlp_act:4", "paper", 1000, 0, 1, (), second)
     next(waiting)
 
     assert next(waiting)[tab.status].startswith("Waiting: one run before yours")
-    values = maps.map_feature(app.model.value, str(builtin_paths()["coins"]), "1.mlp_act:9", "heatmap")
+    values = answer(app, {"feature": "1.mlp_act:9"})
     assert "values" in values[maps.facts]
     tab.stop(second)
     assert list(waiting) == [{tab.status: "Cancelled."}]
@@ -182,10 +249,8 @@ def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_
 
 
 def test_mistakes_are_told_as_gradio_errors(app):
-    with pytest.raises(gr.Error, match="has layers 0-2; got layer 9"):
-        app.page.tab(MapsTab).map_feature(app.model.value, str(builtin_paths()["coins"]), "9.mlp_act:1", "overlay")
     with pytest.raises(gr.Error, match="is not a Hub id"):
-        app.page.tab(FeaturesTab).open("/etc", "maximum")
+        app.page.tab(FeaturesTab).open("/etc", *looking(app))
     with pytest.raises(gr.Error, match="there is no stored result"):
         app.page.tab(ExperimentsTab).show_result("nothing")
 
@@ -207,7 +272,8 @@ def test_a_link_to_an_atlas_that_cannot_be_read_opens_the_rest_of_the_page(app):
 
     assert values[app.page.tab_key] == "features" and values[features.atlas] == "no/such"
     assert "3 layers" in values[app.facts] and values[maps.cards].count("data-pick") == 12
-    assert features.gallery not in values
+    assert values[features.shown] == "" and facts_of(values[features.grid.html])["site"] == "2.mlp_act"
+    assert "1.mlp_act:3" in values[features.html]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -226,34 +292,163 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     by_link = opened(app, tab="features", atlas=atlas)
     views_by_link = opened(app, tab="views", view="1,2")
 
-    assert len(by_link[features.gallery]) == 24 and by_link[features.shown] == atlas
-    assert len(views_by_link[behavior.views]) == 5 and views_by_link[behavior.patch] == "1,2"
-    assert len(features.first_look(atlas, "maximum", "")[features.gallery]) == 24
-    assert features.first_look(atlas, "maximum", atlas) == gr.skip()
-    assert features.first_look("", "maximum", "") == gr.skip()
+    assert by_link[features.shown] == atlas == by_link[features.grid.listed]
+    assert "19 photographs of builtin" in by_link[features.grid.facts]
+    assert len(views_by_link[behavior.views]) == 6 and views_by_link[behavior.patch] == "1,2"
+    assert features.first_look(atlas, "", *looking(app, model="tiny/vit"))[features.shown] == atlas
+    assert features.first_look(atlas, "", *looking(app))[features.shown] == ""  # it is of another model
+    assert features.first_look(atlas, atlas, *looking(app, shown=atlas)) == gr.skip()
+    assert features.first_look("", app.model.value, *looking(app)) == gr.skip()
+    assert "built-in photographs" in features.first_look("", "", *looking(app))[features.panel.facts]
     assert len(behavior.first_look(app.model.value, photo, "", -1, "linear", None)[behavior.views]) == 5
-    assert behavior.first_look(app.model.value, photo, "", -1, "linear", (4, 4, 1, 1)) == gr.skip()
+    assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
-def test_the_way_to_the_atlas_is_offered_where_it_has_the_feature(app, atlas):
-    offer = app.page.tab(FeaturesTab).offer
-
-    assert offer(atlas, "tiny/vit", "1.mlp_act:3")["visible"]
-    for listed, model_id, feature in [
-        ("", "tiny/vit", "1.mlp_act:3"),
-        (atlas, "tiny/deit", "1.mlp_act:3"),
-        (atlas, "tiny/vit", "1.mlp_act:9999"),
-        (atlas, "tiny/vit", "nothing"),
-    ]:
-        assert not offer(listed, model_id, feature)["visible"]
+def looking(app, model="", shown="", layer=1, site="", sort="index", fires="live", pictures="patch", offset=0):
+    """What the grid of the tab Browse features asks for."""
+    return [model or app.model.value, shown, "mlp_act", layer, site, sort, fires, pictures, offset]
 
 
-def test_leaving_the_model_box_as_it_was_changes_nothing(app):
+def facts_of(page):
+    return json.loads(html.unescape(re.search(r'data-grid="([^"]+)"', page)[1]))
+
+
+def test_a_layer_is_browsed_without_an_atlas_in_the_order_that_is_asked_for(app, vit):
+    features = app.page.tab(FeaturesTab)
+    peaks, scores = (getattr(load_reference(vit), part)[Site(1, "mlp_act")] for part in ("peaks", "scores"))
+    live = [i for i in scores.max(0).values.argsort(descending=True, stable=True).tolist() if peaks[:, i].max() > 0]
+
+    values = features.browse(*looking(app, sort="maximum", offset=9))
+    kept = features.refresh(*looking(app, site="0.attn_q", offset=9))
+
+    facts = facts_of(values[features.grid.html])
+    assert facts["features"] == live and facts["site"] == "1.mlp_act" and facts["at"] == 0
+    assert facts["maximum"][0] == pytest.approx(float(scores.max()), rel=0.01)
+    assert values[features.grid.site]["value"] == "1.mlp_act" and "0.attn_q" in values[features.grid.site]["choices"]
+    assert values[features.grid.pictures] == gr.update(visible=False)
+    assert f"**{len(live)}** of 64 features" in values[features.grid.facts]
+    assert facts_of(kept[features.grid.html])["site"] == "0.attn_q" and kept[features.grid.offset] == 9
+
+
+def test_dead_features_are_listed_by_themselves(app, vit, monkeypatch):
+    features, reference = app.page.tab(FeaturesTab), load_reference(vit)
+    site = Site(1, "mlp_act")
+    active = reference.active[site].clone()
+    active[:, [4, 11]] = 0
+    changed = replace(reference, active={**reference.active, site: active})
+    monkeypatch.setattr(app.page.shelf, "reference", lambda view: changed)
+
+    dead = features.browse(*looking(app, fires="dead", sort="sparse"))
+    live = features.browse(*looking(app, fires="live", sort="sparse"))
+
+    assert facts_of(dead[features.grid.html])["features"] == [4, 11]
+    assert not {4, 11} & set(facts_of(live[features.grid.html])["features"])
+    assert "**2** of 64 features of 1.mlp_act fire on no patch" in dead[features.grid.facts]
+
+
+def test_the_page_asks_for_sheets_and_files_of_grids_that_it_was_shown(app):
+    grid = app.page.tab(FeaturesTab).grid
+    facts = facts_of(app.page.tab(FeaturesTab).browse(*looking(app))[grid.html])
+
+    assert Image.open(io.BytesIO(base64.b64decode(grid.sheet([facts["key"], 0])))).size == (16 * 56, 6 * 56)
+    assert base64.b64decode(grid.statistics([facts["key"], "csv"])).startswith(b"feature,mean,std,")
+    assert np.load(io.BytesIO(base64.b64decode(grid.statistics([facts["key"], "npz"]))))["mean"].shape == (64,)
+    for asked in (["none", 0], [facts["key"], 99], [facts["key"], "0"], [facts["key"]], None, {}):
+        assert grid.sheet(asked) == ""
+    for asked in (["none", "csv"], [facts["key"], "../x"], None):
+        assert grid.statistics(asked) == ""
+
+
+def test_a_page_without_an_atlas_has_the_features_peaks_and_neighbours_as_cards(app, vit):
+    features, feature = app.page.tab(FeaturesTab), parse_feature("1.mlp_act:3")
+
+    page = features.feature_page(app.model.value, "", str(feature))[features.html]
+
+    reference = load_reference(vit)
+    best = list_exemplars(vit, reference, feature)
+    near = correlated_features(reference.scores, feature, 8)
+    assert f"On the 19 built-in photographs: mean score {reference.scores[feature.site][:, 3].mean():.3g}" in page
+    assert page.count("<figure>") == len(best)
+    assert f"at patch {best[0].patch[0]},{best[0].patch[1]}" in page
+    assert re.findall(r'data-pick="([^"]+)"', page) == [str(f) for f, _ in near]
+    assert [f"correlation {r:.2f}" in page for _, r in near] == [True] * len(near)
+
+
+def test_a_page_of_an_atlas_has_its_neighbours_as_cards(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    page = features.pick(app.model.value, atlas, "1.mlp_act:3")[features.html]
+
+    known = app.page.shelf.atlas(atlas).neighbours(parse_feature("1.mlp_act:3"), 8)
+    assert "Most activating images" in page and known
+    assert re.findall(r'data-pick="([^"]+)"', page) == [str(f) for f, _ in known]
+
+
+def test_what_a_picture_or_a_word_finds_is_shown_as_cards(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    found = features.find_features(app.model.value, atlas, str(builtin_paths()["coins"]))[features.results]
+
+    assert found.count("data-pick") == 24 and found.count("<img") > 24 and " sd</small>" in found
+    with pytest.raises(gr.Error, match=r"no atlas of .* is open: open one above"):
+        features.find_features(app.model.value, "", str(builtin_paths()["coins"]))
+    with pytest.raises(gr.Error, match="have no words yet"):
+        features.find_word(app.model.value, atlas, "cat")
+
+
+def test_a_feature_of_another_model_closes_the_atlas(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    assert features.take("tiny/vit", atlas, "1.mlp_act:3")[features.shown] == atlas
+    assert features.take("tiny/deit", atlas, "1.mlp_act:3")[features.shown] == ""
+    assert features.take("tiny/vit", atlas, "1.mlp_act:9999")[features.shown] == ""
+    assert features.take("tiny/vit", "", "1.mlp_act:3")[features.feature] == "1.mlp_act:3"
+
+
+def test_another_model_brings_its_own_features(app, atlas):
+    features = app.page.tab(FeaturesTab)
+
+    here = features.follow("features", "", atlas, *looking(app, shown=atlas, site="1.mlp_act", offset=9))
+    elsewhere = features.follow("maps", "", atlas, *looking(app, shown=atlas))
+
+    assert here[features.shown] == elsewhere[features.shown] == "" and elsewhere[features.grid.html] == ""
+    assert here[features.grid.listed] == app.model.value and here[features.grid.offset] == 0
+    assert elsewhere[features.grid.listed] == ""
+    assert features.follow("maps", "", "", *looking(app)) == gr.skip()  # nothing is shown yet
+    assert features.follow("maps", atlas, atlas, *looking(app, "tiny/vit", atlas)) == gr.skip()
+
+
+def test_a_link_restores_the_site_the_order_and_the_place(app):
+    features = app.page.tab(FeaturesTab)
+
+    values = opened(app, tab="features", site="0.attn_q", offset="7", sort="maximum", fires="live")
+    odd = opened(app, tab="features", offset="99999", sort="x", fires="x")
+
+    facts = facts_of(values[features.grid.html])
+    assert facts["site"] == "0.attn_q" and facts["at"] == 7 == values[features.grid.offset]
+    assert values[features.grid.sort] == "maximum"
+    assert facts_of(odd[features.grid.html])["at"] == len(facts_of(odd[features.grid.html])["features"]) - 1
+
+
+def test_the_chosen_features_card_stands_beside_its_box(app):
+    tab = app.page.tab(OptimizeTab)
+
+    assert 'data-pick="1.mlp_act:3"' in tab.show_card(app.model.value, "1.mlp_act:3")
+    assert 'data-pick="1.mlp_act:3"' in tab.show_card(app.model.value, "-1.mlp_act:3")
+    for other in ("logit:2", "1.mlp_act:3 + 1.mlp_act:4", "9.mlp_act:1", "", None):
+        assert tab.show_card(app.model.value, other) == ""
+    assert tab.first_look("<div>", app.model.value, "1.mlp_act:3") == gr.skip()
+    assert "data-pick" in tab.first_look(None, app.model.value, "1.mlp_act:3")
+
+
+def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps_the_place(app, hub):
     maps = app.page.tab(MapsTab)
-    asked = [app.model.value, str(builtin_paths()["coins"]), "mlp_act", 1, "", "score", "overlay", None]
+    first = answer(app, {"patch": "3,3"})
+    set_as_shown = {"listed": first[maps.listed], "patch": "3,3", "feature": first[maps.feature]}
 
-    assert app.choose(app.model.value, *asked) == gr.skip()
-    assert app.choose("another", *asked)[maps.cards].count("data-pick") == 12
+    assert answer(app, **set_as_shown) == gr.skip()
+    other = answer(app, **set_as_shown, model_id="tiny/swin")
+    assert other[maps.patch] == "12,12" and "tiny/swin" in other[app.facts]
 
 
 def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
@@ -268,31 +463,31 @@ def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):
 
 def test_a_failed_run_leaves_no_old_picture_and_no_loading(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, me), []
+    frames, seen = tab.visualize(app.model.value, "9.mlp_act:1", "fast", 3, 0, 1, (), me), []
 
     with pytest.raises(gr.Error):
         for values in frames:
             seen.append(values)
 
-    assert seen[0][tab.live]["value"] is None and seen[0][tab.download]["value"] is None
+    assert seen[0][tab.lives[0]]["value"] is None and seen[0][tab.downloads[0]]["value"] is None
     assert "got layer 9" in seen[-1][tab.status]
 
 
 def test_a_stop_after_the_end_leaves_the_result(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:1", "fast", 3, 0, 1, (), me)
     values = next(v for v in frames if "after 3 steps" in v[tab.status])
     tab.stop(me)
 
-    assert values[tab.download]["interactive"] and list(frames) == []
+    assert values[tab.downloads[0]]["interactive"] and list(frames) == []
 
 
 def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
-    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, me)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, 1, (), me)
     next(v for v in frames if v[tab.status].startswith("Step "))
     tab.stop(me)
-    path = list(frames)[-1][tab.download]["value"]
+    path = list(frames)[-1][tab.downloads[0]]["value"]
 
     recipe, made = read_recipe(path), open_image(path)
 
@@ -304,21 +499,21 @@ def test_a_cancelled_picture_carries_its_recipe_and_step_and_is_made_again(app):
 def test_a_long_objective_is_refused_at_once_and_a_longish_one_gets_a_short_name(app):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     with pytest.raises(gr.Error, match="at most 64 terms; got 201"):
-        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, me))
+        list(tab.visualize(app.model.value, " + ".join(["1.mlp_act:3"] * 201), "fast", 2, 0, 1, (), me))
 
-    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, " + ".join(f"1.mlp_act:{i}" for i in range(40)), "fast", 2, 0, 1, (), me)
 
-    assert len(Path(last[tab.download]["value"]).name) < 130
+    assert len(Path(last[tab.downloads[0]]["value"]).name) < 130
 
 
 def test_a_class_is_named_in_the_sentence_and_the_caption(app, vit):
     tab, me = app.page.tab(OptimizeTab), SimpleNamespace(session_hash="me")
     label = vit.labels[2]
 
-    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, me)
+    *_, last = tab.visualize(app.model.value, f'logit:"{label}"', "fast", 2, 0, 1, (), me)
 
     assert f"**logit:2** ({label}) after 2 steps" in last[tab.status]
-    assert last[tab.live]["label"] == f"Optimized picture: {label}"
+    assert last[tab.lives[0]]["label"] == f"Optimized picture: {label}"
 
 
 def test_minutes_are_told_before_they_start(app, monkeypatch):
@@ -334,7 +529,3 @@ def test_minutes_are_told_before_they_start(app, monkeypatch):
 def test_an_empty_box_is_named(app):
     with pytest.raises(gr.Error, match="filter must be a whole number from -1; got nothing"):
         app.page.tab(BehaviorTab).show_view(app.model.value, str(builtin_paths()["coins"]), "", None, "linear")
-    with pytest.raises(gr.Error, match="layer must be a whole number from 0; got nothing"):
-        app.page.tab(MapsTab).rank(
-            app.model.value, str(builtin_paths()["coins"]), "mlp_act", None, "", "score", "overlay"
-        )

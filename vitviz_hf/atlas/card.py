@@ -5,7 +5,11 @@ from typing import Any
 
 from vitviz_hf import __version__
 from vitviz_hf.atlas.fold import SKETCH_ERROR
-from vitviz_hf.hub import is_hub_id, write_card
+from vitviz_hf.hub import ATLAS, Token, find_tagged, is_hub_id, write_card
+
+_TAG = "vitviz-atlas"
+_FOUND = 20
+_TAGS = [_TAG, "vitviz", "interpretability", "feature-visualization", "vision-transformer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,25 @@ def dataset_card(manifest: dict[str, Any], words: Words | None = None) -> str:
     ]
     metadata = {
         "pretty_name": f"Atlas of {model}",
-        "tags": ["vitviz", "interpretability", "feature-visualization", "vision-transformer"],
+        "tags": [*_TAGS, *([_of_model(model)] if _on_the_hub(model) else [])],
         "base_model": model if _on_the_hub(model) else None,
         "source_datasets": [dataset] if _on_the_hub(dataset) else None,
         "configs": configs if words else configs[:2],
     }
     return write_card(_text(manifest, words), metadata)
+
+
+def find_atlases(model_id: str, token: Token = None) -> list[str]:
+    """Ids of the atlases of a model on the Hub, as their cards' tags tell.
+
+    Raises:
+        AtlasError: the Hub failed.
+    """
+    return find_tagged(ATLAS, [_TAG, _of_model(model_id)], _FOUND, token) if _on_the_hub(model_id) else []
+
+
+def _of_model(model_id: str) -> str:
+    return f"base_model:{model_id}"
 
 
 def _on_the_hub(name: str) -> bool:

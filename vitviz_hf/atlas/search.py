@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,23 +89,51 @@ def search(
     progress: Callable[[SearchState], None] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> SearchState:
-    """Read a dataset once and rank its images for every feature.
+    """Read a dataset once and rank its images for every feature; see `search_steps`.
+
+    Args:
+        progress: called after every batch.
+
+    Raises:
+        DatasetError: it held no picture.
+        ModelError: a site's values were finite on no image.
+
+    Warns:
+        RuntimeWarning: some images were left out of some sites.
+    """
+    for state in search_steps(view, source, config, folder, resume, rank, n_ranks, checkpoint_seconds):
+        if progress and not state.done:
+            progress(state)
+    if n_ranks == 1:
+        check_result(view, source, state)
+    return state
+
+
+def search_steps(
+    view: ModelView,
+    source: Source,
+    config: SearchConfig,
+    folder: Path,
+    resume: bool = False,
+    rank: int = 0,
+    n_ranks: int = 1,
+    checkpoint_seconds: float = 60.0,
+) -> Generator[SearchState]:
+    """Read a dataset once, batch by batch; what is closed before its end has stored what it read.
 
     Args:
         folder: for checkpoints and the crops of ranked images; one for each rank.
         resume: go on from the checkpoint in `folder`.
         rank: this process reads its share of the rows, of `n_ranks` in all. With `config.limit` the share is of the
             first rows of the dataset in its own order, so every process reads all of those and takes each n-th.
-        progress: called after every batch.
+
+    Yields:
+        The one state of the search: after every batch, and at the end, when it is `done`.
 
     Raises:
         OutputExistsError: `folder` holds another search, and `resume` was not asked for.
         ConfigError: the checkpoint is of another search, or there is no such rank.
-        DatasetError: the stream failed for good; what was read is kept in `folder`. Or it held no picture.
-        ModelError: a site's values were finite on no image.
-
-    Warns:
-        RuntimeWarning: some images were left out of some sites.
+        DatasetError: the stream failed for good; what was read is kept in `folder`.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (score = mean over patches).
     """
@@ -120,10 +148,8 @@ def search(
     state = load_state(state_file, recipe, view.device) if state_file.is_file() else None
     state = state or SearchState({s: SiteFold.empty(find_tap(view, s).size, config.k, view.device) for s in sites})
     if not state.done:
-        _read_on(view, source, config, state, recipe, folder, progress, checkpoint_seconds)
-    if n_ranks == 1:
-        check_result(view, source, state)
-    return state
+        yield from _read_on(view, source, config, state, recipe, folder, checkpoint_seconds)
+    yield state
 
 
 def check_result(view: ModelView, source: Source, state: SearchState) -> None:
@@ -162,9 +188,8 @@ def _read_on(
     state: SearchState,
     recipe: Mapping[str, Any],
     folder: Path,
-    progress: Callable[[SearchState], None] | None,
     checkpoint_seconds: float,
-) -> None:
+) -> Generator[SearchState]:
     state_file, sites = folder / "state.safetensors", list(state.folds)
     saved = time.monotonic()
     with closing(open_crops(folder)) as crops, decoders(view, config.workers) as submit:
@@ -172,12 +197,11 @@ def _read_on(
         try:
             for batch in read_batches(rows, submit, config.batch):
                 _take_in(view, state, sites, config.reduce, batch, crops)
-                if progress:
-                    progress(state)
+                yield state
                 if time.monotonic() - saved >= checkpoint_seconds:
                     _checkpoint(state, recipe, state_file, crops)
                     saved = time.monotonic()
-        except DatasetError:
+        except (DatasetError, GeneratorExit):
             _checkpoint(state, recipe, state_file, crops)
             raise
         state.done = True

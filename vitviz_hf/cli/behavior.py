@@ -16,6 +16,7 @@ from vitviz_hf.cli.options import (
 )
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import GroupConfig, OccludeConfig, ViewsConfig
+from vitviz_hf.experiments.registry import CLAIMS
 from vitviz_hf.manifest import check_absent
 
 _SOURCE = "source: What Neurons Tell and How Neurons Behave, arXiv:2210.07646"
@@ -111,4 +112,6 @@ def _save(result: Any, args: argparse.Namespace) -> None:
         result.manifest["mask"] = Path(args.mask).name if args.mask else None
     result.save(out)
     print(next(iter(result.tables.values())).to_markdown())
+    if claim := CLAIMS.get(result.name):
+        print(claim.to_markdown(result.found))
     print(", ".join(str(p) for p in sorted(out.iterdir())))

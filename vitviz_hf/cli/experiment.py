@@ -62,6 +62,7 @@ def _run(args: Any) -> None:
     for name, table in result.tables.items():
         if name == "table":
             print(table.to_markdown())
+    print(experiment.claim.to_markdown(result.found))
     print(", ".join(str(p) for p in sorted(out.iterdir())))
 
 

@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     add_experiment_commands(verbs)
     add_behavior_commands(verbs)
     app = add_verb(verbs, "app", _app, "start the app in the browser")
+    app.epilog = (
+        "VITVIZ_MODEL: its first model. VITVIZ_ATLAS: folder or Hub id of the atlas that it opens. Atlases that "
+        "visitors make are kept in VITVIZ_CACHE (default: ~/.cache/vitviz_hf), up to VITVIZ_ATLAS_GB (default: 4; 0: "
+        "none)."
+    )
     app.add_argument("--port", type=int, default=7860, help="default: 7860")
     app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     return parser

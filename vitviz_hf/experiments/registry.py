@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vitviz_hf.experiments import claims
 from vitviz_hf.experiments import config as c
 
 
@@ -17,6 +18,7 @@ class Experiment:
     config: type[Any]
     dataset: Literal["labelled", "any", "none"]
     """What it reads: labelled pictures, any pictures, or nothing."""
+    claim: claims.Claim
 
 
 _PAPER = "Ghiasi et al. 2022, arXiv:2212.06727"
@@ -28,6 +30,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "accuracy.token_mixing",
         c.TokenMixingConfig,
         "labelled",
+        claims.TOKEN_MIXING,
     ),
     "background": Experiment(
         "How much of the accuracy is in the foreground, and how much in the background",
@@ -35,6 +38,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "accuracy.background",
         c.BackgroundConfig,
         "labelled",
+        claims.BACKGROUND,
     ),
     "low-pass": Experiment(
         "Accuracy without high frequencies",
@@ -42,6 +46,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "accuracy.low_pass",
         c.LowPassConfig,
         "labelled",
+        claims.LOW_PASS,
     ),
     "position": Experiment(
         "Accuracy without position embeddings, and with shuffled tiles",
@@ -49,6 +54,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "accuracy.position",
         c.PositionConfig,
         "labelled",
+        claims.POSITION,
     ),
     "occlusion": Experiment(
         "Accuracy while tiles are blacked out or shuffled",
@@ -56,6 +62,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "accuracy.occlusion",
         c.OcclusionConfig,
         "labelled",
+        claims.OCCLUSION,
     ),
     "spatial": Experiment(
         "Whether a feature's activation stays where the picture is",
@@ -63,6 +70,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.spatial",
         c.SpatialConfig,
         "any",
+        claims.SPATIAL,
     ),
     "progression": Experiment(
         "Optimized pictures from the first layer to the last",
@@ -70,6 +78,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.progression",
         c.ProgressionConfig,
         "none",
+        claims.PROGRESSION,
     ),
     "narrow-sites": Experiment(
         "Wide and narrow sites: how much of an optimized picture is high-frequency",
@@ -77,6 +86,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.narrow_sites",
         c.NarrowSitesConfig,
         "none",
+        claims.NARROW_SITES,
     ),
     "triplets": Experiment(
         "Optimized picture, most activating image, and its activation map",
@@ -84,6 +94,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.triplets",
         c.TripletsConfig,
         "any",
+        claims.TRIPLETS,
     ),
     "concepts": Experiment(
         "Optimized picture and seven of the ten most activating images, with words",
@@ -91,6 +102,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.concepts",
         c.TripletsConfig,
         "any",
+        claims.CONCEPTS,
     ),
     "agreement": Experiment(
         "Whether pictures tell what features see: a second network chooses photographs by them",
@@ -100,3 +112,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "any",
     ),
 }
+CLAIMS: Mapping[str, claims.Claim] = {name: e.claim for name, e in EXPERIMENTS.items()} | {"group": claims.GROUP}
+"""By the name in a result's manifest; the analyses of single pictures have none."""

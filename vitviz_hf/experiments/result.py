@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.experiments.claims import Found, read_found
 from vitviz_hf.experiments.figures import Figure, encode_figure
-from vitviz_hf.experiments.registry import EXPERIMENTS
+from vitviz_hf.experiments.registry import CLAIMS, EXPERIMENTS
 from vitviz_hf.experiments.tables import Table
 from vitviz_hf.manifest import replace_file, versions, write_dir
 from vitviz_hf.models.view import ModelView
@@ -37,6 +38,11 @@ class Result:
     """How it came about; `run_experiment` adds what `describe_run` tells."""
     data: Mapping[str, Table] = field(default_factory=dict)
     """Long tables, for programs."""
+
+    @property
+    def found(self) -> Found:
+        """Its numbers, for `Claim.verdict`."""
+        return Found({name: t.records() for name, t in {**self.tables, **self.data}.items()}, self.manifest)
 
     def save(self, folder: Path) -> None:
         """Write `.md`, `.csv` and `.json` of each table, `.png` and `.svg` of each figure, and manifest.json.
@@ -169,6 +175,8 @@ def report(folder: Path, failed: Mapping[str, str]) -> str:
                 parts.append(f"## {name}\n\n{experiment.title}. Not run: {failed[name]}\n")
             continue
         parts.append(f"## {name}\n\n{experiment.title}. Source: {experiment.source}.\n")
+        facts = json.loads((folder / name / "manifest.json").read_text("utf-8"))
+        parts.append(CLAIMS[name].to_markdown(read_found(folder / name, facts)))
         parts += [path.read_text("utf-8") for path in sorted((folder / name).glob("*.md"))]
         parts += [f"![{path.stem} of {name}]({name}/{path.name})\n" for path in sorted((folder / name).glob("*.png"))]
     return "\n".join(parts)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -73,16 +73,30 @@ def visualize_steps(
 ) -> Iterator[Step]:
     """As `visualize`, one step at a time. Abandoning the iterator leaves the model as it was."""
     wanted = [to_objective(o, view.kinds) for o in objectives]
-    for objective in wanted:
+    yield from seeded_steps(view, wanted, config, [config.seed] * len(wanted))
+
+
+def seeded_steps(
+    view: ModelView, objectives: Sequence[Objective], config: VisualizeConfig, seeds: Sequence[int]
+) -> Iterator[Step]:
+    """As `visualize_steps`, each picture with a seed of its own: it comes out as with that seed alone."""
+    for objective in objectives:
         check_objective(view, objective)
-    if wanted:
-        yield from _optimize(view, wanted, config)
+    if objectives:
+        yield from _optimize(view, list(objectives), config, seeds)
 
 
 def finish(
-    view: ModelView, objectives: Sequence[Objective], config: VisualizeConfig, step: Step
+    view: ModelView,
+    objectives: Sequence[Objective],
+    config: VisualizeConfig,
+    step: Step,
+    seeds: Sequence[int] | None = None,
 ) -> list[Visualization]:
     """Results from the last step of `visualize_steps`, or from an earlier one, which the recipe then tells.
+
+    Args:
+        seeds: of the pictures, if not the config's for all.
 
     Raises:
         NonFiniteError: a score is NaN or infinite.
@@ -94,16 +108,17 @@ def finish(
             "weights, or load it in float32."
         )
     transfer = transfer_scores(view, objectives, step.pixels).tolist()
+    configs = [replace(config, seed=seed) for seed in seeds or [config.seed] * len(objectives)]
     return [
         Visualization(
             pixels=picture.detach().float().cpu(),
             score=score,
             transfer_score=transferred,
             dead_steps=int(dead),
-            recipe=make_recipe(view, objective, config, score, transferred, int(dead)) | _stopped(step, config),
+            recipe=make_recipe(view, objective, own, score, transferred, int(dead)) | _stopped(step, own),
         )
-        for picture, objective, score, transferred, dead in zip(
-            step.pixels, objectives, scores, transfer, step.dead_steps.tolist(), strict=True
+        for picture, objective, own, score, transferred, dead in zip(
+            step.pixels, objectives, configs, scores, transfer, step.dead_steps.tolist(), strict=True
         )
     ]
 
@@ -112,8 +127,10 @@ def _stopped(step: Step, config: VisualizeConfig) -> dict[str, int]:
     return {"stopped_after": step.index + 1} if step.index + 1 < config.steps else {}
 
 
-def _optimize(view: ModelView, objectives: list[Objective], config: VisualizeConfig) -> Iterator[Step]:
-    generators = [seeded_generator(config.seed, str(o)) for o in objectives]
+def _optimize(
+    view: ModelView, objectives: list[Objective], config: VisualizeConfig, seeds: Sequence[int]
+) -> Iterator[Step]:
+    generators = [seeded_generator(seed, str(o)) for seed, o in zip(seeds, objectives, strict=True)]
     size = (view.input_size[0] + 2 * config.margin, view.input_size[1] + 2 * config.margin)
     canvas = (fourier_canvas if config.canvas == "fourier" else pixel_canvas)(size, generators, view.device)
     params = canvas.params.requires_grad_(True)

@@ -13,6 +13,7 @@ from vitviz_hf.sites import Feature
 _PATCHES = 5
 """Side of a crop, unless that is less than a quarter of the picture, as in the first stages of a pyramid."""
 _SIDE = 120
+_TILE_PATCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,26 @@ def crop_seen(seen: Image.Image, grid: tuple[int, int], patch: tuple[int, int]) 
     """As `crop_exemplar`, from the model's crop of the photograph."""
     rows, cols = grid
     framed = outline_patch(seen, patch, (rows, cols))
-    top, height = _window(patch[0], rows)
-    left, width = _window(patch[1], cols)
-    size = seen.width / cols, seen.height / rows
-    box = (left * size[0], top * size[1], (left + width) * size[0], (top + height) * size[1])
-    crop = framed.crop(tuple(round(x) for x in box))  # type: ignore[arg-type]
+    crop = framed.crop(tuple(round(x) for x in _box(seen, grid, patch, _PATCHES, 4)))  # type: ignore[arg-type]
     scale = _SIDE / max(crop.size)
     return crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.BICUBIC)
 
 
-def _window(at: int, n: int) -> tuple[int, int]:
+def crop_tile(seen: Image.Image, grid: tuple[int, int], patch: tuple[int, int], side: int) -> Image.Image:
+    """About 3 x 3 patches around one, unframed, side x side pixels, from the model's crop of the photograph."""
+    return seen.resize((side, side), Image.Resampling.BICUBIC, _box(seen, grid, patch, _TILE_PATCHES, 5))
+
+
+def _box(
+    seen: Image.Image, grid: tuple[int, int], patch: tuple[int, int], least: int, part: int
+) -> tuple[float, float, float, float]:
+    """Pixels of so many patches around one, or of a part of the picture where that is more."""
+    (top, height), (left, width) = (_window(at, n, max(least, n // part)) for at, n in zip(patch, grid, strict=True))
+    x, y = seen.width / grid[1], seen.height / grid[0]
+    return left * x, top * y, (left + width) * x, (top + height) * y
+
+
+def _window(at: int, n: int, wide: int) -> tuple[int, int]:
     """First patch and number of patches around one that lie within n."""
-    wide = min(n, max(_PATCHES, n // 4))
+    wide = min(n, wide)
     return min(max(at - wide // 2, 0), n - wide), wide

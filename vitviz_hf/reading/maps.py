@@ -82,19 +82,41 @@ def rank_features(
     values = (acts.scores() if patch is None else acts.at(patch))[0]
     if reference is not None:
         values = unusualness(values, reference[site].to(values.device))
+    return rank_values(view, site, values, k)
+
+
+def rank_values(view: ModelView, site: Site, values: Tensor, k: int) -> list[tuple[Feature, float]]:
+    """The k features of a site with the highest of some values [F], best first.
+
+    Raises:
+        ModelError: none is finite.
+
+    Warns:
+        RuntimeWarning: some are not finite; they are left out.
+    """
     finite = values.isfinite()
     n_finite = int(finite.sum())
     if n_finite < len(values):
         text = f"{name_precision(view)} gives non-finite values at {site} for {len(values) - n_finite} of {len(values)}"
         if not n_finite:
             raise ModelError(f"{text} features. Check its weights, or load it in float32.")
-        warnings.warn(f"{text} features; they are left out.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{text} features; they are left out.", RuntimeWarning, stacklevel=4)
     best = values.where(finite, -math.inf).topk(min(k, n_finite))
     return [(Feature(site, int(i)), float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
 
 def unusualness(scores: Tensor, reference: Tensor) -> Tensor:
-    """Standard deviations of scores [F] above the scores [N, F] of reference images.
+    """Standard deviations of scores [F] above the scores [N, F] of reference images, see `usual_scores`.
+
+    Raises:
+        ConfigError: fewer than 2 images have finite scores.
+    """
+    mean, std = usual_scores(reference)
+    return (scores - mean) / std
+
+
+def usual_scores(reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, both [F], of scores [N, F].
 
     A feature that never moves on the reference images would get an endless value for a tiny score, so the
     deviation is at least a tenth of the site's median deviation. Reference images with a score that is not finite
@@ -108,7 +130,7 @@ def unusualness(scores: Tensor, reference: Tensor) -> Tensor:
         raise ConfigError(f"unusualness takes finite scores of 2 reference images or more; got {len(reference)}.")
     mean, std = reference.mean(0), reference.std(0)
     floor = 0.1 * std.median() + torch.finfo(torch.float32).tiny
-    return (scores - mean) / std.clamp_min(float(floor))
+    return mean, std.clamp_min(float(floor))
 
 
 def name_precision(view: ModelView) -> str:

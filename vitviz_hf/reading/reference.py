@@ -19,7 +19,7 @@ from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
-_PARTS = ("scores", "peaks", "places")
+_PARTS = ("scores", "peaks", "places", "active")
 Scores = Mapping[Site, Tensor]
 
 
@@ -34,6 +34,8 @@ class Reference:
     """{site: [N, F]}, value at the patch where the feature fires most."""
     places: Scores
     """{site: [N, F]}, number of that patch, row by row from 0."""
+    active: Scores
+    """{site: [N, F]}, share of patches where the value is above 0."""
 
 
 def load_reference(view: ModelView, progress: Callable[[int, int], None] | None = None) -> Reference:
@@ -52,7 +54,7 @@ def load_reference(view: ModelView, progress: Callable[[int, int], None] | None 
     """
     names = tuple(builtin_paths())
     sites = [s for s, _ in list_sites(view)]
-    wanted = sha256(f"peaks {names} {list(map(str, sites))}".encode()).hexdigest()[:8]
+    wanted = sha256(f"{_PARTS} {names} {list(map(str, sites))}".encode()).hexdigest()[:8]
     path = cache_folder() / "reference" / f"{view.identity.key}-{wanted}.safetensors"
     if path.is_file():
         kept = load(path.read_bytes())
@@ -61,7 +63,7 @@ def load_reference(view: ModelView, progress: Callable[[int, int], None] | None 
         return found
     found = measure_examples(view, builtin_photographs(), sites, progress, len(names))
     _check_finite(view, found.scores)
-    parts = zip(_PARTS, (found.scores, found.peaks, found.places), strict=True)
+    parts = zip(_PARTS, (found.scores, found.peaks, found.places, found.active), strict=True)
     with suppress(OutputExistsError):  # another process was faster
         write_file(path, save({f"{s} {part}": values[s] for part, values in parts for s in sites}))
     return found
@@ -95,7 +97,8 @@ def measure_examples(
         for site in sites:
             own = acts[site].in_float32()
             peaks, places = own.patches[0].max(dim=0)
-            for rows, values in zip(parts, (own.scores()[0], peaks, places.to(torch.int16)), strict=True):
+            active = (own.patches[0] > 0).float().mean(0)
+            for rows, values in zip(parts, (own.scores()[0], peaks, places.to(torch.int16), active), strict=True):
                 rows[site].append(values.cpu())
         if progress:
             progress(done, n)
@@ -116,6 +119,23 @@ def best_photograph(reference: Scores, feature: Feature) -> tuple[str, float]:
         raise ModelError(f"no built-in photograph has finite scores at {feature.site}; check the model's weights.")
     column = scores[:, feature.index].where(finite, -math.inf)
     return list(builtin_paths())[int(column.argmax())], float(column.max())
+
+
+def correlated_features(reference: Scores, feature: Feature, n: int) -> list[tuple[Feature, float]]:
+    """The n features of the same site whose scores go most with one's over the photographs, with the correlation.
+
+    Photographs with a score at the site that is not finite are left out, and features without a positive correlation,
+    such as those that never move.
+    """
+    scores = reference[feature.site].double()
+    scores = scores[scores.isfinite().all(1)]
+    away = scores - scores.mean(0)
+    moves = away.square().sum(0)
+    r = (away[:, feature.index] @ away) / (moves * moves[feature.index]).sqrt().clamp_min(torch.finfo(moves.dtype).tiny)
+    r[feature.index] = 0
+    best = r.topk(min(n, len(r)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(Feature(feature.site, i), value) for i, value in pairs if value > 0]
 
 
 def _check_finite(view: ModelView, scores: Scores) -> None:

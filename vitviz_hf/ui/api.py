@@ -5,30 +5,27 @@ takes only what was uploaded.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.config import parse_patch
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import color_bar
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.sites import Site, parse_feature, parse_site
+from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
 from vitviz_hf.ui.cards import Fired, MapResult
-from vitviz_hf.ui.drawing import STYLES, draw_map, map_scale
-from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, whole_number
+from vitviz_hf.ui.drawing import STYLES, draw_map, enlarge, map_scale
+from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, typed_patch, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
-from vitviz_hf.ui.growing import Frame
+from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.lane import Waiting
-from vitviz_hf.ui.optimize_tab import OptimizeTab, save_picture, summary, to_wanted
+from vitviz_hf.ui.optimize_tab import OptimizeTab, summary, to_wanted
 from vitviz_hf.ui.page import Page
-from vitviz_hf.ui.statistics import atlas_rows, model_rows
+from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
 
 Json = Any
-_LARGE = 560
 _MOST = 200
 _KINDS: dict[str, Callable[..., Any]] = {
     "picture": lambda label: gr.Image(label=label, format="png", visible=False),
@@ -37,6 +34,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "html": lambda label: gr.HTML(label=label, visible=False),
     "data": lambda label: gr.JSON(label=label, visible=False),
     "file": lambda label: gr.File(label=label, visible=False),
+    "files": lambda label: gr.File(label=label, visible=False, file_count="multiple"),
 }
 
 
@@ -58,7 +56,8 @@ class Api:
         self._publish(self.rank_features, **drawn)
         self._publish(self.map_feature, map="picture", scale="picture", sentence="text", values="data")
         self._publish(self.activations, values="data")
-        self._publish(self.visualize, picture="picture", sentence="text", file="file", values="data")
+        made = {"picture": "picture", "sentence": "text", "file": "file", "values": "data", "files": "files"}
+        self._publish(self.visualize, **made)
         self._publish(self.browse, values="data")
         self._publish(self.sort_features, images="pictures", features="data")
         self._publish(self.find_word, images="pictures", features="data")
@@ -106,20 +105,21 @@ class Api:
             kind: mlp_act (neurons), mlp_in, mlp_out, attn_in, attn_q, attn_k, attn_v, attn_mix, attn_out or resid.
             layer: layer number from 0.
             patch: row and column of a patch from 0, such as 3,4; empty for the whole picture.
-            rank_by: 'unusual' (standard deviations above the built-in photographs) or 'score'.
+            rank_by: 'unusual' (standard deviations above the photographs of the server's atlas, or above the built-in
+                ones; the sentence says which) or 'score'.
             n: how many, at most 200.
 
         Returns:
             The model's crop, maps with address and value, a sentence, and the same addresses and values as data.
         """
         unusual = one_word("rank_by", rank_by, ("unusual", "score")) == "unusual"
-        site, at = Site(whole_number("layer", layer), kind), _patch(patch)
+        site, at = Site(whole_number("layer", layer), kind), typed_patch(patch)
         n = whole_number("n", n, 1, _MOST)
         result = self.rank_job(self.shelf.snapshot(model_id), open_photo(image), site, at, unusual, n)
         fired = [card.fired for card in result.cards]
         maps = [(draw_map(result.crop, f, "overlay"), f"{f.feature}  {getattr(f, rank_by):.3g}") for f in fired]
         where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-        by = "standard deviations above the built-in photographs" if unusual else "plain score"
+        by = f"standard deviations above {fired[0].against}" if unusual else "plain score"
         text = f"Layer {site.layer}, {site.kind}, {where}. Ranked by {by}."
         if result.classes:
             text += " The model's own guess: " + ", ".join(f"{name} {p:.0%}" for name, p in result.classes) + "."
@@ -139,14 +139,14 @@ class Api:
         """
         one_word("style", style, STYLES)
         result = self._map(model_id, image, feature)
-        crop = result.crop.resize((_LARGE, _LARGE * result.crop.height // result.crop.width))
+        crop = enlarge(result.crop)
         scale, told = map_scale(result.fired, style), _numbers(result.fired)
         drawn = draw_map(crop, result.fired, style)
         text = (
             f"{told['feature']}: values {told['min']:.3g} to {told['max']:.3g} on {told['rows']} x {told['columns']} "
-            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from the built-in photographs."
+            f"patches, mean {told['mean']:.3g}, {told['unusual']:+.1f} sd from {result.fired.against}."
         )
-        return drawn, color_bar((_LARGE, 48), scale), text, told
+        return drawn, color_bar((crop.width, 48), scale), text, told
 
     def activations(self, model_id: str, image: str, feature: str) -> Json:
         """The activation map of one feature on a picture, as numbers.
@@ -158,7 +158,8 @@ class Api:
 
         Returns:
             feature, rows and columns of the patch grid, values row by row, min, max, mean, place ([row, column] of the
-            maximum, from 0), and unusual: standard deviations of the mean above that of the built-in photographs.
+            maximum, from 0), and unusual: standard deviations of the mean above that of photographs (of the server's
+            atlas, or the built-in ones).
         """
         result = self._map(model_id, image, feature)
         return {**_numbers(result.fired), "values": result.fired.values.astype(float).tolist()}
@@ -169,9 +170,9 @@ class Api:
         return found
 
     def visualize(
-        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0
+        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0, pictures: int = 1
     ) -> Iterator[tuple[Any, ...]]:
-        """Optimize a picture that maximizes a feature; streams the picture as it grows.
+        """Optimize pictures that maximize a feature; streams them as they grow.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
@@ -180,20 +181,27 @@ class Api:
             preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
+            pictures: 1 to 4, with this seed and the next ones.
 
         Returns:
-            The picture, a sentence with its score, at the end the PNG that carries its recipe, and scores as data.
+            The picture (several side by side), a sentence with its score, at the end the first PNG, which carries its
+            recipe, scores as data (those of several in 'pictures'), and all PNGs.
         """
-        asked = to_wanted(feature, preset, steps, seed)
-        for moment in self.page.tab(OptimizeTab).frames(model_id, asked):
+        asked, tab = to_wanted(feature, preset, steps, seed, pictures), self.page.tab(OptimizeTab)
+        for moment in tab.frames(model_id, asked):
             if isinstance(moment, Waiting):
-                yield None, str(moment), None, None
-            elif isinstance(moment, Frame) and moment.result:
-                path = str(save_picture(moment.result))
-                yield path, summary(moment), path, _scores(moment)
-            elif isinstance(moment, Frame):
-                text = f"Step {moment.index + 1} of {moment.steps}, score {moment.score:.3g}"
-                yield moment.picture, text, None, _scores(moment)
+                yield None, str(moment), None, None, None
+                continue
+            text, files = f"Step {moment.index + 1} of {moment.steps}", None
+            if moment.finished:
+                text = summary(moment)
+                files = [tab.store(g.result, len(moment.pictures) > 1) for g in moment.pictures if g.result]
+            else:
+                text += ", score " + ", ".join(f"{grown.score:.3g}" for grown in moment.pictures)
+            several = len(moment.pictures) > 1
+            one = files[0] if files else moment.pictures[0].picture
+            picture = side_by_side([grown.picture for grown in moment.pictures]) if several else one
+            yield picture, text, files and files[0], moment.numbers(), files
 
     def browse(
         self, model_id: str, site: str, offset: int = 0, n: int = 24, atlas: str = "", sort: str = "index"
@@ -208,11 +216,12 @@ class Api:
             n: how many, at most 200.
             atlas: Hub id of an atlas whose statistics are wanted; empty for those on the built-in photographs.
             sort: 'index', or a value, largest first: 'maximum', 'unusual' (maximum in standard deviations above the
-                mean), with an atlas also 'sparse' (share of patches that are not active).
+                mean) or 'sparse' (share of patches that are not active).
 
         Returns:
             site, total (number of its features), offset, images (how many were read), and features: a list with
-            feature, mean, std, maximum, unusual, the best image, and with an atlas sparse and word.
+            feature, mean, std, maximum, unusual, sparse, fires (on any patch of any image), the best image, and with an
+            atlas the best word.
         """
         offset, n = whole_number("offset", offset), whole_number("n", n, 1, _MOST)
         if (atlas or "").strip():
@@ -229,12 +238,18 @@ class Api:
         Args:
             atlas: Hub id of a dataset made by 'vitviz search'.
             site: layer and kind such as 5.mlp_act.
-            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse'.
+            sort: 'maximum', 'unusual' (maximum in standard deviations above the mean) or 'sparse' (few patches are
+                active); features that fire on no patch are left out.
 
         Returns:
             Pictures with address and value, and the same as data.
         """
-        return self._tiles(atlas, self.jobs.sorted_features(atlas, parse_site(site or "", None), sort, 24))
+        one_word("sort", sort, ("maximum", "unusual", "sparse"))
+        known = atlas_statistics(self.shelf.atlas(atlas), parse_site(site or "", None))
+        values = getattr(known, sort)
+        return self._tiles(
+            atlas, [(Feature(known.site, int(i)), float(values[i])) for i in known.order(sort, True)[:24]]
+        )
 
     def find_word(self, atlas: str, word: str) -> tuple[Any, ...]:
         """Find the features that a word names, in an atlas that was named.
@@ -268,23 +283,23 @@ class Api:
         return str(self.page_job(self.shelf.snapshot_of(opened), atlas, parse_feature(feature or "", None)))
 
     def show_view(
-        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "linear"
+        self, model_id: str, image: str, patch: str = "", filter_number: int = -1, brightness: str = "log"
     ) -> tuple[Any, ...]:
         """Show what the token of a patch has gathered of the picture, from the patch embedding to the last level.
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            patch: row and column from 0 such as 3,4; empty for the one of most attention.
+            patch: row and column from 0 such as 3,4; empty for the one whose views are lit most widely.
             filter_number: filter of the patch embedding from 0; -1 for one in which pictures are readable.
-            brightness: linear (relative to the largest weight of each view) or log (the same for all views).
+            brightness: log (the same for all views) or linear (relative to the largest weight of each view).
 
         Returns:
             The model's crop, a picture for each level, a sentence, and patch and filter as data.
         """
         number = whole_number("filter_number", filter_number, -1)
         scale = one_word("brightness", brightness, ("linear", "log"))
-        asked = open_photo(image), _patch(patch), None if number < 0 else number, scale
+        asked = open_photo(image), typed_patch(patch), None if number < 0 else number, scale
         seen = self.view_job(self.shelf.snapshot(model_id), *asked)
         views = [(picture, caption) for caption, picture in seen.views]
         return seen.crop, views, seen.text, {"patch": list(seen.patch), "filter": seen.filter}
@@ -350,11 +365,6 @@ class Api:
         return str(known), data
 
 
-def _patch(text: str) -> tuple[int, int] | None:
-    text = re.sub(r"[\s,]+", ",", (text or "").strip())
-    return parse_patch(text, "patch") if text else None
-
-
 def _told(fired: Fired) -> dict[str, Any]:
     return {"feature": str(fired.feature), "score": fired.score, "unusual": fired.unusual}
 
@@ -372,14 +382,6 @@ def _numbers(fired: Fired) -> dict[str, Any]:
         "place": [row, column],
         "unusual": fired.unusual,
     }
-
-
-def _scores(frame: Frame) -> dict[str, Any]:
-    told: dict[str, Any] = {"step": frame.index + 1, "steps": frame.steps, "score": frame.score}
-    if frame.result:
-        told["seed"] = frame.result.recipe["config"]["seed"]
-        told |= {"classes": frame.classes, "transfer_score": frame.result.transfer_score}
-    return told
 
 
 def _result(shown: Shown) -> tuple[str, list[tuple[Any, str]]]:

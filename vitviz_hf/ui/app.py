@@ -1,6 +1,5 @@
 """The page: model box, tabs, and the link in the address bar."""
 
-import html
 from collections.abc import Callable
 from typing import Any
 
@@ -9,36 +8,46 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from vitviz_hf.config import BUILTIN
+from vitviz_hf.images import open_image
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.behavior_tab import BehaviorTab
+from vitviz_hf.ui.drawing import crop_html
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
+from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
-from vitviz_hf.ui.maps_tab import Asked, MapsTab
+from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
-from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.optimize_tab import MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
+from vitviz_hf.ui.picker import asks_js, keyboard_help, picked_js
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.stored import stored_result
+from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
+from vitviz_hf.ui.strip import STRIP_CSS, strip_html
+from vitviz_hf.ui.tray import TRAY_CSS
 
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
-#live img { width: 100%; height: 100%; object-fit: contain; }
-#experiment-table { overflow-x: auto; }
-#experiment-table th, #experiment-table td { overflow-wrap: normal; word-break: normal; padding: 4px 8px; }
 #features .caption-label, #views .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 .photographs { display: flex; gap: 4px; overflow-x: auto; padding: 3px; }
 .photographs button { flex: none; padding: 0; border-radius: 4px; }
 .photographs img { width: 56px; height: 56px; border-radius: 4px; display: block; margin: 0; }
-#crop { padding: 0; }
-#crop .told { bottom: 0; }
-.seen { position: relative; display: block; width: 100%; padding: 0; cursor: crosshair; }
-.seen img { width: 100%; display: block; margin: 0; }
+.photo { position: relative; overflow: hidden; border-radius: 4px; }
+.photo img { width: 100%; display: block; margin: 0; }
+.photo button.ask, .photo button.seen { position: absolute; padding: 0; border-radius: 0;
+  background-color: transparent; }
+.photo .ask { inset: 0; width: 100%; }
+.photo .seen { cursor: crosshair; box-shadow: 0 0 0 2px #fff, 0 0 0 9999px rgb(0 0 0 / 60%); background-image:
+  linear-gradient(to right, rgb(255 255 255 / 16%) 1px, transparent 1px),
+  linear-gradient(to bottom, rgb(255 255 255 / 16%) 1px, transparent 1px); }
 .seen .frame { position: absolute; outline: 2px solid #fff; box-shadow: 0 0 0 3px #000; pointer-events: none; }
+.hint { margin: 4px 0 0; font-size: 0.85rem; }
+.hint button.whole { display: inline; padding: 2px 0; background: none; font: inherit; text-decoration: underline;
+  min-height: 24px; color: var(--body-text-color); }
 .told { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 8px; padding: 3px; }
 .card { padding: 6px; border: 1px solid var(--border-color-primary); border-radius: 8px; text-align: left;
@@ -49,7 +58,7 @@ button[role=tab].selected { color: var(--body-text-color); }
 .card .name { display: block; padding-top: 2px; }
 .card small { font-size: 0.75rem; }
 .card[aria-pressed=true], .photographs [aria-pressed=true] { outline: 3px solid var(--color-accent); }
-.card:focus-visible, .seen:focus-visible, .photographs button:focus-visible {
+.card:focus-visible, .seen:focus-visible, .whole:focus-visible, .photographs button:focus-visible {
   outline: 3px solid var(--body-text-color); outline-offset: 1px;
 }
 .bar .colors { height: 14px; border-radius: 3px; }
@@ -70,6 +79,10 @@ def _theme() -> gr.themes.Base:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
         body_text_color_subdued="*neutral_600",
         block_info_text_color="*neutral_600",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_hover_dark="#991b1b",
         button_primary_background_fill=fill,
         button_primary_background_fill_dark=fill,
         button_primary_background_fill_hover=hover,
@@ -101,10 +114,13 @@ class App:
                     self.facts = gr.Markdown(elem_id="model-facts")
             self.page = Page(shelf, gpu, self.model, self.facts)
             pages = {}
-            with gr.Tabs(elem_id="tabs") as self.page.tabs:
+            with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.page.tabs:
                 for kind in TABS:
                     with gr.Tab(kind.title, id=kind.key) as pages[kind.key]:
                         self.page.laid_out.append(kind(self.page))
+                        if kind is TABS[0] and (strip := strip_html()):
+                            gr.HTML(strip, elem_id="strip")
+            keyboard_help()
             Api(self.page).connect()
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
@@ -115,89 +131,50 @@ class App:
         for tab in page.laid_out:
             tab.connect()
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
-        chosen = self.model.input(
-            self.choose,
-            [page.loaded, *maps.asked, maps.grid],
-            [page.loaded, self.facts, maps.kind, maps.layer, *maps.shown],
-            show_progress_on=[self.facts],
-            **private,
-        )
-        page.link(chosen)
-        chosen.failure(lambda: "", None, self.facts, queue=False, api_visibility="private")
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
-        asked = [features.atlas, features.sort, features.shown]
+        optimize = page.tab(OptimizeTab)
+        features.takes_from(optimize.card.click, optimize.objective, picked_js("objective-card", 2))
+        asked = [optimize.card, self.model, optimize.objective]
+        pages[optimize.key].select(optimize.first_look, asked, optimize.card, show_progress="hidden", **private)
+        asked = [features.atlas, features.grid.listed, *features.looking]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
-        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.layout]
+        asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.looked]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
         experiments = page.tab(ExperimentsTab)
-        opened = [page.tabs, page.loaded, self.facts, maps.photo, experiments.table, experiments.gallery]
+        opened = [page.tabs, maps.photo, maps.status, maps.crop, experiments.story]
         opened += [*features.filled, features.html, *behavior.filled]
-        opened += [k.component for k in page.kept] + maps.shown
+        opened += [k.component for k in page.kept]
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
-
-    @shown
-    def choose(self, loaded: str, *asked: Any) -> Values:
-        """Another model, and its ranking; nothing where the box was left as it was."""
-        maps, (*values, grid) = self.page.tab(MapsTab), asked
-        given = dict(zip(maps.asked, values, strict=True))
-        model_id = given[self.model]
-        if model_id == loaded:
-            return gr.skip()
-        facts = {self.page.loaded: model_id, **self.describe(model_id, given[maps.kind], given[maps.layer])}
-        if given[maps.photo] is None:
-            return facts
-        given |= {maps.kind: facts[maps.kind]["value"], maps.layer: facts[maps.layer]["value"]}
-        return facts | maps.move(*given.values(), grid)
-
-    def describe(self, model_id: str, kind: str, layer: int) -> Values:
-        """A sentence about a model, its kinds and layers."""
-        known, maps = self.page.jobs.facts(self.page.shelf.snapshot(model_id)), self.page.tab(MapsTab)
-        name, last = html.escape(known.model_id), known.n_layers - 1
-        return {
-            self.facts: f"**{name}**{html.escape(str(known)).removeprefix(name)}",
-            maps.kind: gr.update(choices=list(known.kinds), value=kind if kind in known.kinds else "mlp_act"),
-            maps.layer: gr.update(value=min(int(layer or 0), last), maximum=last, label=f"Layer (0 to {last})"),
-        }
+        if self.eager:
+            loaded.then(None, maps.feature, js=asks_js("feature"), api_visibility="private")
 
     @shown
     def open(self, request: gr.Request) -> Values:
-        """Restore what the link says; then rank, draw and open the atlas. What fails leaves the rest as it is."""
+        """Restore what the link says, and open its atlas or views. What fails leaves the rest as it is."""
         query = dict(request.query_params)
         values = {k.component: k.parse(query.get(k.key)) for k in self.page.kept}
         maps, experiments = self.page.tab(MapsTab), self.page.tab(ExperimentsTab)
-        if own := values[maps.photo_key] == OWN_PHOTO:
+        if values[maps.photo_key] == OWN_PHOTO:
             values |= {maps.photo_key: "", maps.status: _NOT_HERE}
         photos, key = builtin_paths(), values[maps.photo_key]
         opened = {**values, self.page.tabs: gr.update(selected=values[self.page.tab_key])}
-        opened |= {maps.photo: str(photos[key]) if key else None, self.page.loaded: values[self.page.model]}
+        opened[maps.photo] = str(photos[key]) if key else None
+        opened[maps.crop] = crop_html(open_image(photos[key])) if key else ""
         if stored := values[experiments.stored]:
             opened |= tried(lambda: experiments.shows(stored_result(stored)))
-        if own:
-            opened |= tried(lambda: self.describe(opened[self.model], opened[maps.kind], opened[maps.layer]))
-        elif self.eager:
-            opened |= tried(lambda: self._mapped(opened))
-        return opened | tried(lambda: self._atlas(opened)) | tried(lambda: self._views(opened))
+        return opened | tried(lambda: self._features(values)) | tried(lambda: self._views(opened))
 
-    def _mapped(self, opened: Values) -> Values:
-        """The first ranking and map."""
-        maps = self.page.tab(MapsTab)
-        model_id = opened[self.model]
-        facts = self.describe(model_id, opened[maps.kind], opened[maps.layer])
-        at = facts[maps.kind]["value"], facts[maps.layer]["value"], opened[maps.patch]
-        asked = Asked(model_id, opened[maps.photo], *at, "unusual", "overlay")
-        return facts | maps.show(asked, opened[maps.feature])
-
-    def _atlas(self, opened: Values) -> Values:
-        """The atlas of the tab that is opened, and the page of its feature."""
+    def _features(self, values: Values) -> Values:
+        """The grid and the page of the tab that is opened."""
         features = self.page.tab(FeaturesTab)
-        name, feature = opened[features.atlas], opened[features.feature]
-        if not name or opened[self.page.tab_key] != features.key:
+        if not self.eager or values[self.page.tab_key] != features.key:
             return {}
-        found = features.opened(name, "maximum")
-        return found | (features.show(name, feature) if feature and self.eager else {})
+        asked = [values.get(component, component.value) for component in features.looking]
+        asked[1] = ""
+        return features.restored(values[features.atlas], values[features.feature], *asked)
 
     def _views(self, opened: Values) -> Values:
         """The views of the tab that is opened."""
@@ -205,7 +182,7 @@ class App:
         if not self.eager or opened[self.page.tab_key] != behavior.key or not photo:
             return {}
         patch, number = opened[behavior.patch], opened[behavior.filter]
-        return behavior.look(opened[self.model], photo, patch, number, "linear", True)
+        return behavior.look(opened[self.model], photo, patch, number, opened[behavior.scale], True)
 
 
 def build(own_model: str | None = None, gpu: Gpu = _no_gpu, eager: bool = True) -> gr.Blocks:
@@ -233,14 +210,14 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS,
+        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,
         run_history=False,
         max_file_size="30mb",
         footer_links=["api", "settings"],
-        allowed_paths=photographs,
+        allowed_paths=[*photographs, str(results_folder())],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
         app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,

@@ -4,16 +4,15 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
-from vitviz_hf.config import parse_patches
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.images import outline_patch
-from vitviz_hf.ui.events import LATEST, open_photo, shown, whole_number
+from vitviz_hf.ui.drawing import crop_html, enlarge
+from vitviz_hf.ui.events import LATEST, open_photo, shown, typed_patch, whole_number
 from vitviz_hf.ui.jobs import Viewed
-from vitviz_hf.ui.link import Kept, or_else, whole
+from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.picker import picked_js, picker
 
 _SIDE = 448
 _CHANGES = {
@@ -50,26 +49,19 @@ class BehaviorTab:
                 )
                 self.facts = gr.Markdown(elem_id="view-facts")
                 self.plot = gr.HTML(elem_id="groups")
-        self.layout = gr.State(None)
-        self.filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.layout]
+        self.looked = gr.State(None)
+        self.filled = [self.crop, self.editor, self.patch, self.filter, self.views, self.facts, self.looked]
 
     def _lay_out_patch(self) -> None:
-        self.crop = gr.Image(
-            label="What the model sees: click a patch",
-            interactive=False,
-            elem_id="view-crop",
-            format="png",
-            buttons=[],
-            alt_text="The model's crop of your picture",
-        )
+        self.crop = picker("view-crop", True, label="What the model sees")
         with gr.Row():
             self.patch = gr.Textbox("", label="Patch: row,column", elem_id="view-patch", max_lines=1, min_width=110)
             self.filter = gr.Number(
                 -1, label="Filter (-1: readable)", precision=0, minimum=-1, elem_id="view-filter", min_width=110
             )
         self.scale = gr.Radio(
-            [("linear, each view its own", "linear"), ("logarithmic, the same for all", "log")],
-            value="linear",
+            [("logarithmic, the same for all", "log"), ("linear, each view its own", "linear")],
+            value="log",
             label="Brightness",
             elem_id="view-scale",
         )
@@ -101,72 +93,62 @@ class BehaviorTab:
     @property
     def kept(self) -> list[Kept]:
         """What the address bar keeps."""
-        return [Kept("view", self.patch, or_else("")), Kept("filter", self.filter, whole(-1))]
+        return [
+            Kept("view", self.patch, or_else("")),
+            Kept("filter", self.filter, whole(-1)),
+            Kept("brightness", self.scale, one_of(("log", "linear"), "log")),
+        ]
 
     def connect(self) -> None:
         """Connect its events; the picture is that of the tab Your picture."""
         page, model, photo = self.page, self.page.model, self.page.tab(MapsTab).photo
         lane = {**LATEST, "show_progress_on": [self.facts]}
         private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        filled = self.filled
+        filled, quiet = self.filled, {"api_visibility": "private"}
         asked, showing = [model, photo, self.patch, self.filter, self.scale], [self.show_views.click, self.patch.submit]
-        page.link(gr.on(showing, self.show_view, asked, filled, **private))
-        clicked = [model, photo, self.filter, self.scale, self.layout]
-        page.link(self.crop.select(self.pick_patch, clicked, filled, **private))
         changed = [model, photo, self.editor, self.patch, self.filter, self.change, self.ratio, self.side, self.scale]
-        self.compare.click(self.compare_with, changed, filled, **private)
-        self.group.click(self.group_patches, [model, photo, self.editor, self.layer], self.plot, **private)
+        for event in (
+            gr.on([*showing, self.scale.input], self.show_view, asked, filled, **private),
+            self.crop.click(self.show_view, asked, filled, js=picked_js("view-crop", 2), **private),
+            self.compare.click(self.compare_with, changed, filled, **private),
+        ):
+            page.link(event)
+            event.failure(lambda: ([], "", None), None, [self.views, self.facts, self.looked], queue=False, **quiet)
+        grouped = self.group.click(self.group_patches, [model, photo, self.editor, self.layer], self.plot, **private)
+        grouped.failure(lambda: "", None, self.plot, queue=False, **quiet)
 
     def drawn(self, result: Viewed, editor_too: bool) -> Values:
         """Views of a patch; a fresh picture goes to the editor as well."""
-        height = _SIDE * result.crop.height // result.crop.width
-        enlarged = result.crop.resize((_SIDE, height), Image.Resampling.BICUBIC)
+        enlarged = enlarge(result.crop)
         values: Values = {
-            self.crop: outline_patch(enlarged, result.patch, result.grid),
+            self.crop: crop_html(enlarged, result.grid, result.patch, whole=False),
             self.patch: "{},{}".format(*result.patch),
             self.filter: result.filter,
             self.views: [(picture, caption) for caption, picture in result.views],
             self.facts: result.text,
-            self.layout: (*result.grid, *enlarged.size),
+            self.looked: True,
         }
         return values | ({self.editor: enlarged} if editor_too else {})
 
     def look(self, model_id: str, photo: str | None, patch: str, number: int, scale: str, fresh: bool) -> Values:
         """Views of a patch of the unchanged picture."""
-        asked = open_photo(photo), *_place(patch, number), scale
+        asked = open_photo(photo), typed_patch(patch), None if number < 0 else number, scale
         result = self.view_job(self.shelf.snapshot(model_id), *asked)
         return self.drawn(result, fresh)
 
     @shown
-    def show_view(
-        self, model_id: str, image: str, patch: str, filter_number: int, brightness: str = "linear"
-    ) -> Values:
+    def show_view(self, model_id: str, image: str, patch: str, filter_number: int, brightness: str = "log") -> Values:
         """Views of a patch."""
         return self.look(model_id, image, patch, whole_number("filter", filter_number, -1), brightness, True)
 
     @shown
     def first_look(
-        self, model_id: str, photo: str | None, patch: str, number: float | None, scale: str, layout: Any
+        self, model_id: str, photo: str | None, patch: str, number: float | None, scale: str, looked: bool | None
     ) -> Values:
         """Views when the tab is opened and shows none yet."""
-        if layout or not photo:
+        if looked or not photo:
             return gr.skip()
         return self.look(model_id, photo, patch, whole_number("filter", number, -1), scale, True)
-
-    @shown
-    def pick_patch(
-        self,
-        model_id: str,
-        photo: str,
-        number: int,
-        scale: str,
-        layout: tuple[int, int, int, int],
-        event: gr.SelectData,
-    ) -> Values:
-        """A click on the crop."""
-        (rows, cols, width, height), (x, y) = layout, event.index
-        patch = f"{min(int(y) * rows // height, rows - 1)},{min(int(x) * cols // width, cols - 1)}"
-        return self.look(model_id, photo, patch, whole_number("filter", number, -1), scale, False)
 
     @shown
     def compare_with(
@@ -186,7 +168,8 @@ class BehaviorTab:
         if mask is None and change in ("salient", "non-salient"):
             raise ConfigError("mark the object first: open 'Mark the object' and paint over it.")
         amount = float(side) if change == "shuffle" else float(ratio)
-        asked = open_photo(photo), *_place(patch, whole_number("filter", number, -1)), scale
+        filter_number = whole_number("filter", number, -1)
+        asked = open_photo(photo), typed_patch(patch), None if filter_number < 0 else filter_number, scale
         result = self.view_job(self.shelf.snapshot(model_id), *asked, mask, (change, amount))
         return self.drawn(result, False)
 
@@ -200,11 +183,6 @@ class BehaviorTab:
             int(layer) - 1 if layer else None,
         )
         return {self.plot: str(self.group_job(*arguments))}
-
-
-def _place(patch: str, number: int) -> tuple[tuple[int, int] | None, int | None]:
-    """Patch and filter, None where the visitor leaves the choice."""
-    return next(iter(parse_patches(patch or "")), None), None if number < 0 else number
 
 
 def _painted(value: dict[str, Any] | None) -> Any:

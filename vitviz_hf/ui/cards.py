@@ -3,16 +3,24 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.atlas.store import Atlas
+from vitviz_hf.images import open_image
+from vitviz_hf.models.seen import Box
+from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
-from vitviz_hf.reading.maps import activation_map, unusualness
+from vitviz_hf.reading.maps import activation_map, usual_scores
 from vitviz_hf.reading.recording import Acts
 from vitviz_hf.reading.reference import Reference
-from vitviz_hf.sites import Feature
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.statistics import tell_atlas, tell_photographs
+
+N_EXEMPLARS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +34,10 @@ class Fired:
     score: float
     """Value at the patch; the mean over all patches without one."""
     unusual: float
-    """Standard deviations of the score above the built-in photographs: above their strongest patches if it is of a
-    patch, else above their means."""
+    """Standard deviations of the score above those photographs: above their strongest patches if it is of a patch,
+    else above their means."""
+    against: str = "the built-in photographs"
+    """Which photographs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,34 @@ class Card:
 
     fired: Fired
     exemplars: list[tuple[Exemplar, Image.Image]]
-    """At most one of each built-in photograph, with its crop; the strongest first."""
+    """At most one of each photograph, with its crop; the strongest first."""
+    made: Image.Image | None = None
+    """The optimized picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCard:
+    """A feature by itself, and what excites it."""
+
+    feature: Feature
+    told: str
+    """Beside its address, in words."""
+    word: str
+    exemplars: list[tuple[Exemplar, Image.Image]]
+    """As those of `Card`."""
+    made: Image.Image | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What the features of a site do on photographs."""
+
+    mean: Tensor
+    """[F]"""
+    std: Tensor
+    """[F], at least a tenth of the site's median."""
+    told: str
+    """Which photographs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +94,105 @@ class RankResult:
     cards: list[Card]
     classes: list[tuple[str, float]]
     """Likeliest labels with their probability; empty without a classifier."""
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+    """Where the crop lies in the picture, see `seen_box`."""
 
 
-def measure(acts: Acts, features: list[Feature], reference: Reference, patch: tuple[int, int] | None) -> list[Fired]:
+def fitting_atlas(shelf: Shelf, view: ModelView, site: Site) -> Atlas | None:
+    """As `Shelf.atlas_for`, of the model as it is loaded: its scores are on one scale with the view's."""
+    atlas = shelf.atlas_for(view.snapshot, site)
+    return atlas if atlas and not view.identity.difference(atlas.manifest) else None
+
+
+def usual_values(reference: Reference, atlas: Atlas | None, site: Site, patch: bool) -> Usual:
+    """What is usual for scores of a site, or for its strongest patches: in the atlas if it tells, else the reference.
+
+    Raises:
+        ConfigError: fewer than 2 photographs have finite scores.
+    """
+    if atlas and (found := _usual_in(atlas, site, patch)):
+        return found
+    known = (reference.peaks if patch else reference.scores)[site]
+    return Usual(*usual_scores(known), tell_photographs(int(known.isfinite().all(1).sum())))
+
+
+def _usual_in(atlas: Atlas, site: Site, patch: bool) -> Usual | None:
+    table = atlas.table(site)
+    mean, std = (table.peak_mean, table.peak_std) if patch else (table.mean, table.std)
+    if mean is None or std is None or (not patch and atlas.manifest["reduce"] != "mean"):
+        return None
+    at_least = np.maximum(std, 0.1 * np.median(std) + 1e-30)
+    kept, spread = (torch.tensor(x, dtype=torch.float32) for x in (mean, at_least))
+    return Usual(kept, spread, tell_atlas(atlas))
+
+
+def measure(acts: Acts, features: list[Feature], usual: Usual, patch: tuple[int, int] | None) -> list[Fired]:
     """What features of one site do on a picture.
 
     Raises:
-        ConfigError: the patch is outside the grid, or fewer than 2 photographs have finite scores.
+        ConfigError: the patch is outside the grid.
     """
     own = acts.in_float32()
     scores = (own.at(patch) if patch else own.scores())[0].cpu()
-    deviations = unusualness(scores, (reference.peaks if patch else reference.scores)[acts.site])
+    above = deviations(scores, usual)
     return [
-        Fired(f, activation_map(own, f)[0].cpu().numpy(), patch, float(scores[f.index]), float(deviations[f.index]))
+        Fired(
+            f,
+            activation_map(own, f)[0].cpu().numpy(),
+            patch,
+            float(scores[f.index]),
+            float(above[f.index]),
+            usual.told,
+        )
         for f in features
     ]
 
 
+def deviations(scores: Tensor, usual: Usual) -> Tensor:
+    """Standard deviations of scores [F] above what is usual."""
+    return (scores.cpu() - usual.mean) / usual.std
+
+
 def crop_exemplars(
-    shelf: Shelf, view: ModelView, reference: Reference, feature: Feature
+    shelf: Shelf, view: ModelView, atlas: Atlas | None, feature: Feature
 ) -> list[tuple[Exemplar, Image.Image]]:
-    """The exemplars of a feature with their crops."""
+    """The exemplars of a feature with their crops: of an atlas that has places, else of the built-in photographs."""
     grid = find_tap(view, feature.site).patch_grid
-    found = list_exemplars(view, reference, feature)
+    if atlas and (in_atlas := _atlas_exemplars(atlas, feature, grid)):
+        return in_atlas
+    found = list_exemplars(view, shelf.reference(view), feature, N_EXEMPLARS)
     return [(e, crop_seen(shelf.photograph(view, e.photograph), grid, e.patch)) for e in found]
+
+
+def _atlas_exemplars(atlas: Atlas, feature: Feature, grid: tuple[int, int]) -> list[tuple[Exemplar, Image.Image]]:
+    """Those of the first ranked images; of the ones behind the first, only where the feature fires."""
+    found: list[tuple[Exemplar, Image.Image]] = []
+    for hit in atlas.hits(feature)[:N_EXEMPLARS]:
+        if hit.place is None or hit.peak is None or (found and hit.peak <= 0):
+            continue
+        image = atlas.image(hit.row)
+        exemplar = Exemplar(image.label or image.name or "image", hit.place, hit.peak)
+        found.append((exemplar, crop_seen(open_image(image.jpeg), grid, hit.place)))
+    return sorted(found, key=lambda pair: -pair[0].value)
+
+
+def made_picture(atlas: Atlas | None, feature: Feature) -> Image.Image | None:
+    """The picture that was optimized for a feature, if the atlas has one."""
+    path = atlas.visualization(feature) if atlas else None
+    return open_image(path) if path else None
+
+
+def feature_card(shelf: Shelf, view: ModelView, atlas: Atlas | None, feature: Feature, told: str = "") -> FeatureCard:
+    """A feature with what excites it.
+
+    Args:
+        atlas: where its pictures come from; the built-in photographs if None.
+
+    Raises:
+        SiteError: the model has no such site.
+        FeatureError: no such feature.
+    """
+    check_feature(view, feature)
+    atlas = atlas if atlas and feature.site in atlas.sites else None
+    word = atlas.best_word(feature) if atlas else ""
+    return FeatureCard(feature, told, word, crop_exemplars(shelf, view, atlas, feature), made_picture(atlas, feature))

@@ -1,6 +1,7 @@
 """What the tabs show of maps and cards: pictures and HTML."""
 
-from collections.abc import Mapping
+import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import numpy as np
 from PIL import Image
 
 from vitviz_hf.images import cover, heatmap, is_signed, open_image, overlay, palette_stops, two_sided
+from vitviz_hf.models.seen import Box
+from vitviz_hf.reading.exemplars import Exemplar
 from vitviz_hf.templates import load_template
-from vitviz_hf.ui.cards import Card, Fired, RankResult
+from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult
 
 STYLES = ("overlay", "heatmap", "signed")
-_MAP, _EXEMPLAR, _THUMBNAIL = 128, 80, 64
+_LARGE = 560
+_PHOTO, _MAP, _EXEMPLAR, _THUMBNAIL = 640, 128, 80, 64
 """Longer side in pixels: a first page has 79 of them."""
 
 
@@ -45,7 +49,7 @@ def describe(fired: Fired, unpainted: bool) -> str:
     values = fired.values
     rows, cols = values.shape
     spread = f"values {values.min():.3g} to {values.max():.3g} on {rows} x {cols} patches, mean {values.mean():.3g}"
-    text = f"**{fired.feature}** {_where(fired)}; {spread}."
+    text = f"**{fired.feature}** {html.escape(_where(fired))}; {spread}."
     return text + (" Values below 0 are not painted; *signed* paints them." if unpainted and is_signed(values) else "")
 
 
@@ -60,12 +64,31 @@ def cards_html(result: RankResult, words: list[str], chosen: str = "") -> str:
     small = _shrink(result.crop, _MAP)
     cards = [_card(card, small, word) for card, word in zip(result.cards, words, strict=True)]
     chosen = chosen or next((card["feature"] for card in cards), "")
-    return _render("cards.html", cards=[{**card, "chosen": card["feature"] == chosen} for card in cards])
+    told = [{**card, "chosen": card["feature"] == chosen} for card in cards]
+    return _render("cards.html", cards=told, label="Strongest features")
 
 
-def crop_html(crop: Image.Image, grid: tuple[int, int], patch: tuple[int, int] | None) -> str:
-    """The model's crop; it picks a patch."""
-    return _render("crop.html", crop=crop, grid=grid, patch=patch)
+def crop_html(
+    photo: Image.Image,
+    grid: tuple[int, int] | None = None,
+    patch: tuple[int, int] | None = None,
+    box: Box = (0.0, 0.0, 1.0, 1.0),
+    whole: bool = True,
+) -> str:
+    """A photograph, and on it what the model sees, which picks a patch.
+
+    Args:
+        grid: rows and columns of patches; None where the model is not known yet: the photograph picks itself then.
+        box: what the model sees, in shares of the photograph.
+        whole: no patch can be picked too.
+    """
+    return _render("crop.html", photo=_shrink(photo, _PHOTO), grid=grid, patch=patch, box=box, whole=whole)
+
+
+def enlarge(crop: Image.Image) -> Image.Image:
+    """The crop about 560 pixels wide, enlarged by a whole factor so that patches stay sharp."""
+    factor = max(1, round(_LARGE / crop.width))
+    return crop.resize((crop.width * factor, crop.height * factor), Image.Resampling.BICUBIC)
 
 
 def photographs_html(paths: Mapping[str, Path]) -> str:
@@ -73,28 +96,57 @@ def photographs_html(paths: Mapping[str, Path]) -> str:
     return _render("photographs.html", photographs={key: _thumbnail(path) for key, path in paths.items()})
 
 
+def feature_cards_html(cards: Sequence[FeatureCard], label: str) -> str:
+    """Cards of features by themselves; each picks its address.
+
+    Args:
+        label: what they have in common.
+    """
+    told = [
+        {
+            "feature": str(card.feature),
+            "word": card.word,
+            "told": card.told,
+            "title": f"{card.feature} {card.told}".strip(),
+            "own": None,
+            "made": card.made and _shrink(card.made, _MAP),
+            "alt": "",
+            "exemplars": _exemplars(card.exemplars),
+            "chosen": False,
+        }
+        for card in cards
+    ]
+    return _render("cards.html", cards=told, label=label)
+
+
 def _card(card: Card, crop: Image.Image, word: str) -> dict[str, Any]:
     fired = card.fired
     return {
         "feature": str(fired.feature),
         "word": word,
+        "told": "",
         "title": f"{fired.feature} {_where(fired)}",
-        "map": draw_map(crop, fired, "overlay"),
+        "own": draw_map(crop, fired, "overlay"),
+        "made": card.made and _shrink(card.made, _MAP),
         "alt": f"{peak_text(fired)}. It is also excited by",
-        "exemplars": [
-            {
-                "crop": _shrink(picture, _EXEMPLAR),
-                "alt": "{}, patch {},{}: {:.3g}".format(e.photograph.replace("_", " "), *e.patch, e.value),
-            }
-            for e, picture in card.exemplars
-        ],
+        "exemplars": _exemplars(card.exemplars),
     }
+
+
+def _exemplars(exemplars: Sequence[tuple[Exemplar, Image.Image]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "crop": _shrink(picture, _EXEMPLAR),
+            "alt": "{}, patch {},{}: {:.3g}".format(e.photograph.replace("_", " "), *e.patch, e.value),
+        }
+        for e, picture in exemplars
+    ]
 
 
 def _where(fired: Fired) -> str:
     at = "at patch {},{}".format(*fired.patch) if fired.patch else "on the whole picture"
-    above = "the strongest patches of the" if fired.patch else "the"
-    return f"{at}: {fired.score:.3g}, {fired.unusual:+.1f} sd from {above} built-in photographs"
+    above = "the strongest patches of " if fired.patch else ""
+    return f"{at}: {fired.score:.3g}, {fired.unusual:+.1f} sd from {above}{fired.against}"
 
 
 def map_scale(fired: Fired, style: str) -> tuple[float, float]:

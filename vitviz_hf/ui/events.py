@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from PIL import Image
 
+from vitviz_hf.config import parse_patch
 from vitviz_hf.errors import ConfigError, ImageError, VitvizError
 from vitviz_hf.images import open_image
 
@@ -89,6 +90,15 @@ def whole_number(name: str, value: float | None, least: int = 0, most: int | Non
     return int(value)
 
 
+def typed_patch(text: str | None) -> tuple[int, int] | None:
+    """A patch that a visitor typed; None is an empty box.
+
+    Raises:
+        ConfigError: it is not row,column.
+    """
+    return parse_patch(text, "patch") if text and text.strip() else None
+
+
 def one_word(name: str, value: str, known: Iterable[str]) -> str:
     """One of some words.
 
@@ -110,15 +120,27 @@ def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
     return _telling(handler, str)
 
 
+def tell(error: Exception) -> str:
+    """Warn of what went wrong, without an end to the event: of what waits for it the last is lost if it fails.
+
+    Returns:
+        The warning as HTML; one neutral sentence if the error is not a user's, which is logged.
+    """
+    if isinstance(error, VitvizError):
+        text = html.escape(error.for_visitor)
+    else:
+        _log.error("a part of the page failed", exc_info=error)
+        text = "Something went wrong on the server; it has been logged."
+    gr.Warning(text, title="Error")
+    return text
+
+
 def tried(part: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
     """What a part of the page shows; nothing but a word of warning if it fails, so that the others can be shown."""
     try:
         return part()
-    except VitvizError as error:
-        gr.Warning(html.escape(error.for_visitor))
-    except Exception:
-        _log.exception("a part of the page failed")
-        gr.Warning("Something went wrong on the server; it has been logged.")
+    except Exception as error:
+        tell(error)
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Tab Experiments: stored results of the papers' experiments, and small samples of them live."""
+"""Tab Papers: stored results of the papers' experiments, and small samples of them live."""
 
 import html
 from collections.abc import Iterator
@@ -11,17 +11,18 @@ from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import VitvizError
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.ui.events import LATEST, Runs, shown, whole_number
+from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.jobs import MAX_SAMPLE, experiment_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.stored import Shown, decoded, stored_result, stored_results
+from vitviz_hf.ui.stored import Shown, stored_result, stored_results, story_html
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
 
 class ExperimentsTab:
-    """Stored results and the controls of a live sample on the left, tables and figures on the right."""
+    """Stored results and the controls of a live sample on the left, what the result tells on the right."""
 
     key, title = "experiments", "Papers"
 
@@ -41,17 +42,7 @@ class ExperimentsTab:
                 )
                 self._lay_out_sample()
             with gr.Column(scale=2, min_width=320):
-                self.gallery = gr.Gallery(
-                    label="Figures",
-                    columns=1,
-                    height="auto",
-                    elem_id="experiment-figures",
-                    interactive=False,
-                    object_fit="contain",
-                    format="png",
-                    buttons=["fullscreen", "download"],
-                )
-                self.table = gr.Markdown(elem_id="experiment-table")
+                self.story = gr.HTML(elem_id="experiment-story", label="Result")
 
     def _lay_out_sample(self) -> None:
         gr.Markdown("### A small sample, live\nOn the model above, and others to compare with.")
@@ -78,7 +69,7 @@ class ExperimentsTab:
         self.limit = gr.Slider(4, MAX_SAMPLE, 16, step=4, label="Images to read", elem_id="limit")
         with gr.Row():
             self.start = gr.Button("Run", variant="primary", elem_id="run-experiment", min_width=120)
-            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel-experiment", min_width=120)
+            self.cancel = gr.Button("Cancel", elem_id="cancel-experiment", min_width=120)
         self.status = gr.Markdown(elem_id="experiment-status")
 
     @property
@@ -89,12 +80,11 @@ class ExperimentsTab:
 
     def connect(self) -> None:
         """Connect its events."""
-        result = [self.table, self.gallery]
-        self.page.link(self.stored.input(self.show_result, self.stored, result, api_visibility="private"))
+        self.page.link(self.stored.input(self.show_result, self.stored, self.story, api_visibility="private"))
         self.start.click(
             self.run_sample,
             [self.page.model, self.name, self.others, self.data, self.limit],
-            [self.status, *result],
+            [self.status, self.story],
             api_visibility="private",
             show_progress="hidden",
             **LATEST,
@@ -102,8 +92,8 @@ class ExperimentsTab:
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
 
     def shows(self, result: Shown) -> Values:
-        """Tables and figures."""
-        return {self.table: result.text, self.gallery: decoded(result)}
+        """Claim, figures, tables, verdict."""
+        return {self.story: story_html(result, lambda data, name: keep_file(self.story, data, name))}
 
     @shown
     def show_result(self, result: str) -> Values:
@@ -130,13 +120,16 @@ class ExperimentsTab:
     ) -> Iterator[Values]:
         """A small sample of an experiment, live."""
         with self.runs.one_for(request) as stop:
-            yield {self.status: "Loading ...", self.table: "", self.gallery: []}
+            yield {self.status: "Loading ...", self.story: ""}
             found = False
             try:
                 for item in self.moments(model_id, experiment, others, dataset, limit, stop):
                     found = isinstance(item, Shown)
                     if isinstance(item, Shown):
-                        yield {self.status: f"**{experiment}**: done, a sample only.", **self.shows(item)}
+                        yield {
+                            self.status: f"**{experiment}**: done, a sample only. {item.verdict or ''}",
+                            **self.shows(item),
+                        }
                     else:
                         yield {self.status: str(item)}
             except Stopped:

@@ -1,39 +1,45 @@
-"""Tab Browse features: an atlas to browse, and the page of each feature."""
+"""Tab Browse features: the features of a layer or of an atlas, and the page of each beside them."""
 
-import html
-import os
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
 from vitviz_hf.atlas.store import Atlas
-from vitviz_hf.errors import SiteError
-from vitviz_hf.sites import Feature, parse_feature, parse_site
-from vitviz_hf.ui.events import LATEST, open_photo, shown
+from vitviz_hf.errors import AtlasError, SiteError, VitvizError
+from vitviz_hf.models.gate import Snapshot
+from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.ui.atlas_panel import AtlasPanel
+from vitviz_hf.ui.beside import Beside
+from vitviz_hf.ui.drawing import feature_cards_html
+from vitviz_hf.ui.events import LATEST, open_photo, shown, tried
+from vitviz_hf.ui.layer_grid import LayerGrid
 from vitviz_hf.ui.link import Kept, or_else
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.picker import asks_js, picked_js, picker, scroll_js
 
 _SHOWN = 24
-_SORTS = {
-    "highest score": "maximum",
-    "far above its mean": "unusual",
-    "sparse: few patches active": "sparse",
-}
 
 
 class FeaturesTab:
-    """The atlas and its tiles on the left, the page of a feature on the right."""
+    """The grid of a layer and the atlas on the left, the page of a feature on the right."""
 
     key, title = "features", "Browse features"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
-        self.page_job, self.find_job = page.on_device(30, page.jobs.page), page.on_device(30, page.jobs.find)
+        beside = Beside(page.shelf)
+        self.page_job, self.cards_job = page.on_device(30, beside.page), page.on_device(30, beside.cards)
+        self.find_job = page.on_device(30, page.jobs.find)
+        self.shown = gr.State("")
+        """The atlas that was opened; empty for the loaded model."""
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
+                self.grid = LayerGrid(page)
                 self._lay_out_atlas()
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=1, min_width=300):
                 with gr.Row():
                     self.feature = gr.Textbox(
                         label="Feature: layer.kind:index, Enter shows its page",
@@ -42,22 +48,14 @@ class FeaturesTab:
                         scale=2,
                     )
                     self.to_map = gr.Button("Map it on my picture", elem_id="to-map", min_width=140)
-                self.html = gr.HTML(elem_id="page", label="Page of the feature")
-        self.listed, self.shown = gr.State([]), gr.State("")
-        self.filled = [self.facts, self.site, self.gallery, self.listed, self.shown]
+                self.html = picker(
+                    "page", label="Page of the feature", value="<p>Choose a feature to see its page.</p>"
+                )
+        self.filled = [*self.panel.told, self.results, self.shown, *self.grid.shown]
 
     def _lay_out_atlas(self) -> None:
-        self.atlas = gr.Textbox(
-            os.environ.get("VITVIZ_ATLAS", ""),
-            label="Atlas: a Hub dataset made by vitviz search",
-            max_lines=1,
-            elem_id="atlas",
-            placeholder="OWNER/NAME",
-        )
-        self.open_button = gr.Button("Open", variant="primary", elem_id="open-atlas")
-        self.facts = gr.Markdown(elem_id="atlas-facts")
-        self.site = gr.Dropdown([], label="Site", elem_id="atlas-site")
-        self.sort = gr.Radio(list(_SORTS.items()), value="maximum", label="Sort by", elem_id="atlas-sort")
+        self.panel = AtlasPanel(self.page)
+        self.atlas = self.panel.atlas
         self.find = gr.Button("Find the features of your picture", elem_id="find")
         self.word = gr.Textbox(
             label="Find features by a word",
@@ -66,139 +64,213 @@ class FeaturesTab:
             max_lines=1,
             info="in atlases whose features were named",
         )
-        self.gallery = gr.Gallery(
-            label="Features, each with its most activating image: choose one",
-            columns=3,
-            allow_preview=False,
-            interactive=False,
-            format="jpeg",
-            elem_id="features",
-            height="auto",
-            buttons=[],
-            object_fit="cover",
-        )
+        self.results = picker("features", label="Found features")
 
     @property
     def kept(self) -> list[Kept]:
         """What the address bar keeps."""
         return [
-            Kept("atlas", self.atlas, or_else(os.environ.get("VITVIZ_ATLAS", ""))),
+            Kept("atlas", self.atlas, or_else("")),
+            *self.grid.kept,
             Kept("shows", self.feature, or_else("")),
         ]
 
+    @property
+    def looking(self) -> list[Any]:
+        """Inputs of `look`."""
+        maps = self.page.tab(MapsTab)
+        return [self.page.model, self.shown, maps.kind, maps.layer, *self.grid.asked]
+
     def connect(self) -> None:
         """Connect its events."""
-        page, maps, tiles = self.page, self.page.tab(MapsTab), [self.gallery, self.listed]
+        page, maps, grid, source = self.page, self.page.tab(MapsTab), self.grid, [self.page.model, self.shown]
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
-        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-        sorting = [self.atlas, self.site, self.sort]
-        self.word.submit(self.find_word, [self.atlas, self.word], tiles, **private)
-        shown_page = [self.atlas, self.feature]
+        shown_page = [*source, self.feature]
+        self.word.submit(self.find_word, [*source, self.word], self.results, **private)
         page.link(self.feature.submit(self.feature_page, shown_page, self.html, **private))
-        opening = [self.open_button.click, self.atlas.submit]
-        opened = gr.on(opening, self.open, [self.atlas, self.sort], self.filled, **private)
-        page.link(opened)
-        opened.failure(lambda: ("", [], [], ""), None, [self.facts, *tiles, self.shown], **quiet)
-        offered = [self.shown.change, maps.feature.change, page.loaded.change]
-        gr.on(
-            offered, self.offer, [self.shown, page.model, maps.feature], maps.to_page, show_progress="hidden", **quiet
+        page.link(self.atlas.input(self.open, [self.atlas, *self.looking], self.filled, **private))
+        offered, made = self.panel.connect()
+        page.link(
+            offered.success(self.follow, [page.tab_key, self.atlas, grid.listed, *self.looking], self.filled, **private)
         )
-        gr.on([self.site.input, self.sort.input], self.sort_features, sorting, tiles, **private)
-        self.find.click(self.find_features, [self.atlas, maps.photo], tiles, **private)
-        picked = self.gallery.select(self.pick, [self.atlas, self.listed], [self.feature, self.html], **private)
-        page.link(picked)
-        taken = maps.to_page.click(self.take, maps.feature, [self.feature, *page.going], api_visibility="private")
-        page.link(taken.success(self.feature_page, shown_page, self.html, **private))
+        renewed = [page.tab_key, self.atlas, *self.looking]
+        page.link(made.success(self.renew, renewed, self.filled, **private))
+        self.find.click(self.find_features, [*source, maps.photo], self.results, **private)
+        quiet: dict[str, Any] = {"show_progress_on": [grid.facts], **private}
+        browsing = [grid.site.input, grid.sort.input, grid.fires.input]
+        page.link(gr.on(browsing, self.browse, self.looking, grid.shown, **quiet))
+        gr.on([grid.pictures.input, grid.html.submit], self.refresh, self.looking, grid.shown, **quiet)
+        moved = "(offset) => [window.vitvizPicked?.offset ?? offset]"
+        page.link(grid.html.input(None, grid.offset, grid.offset, js=moved, api_visibility="private"))
+        offset = "(...inputs) => [inputs[0], inputs[1], window.vitvizPicked.grid, window.vitvizPicked.offset]"
+        asked, filled = [*shown_page, grid.offset], [self.feature, self.html, grid.offset]
+        chosen = [grid.html.click(self.pick_tile, asked, filled, js=offset, **private)]
+        for found in (self.results, self.html):
+            js = picked_js(str(found.elem_id), 2)
+            chosen.append(found.click(self.pick, shown_page, [self.feature, self.html], js=js, **private))
+        for event in chosen:
+            page.link(event)
+            event.success(None, js=scroll_js("#page-feature"), api_visibility="private")
+        self.takes_from(maps.to_page.click, maps.feature)
         mapped = self.to_map.click(
             self.give, shown_page, [page.model, page.loaded, maps.feature, *page.going], api_visibility="private"
         )
-        drawn = [page.model, maps.photo, maps.feature, maps.style]
-        page.link(mapped.success(maps.map_feature, drawn, maps.map_outputs, **private))
+        mapped.success(None, maps.feature, js=asks_js("feature"), api_visibility="private")
 
-    def tiles(self, name: str, features: list[tuple[Feature, str]]) -> Values:
-        """Features as their most activating images."""
-        crops = self.jobs.best_crops(name, [f for f, _ in features])
-        captioned = [
-            (crop, f"{f}  {text}  {word}".strip()) for (crop, word), (f, text) in zip(crops, features, strict=True)
-        ]
-        return {self.gallery: captioned, self.listed: [str(f) for f, _ in features]}
+    def takes_from(self, event: Any, feature: Any, js: str | None = None) -> None:
+        """Another tab's event opens the page of a feature here."""
+        asked, moved = [self.page.model, self.shown, feature], [self.feature, self.shown, *self.page.going]
+        taken = event(self.take, asked, moved, js=js, api_visibility="private")
+        asked = [self.page.model, self.shown, self.feature]
+        shown = taken.success(self.feature_page, asked, self.html, api_visibility="private", **LATEST)
+        self.page.link(shown)
 
-    def browse(self, name: str, site: str, sort: str) -> Values:
-        """The first features of a site."""
-        ranked = self.jobs.sorted_features(name, parse_site(site, None), sort, _SHOWN)
-        return self.tiles(name, [(f, f"{value:.3g}") for f, value in ranked])
+    def source(self, model_id: str, name: str, site: Site | None = None) -> tuple[Snapshot, Atlas | None]:
+        """The model, and where its images come from: the opened atlas, or the one in use for the model.
 
-    def show(self, name: str, feature: str) -> Values:
+        Args:
+            site: which the atlas in use must cover.
+        """
+        if name:
+            atlas = self.shelf.atlas(name)
+            return self.shelf.snapshot_of(atlas), atlas
+        snapshot = self.shelf.snapshot(model_id)
+        return snapshot, self.shelf.atlas_for(snapshot, site)
+
+    def look(self, model_id: str, name: str, kind: str, layer: float | None, *asked: Any) -> Values:
+        """The grid of a site; of the first tab's layer where none is chosen."""
+        chosen = self.shelf.atlas(name) if name else None
+        snapshot = self.shelf.snapshot_of(chosen) if chosen else self.shelf.snapshot(model_id)
+        site = f"{int(layer or 0)}.{kind}"
+        return {**self.grid.values(snapshot, chosen, asked, site), self.grid.listed: name or model_id}
+
+    def found(self, model_id: str, name: str, features: list[tuple[Feature, float]]) -> Values:
+        """Features that were found, as cards."""
+        snapshot, atlas = self.source(model_id, name, features[0][0].site if features else None)
+        cards = self.cards_job(snapshot, atlas, [(f, f"{value:+.1f} sd") for f, value in features])
+        return {self.results: feature_cards_html(cards, "Found features")}
+
+    def with_atlas(self, model_id: str, name: str) -> tuple[Snapshot, Atlas]:
+        """The model and an atlas of it.
+
+        Raises:
+            AtlasError: there is none.
+        """
+        snapshot, atlas = self.source(model_id, name)
+        if atlas is None:
+            raise AtlasError(f"no atlas of {model_id!r} is open: open one above.")
+        return snapshot, atlas
+
+    def show(self, model_id: str, name: str, feature: str) -> Values:
         """The page of a feature."""
-        return {
-            self.html: str(
-                self.page_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, parse_feature(feature, None))
-            )
-        }
+        wanted = parse_feature(feature or "", None)
+        return {self.html: str(self.page_job(*self.source(model_id, name, wanted.site), wanted))}
 
-    def opened(self, name: str, sort: str) -> Values:
-        """An atlas, at the middle one of its sites."""
-        known = self.shelf.atlas(name)
-        sites = [str(s) for s in known.sites]
-        m = known.manifest
-        text = (
-            f"**{html.escape(m['model_id'])}** on {html.escape(m['dataset'])}: {sum(known.sites.values()):,} features, "
-            f"{m['n_images']:,} images, the {m['k']} most and least activating of each."
-        )
-        chosen = sites[len(sites) // 2]
-        values = {self.facts: text, self.site: gr.update(choices=sites, value=chosen), self.shown: name}
-        return values | self.browse(name, chosen, sort)
+    def opened(self, name: str, *asked: Any) -> Values:
+        """An atlas, at the site that is asked for or the first tab's; that in use for the model without a name."""
+        model_id, _, kind, layer, site, *order = asked
+        known = self.panel.in_use(model_id, name)
+        if known and name and site not in map(str, known.sites):
+            site = ""
+        looked = self.look(model_id, name, kind, layer, site, *order)
+        return {**self.panel.tell(known), self.results: "", self.shown: name, **looked}
 
     @shown
-    def open(self, name: str, sort: str) -> Values:
+    def open(self, name: str, *asked: Any) -> Values:
         """Another atlas."""
-        return self.opened(name, sort)
+        return self.opened((name or "").strip(), *asked)
 
     @shown
-    def first_look(self, name: str, sort: str, listed: str) -> Values:
-        """The atlas that is named, when the tab is opened and does not show it yet."""
-        return self.opened(name, sort) if name and name != listed else gr.skip()
+    def follow(self, tab: str, name: str, listed: str, *asked: Any) -> Values:
+        """After another model: its own features if the tab is open; what was of the one before goes."""
+        model_id, opened, kind, layer, _, *order = asked
+        if not listed or listed == model_id or self.is_of(opened, model_id):
+            return gr.skip()
+        if tab == self.key:
+            return self.opened(name, model_id, opened, kind, layer, "", *order[:-1], 0)
+        grid = self.grid
+        emptied = {grid.site: gr.update(choices=[], value=""), grid.offset: 0, grid.html: "", grid.listed: ""}
+        return {self.results: "", self.shown: "", **emptied}
 
     @shown
-    def offer(self, listed: str, model_id: str, feature: str) -> Any:
-        """The way to the page of a feature, where the atlas that is open has it."""
-        has = bool(listed) and has_feature(self.shelf.atlas(listed), model_id, feature)
-        return gr.update(visible=has)
+    def renew(self, tab: str, name: str, *asked: Any) -> Values:
+        """An atlas that was just made, or has grown; when the tab is opened if it is not."""
+        return self.now(name, asked) if tab == self.key else {self.grid.listed: ""}
 
     @shown
-    def sort_features(self, atlas: str, site: str, sort: str) -> Values:
-        """Another site or order."""
-        return self.browse(atlas, site, sort)
+    def first_look(self, name: str, listed: str, *asked: Any) -> Values:
+        """The atlas that is named if it is of the loaded model, or that model, when the tab does not show it yet."""
+        model_id, opened = asked[:2]
+        wanted = name if name == opened or self.is_of(name, model_id) else opened
+        return gr.skip() if listed == (wanted or model_id) else self.now(wanted, asked)
+
+    def now(self, name: str, asked: Sequence[Any]) -> Values:
+        """As `opened`; at the first tab's site where the one that is asked for was another model's."""
+        model_id, opened, kind, layer, _, *order = asked
+        try:
+            return self.opened(name, *asked)
+        except SiteError:
+            return self.opened(name, model_id, opened, kind, layer, "", *order)
+
+    def is_of(self, name: str, model_id: str) -> bool:
+        """Whether an atlas can be opened and is of a model."""
+        with suppress(VitvizError):
+            return bool(name) and self.shelf.atlas(name).manifest["model_id"] == model_id
+        return False
+
+    def restored(self, name: str, feature: str, *asked: Any) -> Values:
+        """The grid and the page that a link shows; without the atlas if it cannot be opened."""
+        values = tried(lambda: self.opened(name, *asked)) if name else {}
+        values = values or tried(lambda: self.opened("", *asked))
+        opened = values.get(self.shown, "")
+        return values | (tried(lambda: self.show(asked[0], opened, feature)) if feature else {})
 
     @shown
-    def feature_page(self, atlas: str, feature: str) -> Values:
+    def browse(self, *asked: Any) -> Values:
+        """Another site or order, from its start."""
+        return self.look(*asked[:-1], 0)
+
+    @shown
+    def refresh(self, *asked: Any) -> Values:
+        """Other pictures of the same features."""
+        return self.look(*asked)
+
+    @shown
+    def feature_page(self, model_id: str, atlas: str, feature: str) -> Values:
         """The page of a feature."""
-        return self.show(atlas, feature)
+        return self.show(model_id, atlas, feature)
 
     @shown
-    def find_features(self, name: str, photo: str | None) -> Values:
+    def find_features(self, model_id: str, name: str, photo: str | None) -> Values:
         """Features that the picture of the tab Your picture excites more than the atlas's images do."""
-        found = self.find_job(self.shelf.snapshot_of(self.shelf.atlas(name)), name, open_photo(photo), _SHOWN)
-        return self.tiles(name, [(f, f"+{value:.1f} sd") for f, value in found])
+        snapshot, atlas = self.with_atlas(model_id, name)
+        return self.found(model_id, name, self.find_job(snapshot, atlas, open_photo(photo), _SHOWN))
 
     @shown
-    def find_word(self, atlas: str, word: str) -> Values:
+    def find_word(self, model_id: str, name: str, word: str) -> Values:
         """The features that a word names."""
-        return self.tiles(atlas, [(f, f"{value:.1f} sd") for f, value in self.jobs.find_word(atlas, word, _SHOWN)])
+        return self.found(model_id, name, self.with_atlas(model_id, name)[1].find_word(word or "", _SHOWN))
 
     @shown
-    def pick(self, name: str, listed: list[str], event: gr.SelectData) -> Values:
+    def pick(self, model_id: str, name: str, feature: str) -> Values:
+        """A card."""
+        return {self.feature: feature, **self.show(model_id, name, feature)}
+
+    @shown
+    def pick_tile(self, model_id: str, name: str, feature: str, offset: int) -> Values:
         """A tile."""
-        return {self.feature: listed[event.index], **self.show(name, listed[event.index])}
-
-    def take(self, feature: str) -> Values:
-        """A feature of the tab Your picture."""
-        return {self.feature: feature, **self.page.go(FeaturesTab)}
+        return {self.feature: feature, self.grid.offset: offset, **self.show(model_id, name, feature)}
 
     @shown
-    def give(self, atlas: str, feature: str) -> Values:
+    def take(self, model_id: str, listed: str, feature: str) -> Values:
+        """A feature of the tab Your picture; an atlas that has it not is closed."""
+        has = bool(listed) and has_feature(self.shelf.atlas(listed), model_id, feature)
+        return {self.feature: feature, self.shown: listed if has else "", **self.page.go(FeaturesTab)}
+
+    @shown
+    def give(self, model_id: str, atlas: str, feature: str) -> Values:
         """The feature to the tab Your picture, with its model."""
-        model_id = self.shelf.atlas(atlas).manifest["model_id"]
+        model_id = self.source(model_id, atlas)[0].model_id
         values = {
             self.page.model: model_id,
             self.page.loaded: model_id,

@@ -1,9 +1,10 @@
-"""A picture as it is optimized: frames of the run, its end, and how long it will take. CPU data in and out."""
+"""Pictures as they are optimized: frames of the run, its end, and how long it will take. CPU data in and out."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.loop import Step, default_config, finish, visualize_steps
+from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.reference import best_photograph, reference_scores
@@ -30,9 +31,16 @@ class Wanted:
     steps: int
     """0 for the preset's."""
     seed: int
+    """Of the first picture; each other one has the next."""
+    pictures: int = 1
+
+    @property
+    def seeds(self) -> list[int]:
+        """One for each picture."""
+        return list(range(self.seed, self.seed + self.pictures))
 
     def config(self, view: ModelView) -> VisualizeConfig:
-        """All options."""
+        """All options; the seed is the first picture's."""
         changes = {"seed": self.seed} | ({"steps": self.steps} if self.steps else {})
         base = default_config(view) if self.preset == "auto" else VisualizeConfig.preset(self.preset)
         return VisualizeConfig.from_dict({**base.to_dict(), **changes})
@@ -48,19 +56,17 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """A moment of an optimization; `result` comes with the last one."""
+class Grown:
+    """One of the pictures of a run, as far as it is."""
 
+    seed: int
     index: int
-    steps: int
+    """Of its last step."""
     picture: Image.Image
     score: float
     dead_steps: int
-    classes: str
-    """Names of the classes in the objective."""
     result: Visualization | None = None
-    photograph: tuple[str, float] | None = None
-    """Built-in photograph with the highest score, and that score."""
+    """At the end."""
 
     @property
     def dead(self) -> bool:
@@ -68,23 +74,78 @@ class Frame:
         return self.dead_steps > self.index
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A moment of an optimization."""
+
+    steps: int
+    pictures: tuple[Grown, ...]
+    """Those that have begun, in the order of their seeds."""
+    classes: str
+    """Names of the classes in the objective."""
+    finished: bool = False
+    """Every picture has its result."""
+    photograph: tuple[str, float] | None = None
+    """Built-in photograph with the highest score, and that score; with the last frame."""
+
+    @property
+    def index(self) -> int:
+        """Step that every picture has made."""
+        return min(grown.index for grown in self.pictures)
+
+    def numbers(self) -> dict[str, Any]:
+        """As data: of the first picture, of several each one's too."""
+        each = []
+        for grown in self.pictures:
+            told: dict[str, Any] = {"step": grown.index + 1, "steps": self.steps, "score": grown.score}
+            if self.finished and grown.result:
+                told |= {"seed": grown.seed, "classes": self.classes, "transfer_score": grown.result.transfer_score}
+            each.append(told)
+        return each[0] | ({"pictures": each} if len(each) > 1 else {})
+
+
 def grow(view: ModelView, asked: Wanted) -> Generator[Frame]:
-    """Frames of an optimization, at most every 0.4 s, the last one with the result."""
+    """Frames of an optimization, at most every 0.4 s, the last one with the results.
+
+    A GPU takes a step of all pictures in one batch. A CPU gains nothing by that: there each step is taken picture by
+    picture, so that another's job need not wait for a step of all of them.
+    """
     config, wanted = asked.config(view), asked.parsed(view)
+    groups = [asked.seeds] if steps_together(view) else [[seed] for seed in asked.seeds]
+    runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds) for seeds in groups]
+    steps: dict[int, Step] = {}
     shown = 0.0
-    for step in visualize_steps(view, [wanted], config):
-        if time.monotonic() - shown > _FRAME_SECONDS and step.index < config.steps - 1:
-            yield _frame(view, wanted, config, step)
-            shown = time.monotonic()
-    yield _finished(view, wanted, config, step)
+    for index in range(config.steps):
+        for i, run in enumerate(runs):
+            steps[i] = next(run)
+            last = index == config.steps - 1 and i == len(runs) - 1
+            if not last and time.monotonic() - shown > _FRAME_SECONDS:
+                parts = (_grown(step, groups[j]) for j, step in steps.items())
+                yield Frame(config.steps, tuple(chain.from_iterable(parts)), _classes(view, wanted))
+                shown = time.monotonic()
+    made = {i: _grown(step, groups[i]) for i, step in steps.items()}
+    for i, step in steps.items():
+        made[i] = _ended(view, wanted, config, step, groups[i])
+        if i < len(runs) - 1:
+            yield Frame(config.steps, tuple(chain.from_iterable(made.values())), _classes(view, wanted))
+    yield _last(view, wanted, config, chain.from_iterable(made.values()))
+
+
+def steps_together(view: ModelView) -> bool:
+    """Whether all pictures of a run take a step in one batch."""
+    return view.device.type != "cpu"
 
 
 def keep(view: ModelView, asked: Wanted, frame: Frame) -> Frame:
-    """The frame that a run was stopped at, with its result; the recipe says after which step."""
+    """The frame that a run was stopped at, with its results; the recipes say after which step."""
     config, wanted = asked.config(view), asked.parsed(view)
-    pixels = image_to_pixels(frame.picture).unsqueeze(0).to(view.device)
-    dead = torch.tensor([frame.dead_steps])
-    return _finished(view, wanted, config, Step(frame.index, pixels, torch.tensor([frame.score]), dead))
+
+    def ended(grown: Grown) -> Grown:
+        pixels = image_to_pixels(grown.picture).unsqueeze(0).to(view.device)
+        scores, dead = torch.tensor([grown.score]), torch.tensor([grown.dead_steps])
+        return _ended(view, wanted, config, Step(grown.index, pixels, scores, dead), [grown.seed])[0]
+
+    return _last(view, wanted, config, (g if g.result else ended(g) for g in frame.pictures))
 
 
 def time_step(view: ModelView) -> float:
@@ -105,17 +166,29 @@ def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
     return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
 
 
-def _frame(view: ModelView, wanted: Objective, config: VisualizeConfig, step: Step) -> Frame:
-    labels = view.labels or ()
-    classes = ", ".join(labels[t.index] for _, t in wanted.terms if isinstance(t, Logit))
-    picture = pixels_to_image(step.pixels[0].float().cpu().numpy())
-    return Frame(step.index, config.steps, picture, float(step.scores[0]), int(step.dead_steps[0]), classes)
+def _grown(step: Step, seeds: Sequence[int]) -> list[Grown]:
+    pictures = [pixels_to_image(p.float().cpu().numpy()) for p in step.pixels]
+    numbers = zip(seeds, pictures, step.scores.tolist(), step.dead_steps.tolist(), strict=True)
+    return [Grown(seed, step.index, picture, score, dead) for seed, picture, score, dead in numbers]
 
 
-def _finished(view: ModelView, wanted: Objective, config: VisualizeConfig, step: Step) -> Frame:
-    result = finish(view, [wanted], config, step)[0]
+def _ended(
+    view: ModelView, wanted: Objective, config: VisualizeConfig, step: Step, seeds: Sequence[int]
+) -> list[Grown]:
+    results = finish(view, [wanted] * len(seeds), config, step, seeds)
+    return [
+        replace(grown, picture=result.image, score=result.score, result=result)
+        for grown, result in zip(_grown(step, seeds), results, strict=True)
+    ]
+
+
+def _last(view: ModelView, wanted: Objective, config: VisualizeConfig, pictures: Iterable[Grown]) -> Frame:
     photograph = None
     if len(wanted.terms) == 1 and wanted.terms[0][0] == 1 and isinstance(wanted.terms[0][1], Feature):
         photograph = best_photograph(reference_scores(view), wanted.terms[0][1])
-    frame = _frame(view, wanted, config, step)
-    return replace(frame, picture=result.image, score=result.score, result=result, photograph=photograph)
+    return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph)
+
+
+def _classes(view: ModelView, wanted: Objective) -> str:
+    labels = view.labels or ()
+    return ", ".join(labels[t.index] for _, t in wanted.terms if isinstance(t, Logit))

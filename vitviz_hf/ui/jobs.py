@@ -1,7 +1,6 @@
 """What the app computes, without gradio. On ZeroGPU the three jobs run in a forked process: CPU data in and out."""
 
 import html
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,36 +16,45 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model, feature_page
-from vitviz_hf.atlas.store import unusual_features
+from vitviz_hf.atlas.store import Atlas, unusual_features
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import ConfigError, DatasetAccessError
 from vitviz_hf.experiments.figures import encode_figure
 from vitviz_hf.experiments.neurons.filters import check_filter, patch_filters, readable_filters
 from vitviz_hf.experiments.neurons.live import group_plot, split_objects, views_by_level
 from vitviz_hf.experiments.neurons.occlude import look
-from vitviz_hf.experiments.neurons.views import check_patches, telling_patches
+from vitviz_hf.experiments.neurons.views import check_patches, readable_patch
 from vitviz_hf.experiments.perturb import occlude, shuffle, to_photo
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, load_snapshot, to_pixels
+from vitviz_hf.models.seen import seen_box
+from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
-from vitviz_hf.reading.maps import rank_features
+from vitviz_hf.reading.maps import rank_values
 from vitviz_hf.reading.recording import activations, record_with_logits
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
-from vitviz_hf.ui.cards import Card, MapResult, RankResult, crop_exemplars, measure
+from vitviz_hf.ui.cards import (
+    Card,
+    MapResult,
+    RankResult,
+    crop_exemplars,
+    deviations,
+    fitting_atlas,
+    made_picture,
+    measure,
+    usual_values,
+)
 from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.statistics import atlas_columns
-from vitviz_hf.ui.stored import Shown
+from vitviz_hf.ui.stored import Shown, judged
 
 _FRAME_SECONDS = 0.4
 MAX_SAMPLE = 64
-_SORTS = ("maximum", "unusual", "sparse")
 _SAMPLE = {"columns": 1, "rows": 3, "per_layer": 4, "preset": "fast", "steps": 24}
 
 
@@ -94,14 +102,6 @@ class Jobs:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
 
-    def sorted_features(self, name: str, site: Site, sort: str, n: int) -> list[tuple[Feature, float]]:
-        """The first n features of a site by `maximum`, `unusual` or `sparse`, with that value."""
-        columns = atlas_columns(self._shelf.atlas(name), site)
-        if sort not in _SORTS:
-            raise ConfigError(f"sort must be one of {', '.join(_SORTS)}; got {sort!r}.")
-        values = columns[sort]
-        return [(Feature(site, int(i)), float(values[i])) for i in np.argsort(-values, kind="stable")[:n]]
-
     def best_crops(self, name: str, features: list[Feature]) -> list[tuple[Image.Image, str]]:
         """The most activating image of each feature, and its best word if it has one."""
         atlas = self._shelf.atlas(name)
@@ -118,9 +118,8 @@ class Jobs:
         atlas = self._shelf.atlas(name)
         return feature_page(at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"])), atlas, feature)
 
-    def find(self, snapshot: Snapshot, name: str, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
-        """The features whose statistics a picture exceeds most, with the deviations above the mean."""
-        atlas = self._shelf.atlas(name)
+    def find(self, snapshot: Snapshot, atlas: Atlas, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
+        """The features whose statistics in an atlas a picture exceeds most, with the deviations above the mean."""
         view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
         check_model(view, atlas)
         sites = list(atlas.sites)
@@ -131,8 +130,7 @@ class Jobs:
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
         """Layers, kinds and sizes of a model. Needs no GPU."""
-        zero = os.environ.get("SPACES_ZERO_GPU")  # no device outside of jobs there
-        view = load_snapshot(snapshot, "cpu") if zero else self._shelf.view(snapshot)
+        view = self._shelf.described(snapshot)
         find_tap(view, Site(0, "mlp_act"))
         kinds = tuple(k for k in view.kinds if any(k in layer.taps for layer in view.layers))
         return ModelFacts(
@@ -162,6 +160,7 @@ class Jobs:
         """
         view = self._shelf.view(snapshot)
         pixels, reference = to_pixels(view, image), self._shelf.reference(view)
+        atlas = fitting_atlas(self._shelf, view, site)
         classes: list[tuple[str, float]] = []
         if view.labels:
             with torch.no_grad():
@@ -173,11 +172,14 @@ class Jobs:
         grid = own.tap.patch_grid
         if patch and chosen_on:
             patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
-        usual = reference.peaks if patch else reference.scores
-        features = [f for f, _ in rank_features(view, own, k, patch, usual if unusual else None)]
-        fired = measure(own, features, reference, patch)
-        cards = [Card(f, crop_exemplars(self._shelf, view, reference, f.feature)) for f in fired]
-        return RankResult(_picture(pixels[0]), grid, patch, cards, classes)
+        usual = usual_values(reference, atlas, site, patch is not None)
+        scores = (own.in_float32().at(patch) if patch else own.in_float32().scores())[0].cpu()
+        ranked = rank_values(view, site, deviations(scores, usual) if unusual else scores, k)
+        fired = measure(own, [f for f, _ in ranked], usual, patch)
+        cards = [
+            Card(f, crop_exemplars(self._shelf, view, atlas, f.feature), made_picture(atlas, f.feature)) for f in fired
+        ]
+        return RankResult(_picture(pixels[0]), grid, patch, cards, classes, seen_box(view, image.size))
 
     def map(
         self, snapshot: Snapshot, image: Image.Image, feature: Feature, patch: tuple[int, int] | None = None
@@ -187,7 +189,9 @@ class Jobs:
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
-        return MapResult(_picture(pixels[0]), measure(acts, [feature], self._shelf.reference(view), patch)[0])
+        atlas = fitting_atlas(self._shelf, view, feature.site)
+        usual = usual_values(self._shelf.reference(view), atlas, feature.site, patch is not None)
+        return MapResult(_picture(pixels[0]), measure(acts, [feature], usual, patch)[0])
 
     def patch_views(
         self,
@@ -202,7 +206,7 @@ class Jobs:
         """What the token of a patch has gathered by level, of a picture and of its changed form.
 
         Args:
-            patch: (row, column); the one of most attention if None.
+            patch: (row, column); the one whose views are lit most widely if None.
             index: filter; one in which pictures are readable if None.
             scale: of brightness, `linear` or `log`.
             painted: what the visitor marked on the crop, at any size.
@@ -215,7 +219,8 @@ class Jobs:
         check_filter(filters, index)
         photo = to_photo(view, image)
         seen = {"clean": look(view, photo, 0.5)}
-        row, col = patch or telling_patches(seen["clean"].joint, view)[-1]
+        readable, sink, outshone = readable_patch(seen["clean"].joint)
+        row, col = patch or divmod(readable, grid[1])
         check_patches([(row, col)], grid)
         pictures = {"clean": photo}
         mask = None if painted is None else split_objects(painted, view.input_size)
@@ -228,7 +233,12 @@ class Jobs:
         seen |= {name: look(view, other, 0.5) for name, other in pictures.items() if name not in seen}
         views = views_by_level(view, filters, pictures, seen, index, token, scale)
         own = seen["clean"].joint.views[:, token, row * grid[1] + col]
-        text = f"Patch {row},{col} through filter {index}. Its own part of what it holds: " + ", ".join(
+        chosen = "" if patch else " (chosen since its views are lit most widely)"
+        text = f"Patch {row},{col}{chosen} through filter {index}. "
+        if 2 * outshone > grid[0] * grid[1]:
+            text += f"At the end patch {sink // grid[1]},{sink % grid[1]} outshines most others, in the views of "
+            text += f"{outshone} patches: nearly black where brightness is linear. "
+        text += "Its own part of what it holds: " + ", ".join(
             f"{x:.0%}" for x in (own / seen["clean"].joint.views[:, token].sum(-1).clamp_min(1e-12)).tolist()
         )
         for name, what in seen.items():
@@ -278,9 +288,10 @@ class Jobs:
             source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
             with TemporaryDirectory(prefix="vitviz-") as folder:
                 result = run_experiment(name, views, source, config, Path(folder), progress)
-            text = f"## {name}\n{experiment.title}. Source: {experiment.source}.\n\n"
             figures = {title: encode_figure(figure, "png") for title, figure in result.figures.items()}
-            return Shown(text + result.tables["table"].to_markdown(), figures)
+            title = f"{name} of {', '.join(view.model_id for view in views)}, a small sample"
+            tables = (result.tables["table"].to_markdown(),)
+            return Shown(title, name, experiment.source, tables, figures, judged(name, result.found))
 
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(work)

@@ -1,14 +1,13 @@
 """Tab Your picture: which features of a model fire where on a picture, and what else excites them."""
 
 import html
-import re
-from dataclasses import dataclass, replace
+import json
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import VitvizError
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.cards import MapResult, RankResult
@@ -19,18 +18,18 @@ from vitviz_hf.ui.drawing import (
     describe,
     draw_bar,
     draw_map,
+    enlarge,
     peak_text,
     photographs_html,
     styles_for,
 )
-from vitviz_hf.ui.events import LATEST, open_photo, photo_input, shown, whole_number
+from vitviz_hf.ui.events import LATEST, open_photo, photo_input, tell, typed_patch, whole_number
 from vitviz_hf.ui.link import OWN_PHOTO, Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.picker import picked_js, picker, scroll_js, settled
+from vitviz_hf.ui.picker import asker, asks_js, pick_js, picker, scroll_js, settled, take_js, taken_js
 
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
-_LARGE = 560
 _SHOWN = 12
 
 
@@ -44,24 +43,43 @@ class Asked:
     layer: int
     patch: str
     rank_by: str
-    style: str
+    style: str = "overlay"
+    feature: str = ""
 
     @property
     def site(self) -> Site:
         """Where features are ranked."""
         return Site(whole_number("layer", self.layer), self.kind)
 
+    @property
+    def ranking(self) -> tuple[Any, ...]:
+        """What decides the cards."""
+        return astuple(self)[:6]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the page shows."""
+
+    asked: Asked
+    grid: tuple[int, int]
+
 
 class MapsTab:
-    """The picture and its controls on the left; the crop, the map and the strongest features on the right."""
+    """The picture and its controls on the left, then the map, then the strongest features.
+
+    All gestures are one event of one hidden component (`asker`): of gestures that wait, the last of each sort counts,
+    and no answer can come after that to a later one. The handler compares what is set with what is shown.
+    """
 
     key, title = "maps", "Your picture"
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.jobs = page, page.shelf, page.jobs
         self.rank_job, self.map_job = page.on_device(60, page.jobs.rank), page.on_device(60, page.jobs.map)
+        self.photo, self.listed = gr.State(None), gr.State(None)
         with gr.Row():
-            with gr.Column(scale=5, min_width=260):
+            with gr.Column(scale=6, min_width=260):
                 self._lay_out_picture()
                 self._lay_out_ranking()
             with gr.Column(scale=6, min_width=280):
@@ -69,22 +87,36 @@ class MapsTab:
             with gr.Column(scale=10, min_width=300):
                 self.status = gr.Markdown("Choose a picture, then click a patch of it.", elem_id="rank-status")
                 self.cards = picker("cards", label="Strongest features")
-        self.ranked, self.grid = gr.JSON(visible="hidden", label="Ranked features"), gr.State(None)
-        self.rank_outputs = [self.crop, self.cards, self.status, self.ranked]
-        self.map_outputs = [self.large, self.bar, self.facts]
-        self.shown = [self.patch, *self.rank_outputs, self.grid, self.feature, *self.map_outputs, self.style]
-        self.asked = [page.model, self.photo, self.kind, self.layer, self.patch, self.rank_by, self.style]
+        self.ranked = gr.JSON(visible="hidden", label="Ranked features")
+        self.asker, self.picked = asker(), gr.Textbox("{}", visible="hidden", label="Picked")
+        self.shown = [
+            *(page.loaded, page.facts, self.kind, self.layer, self.photo, self.photo_key, self.patch),
+            *(
+                self.crop,
+                self.cards,
+                self.status,
+                self.ranked,
+                self.feature,
+                self.large,
+                self.bar,
+                self.facts,
+                self.style,
+            ),
+            self.listed,
+        ]
+        self.asked = [page.model, self.photo, self.kind, self.layer, self.patch, self.rank_by, self.style, self.feature]
 
     def _lay_out_picture(self) -> None:
-        self.photo = photo_input(
-            label="Picture",
+        self.crop = picker("crop", True, label="Your picture", container=False)
+        self.examples = picker("examples", value=photographs_html(builtin_paths()), label="Example photographs")
+        self.upload = photo_input(
+            label="A picture of your own",
             sources=["upload", "webcam", "clipboard"],
             format="png",
-            height=240,
+            height=120,
             elem_id="photo",
-            alt_text="The picture you chose",
+            alt_text="The picture that is being read",
         )
-        self.examples = picker("examples", value=photographs_html(builtin_paths()), label="Example photographs")
         self.photo_key = gr.Textbox(visible="hidden", label="Example photograph", elem_id="photo-key")
 
     def _lay_out_ranking(self) -> None:
@@ -99,6 +131,8 @@ class MapsTab:
             info="from early (edges, colors) to late (things)",
             buttons=[],
         )
+        # What is on its way while another model is loaded may still have a layer that this one lacks; `Asked` says so.
+        self.layer.preprocess = float
         self.layer_set = settled("layer")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.kind = gr.Dropdown(
@@ -120,8 +154,6 @@ class MapsTab:
             self.rank_button = gr.Button("Rank features", variant="primary", elem_id="rank", min_width=120)
 
     def _lay_out_maps(self) -> None:
-        self.crop = picker("crop", True, label="What the model sees: click a patch", container=True, show_label=True)
-        self.whole_button = gr.Button("Whole picture", elem_id="whole", size="sm")
         self.large = gr.Image(
             label="Activation map",
             interactive=False,
@@ -138,7 +170,32 @@ class MapsTab:
         )
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
-            self.to_page = gr.Button("Its page in the atlas", elem_id="to-page", min_width=130, visible=False)
+            self.to_page = gr.Button("Its page", elem_id="to-page", min_width=130)
+
+    def connect(self) -> None:
+        """Gestures ask; what is asked for is answered by one handler."""
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        for event in (self.page.model.input, self.kind.input, self.rank_by.input, self.style.input):
+            event(None, js=asks_js(), **quiet)
+        self.layer_set.click(None, js=asks_js(), **quiet)
+        self.upload.input(None, js=asks_js("photo"), **quiet)
+        for picked, name in ((self.examples, "photo"), (self.crop, "patch"), (self.cards, "feature")):
+            picked.click(None, js=pick_js(name, picked.elem_id), **quiet)
+        for event in (self.patch.submit, self.rank_button.click):
+            event(None, self.patch, js=asks_js("patch"), **quiet)
+        self.feature.submit(None, self.feature, js=asks_js("feature"), **quiet)
+        answered = self.asker.click(
+            self.answer,
+            [self.picked, self.upload, self.listed, *self.asked],
+            self.shown,
+            js=take_js(),
+            show_progress_on=[self.status],
+            **LATEST,
+            **quiet,
+        )
+        self.page.link(answered)
+        answered.then(None, self.upload, self.upload, js=taken_js(), **quiet)
+        answered.success(None, js=scroll_js("#map", "window.vitvizAsk.moved"), **quiet)
 
     @property
     def kept(self) -> list[Kept]:
@@ -153,42 +210,62 @@ class MapsTab:
             Kept("feature", self.feature, or_else("")),
         ]
 
-    def connect(self) -> None:
-        """One handler for each gesture: a chain would ask for the GPU at every link."""
-        page = self.page
-        lane = {**LATEST, "show_progress_on": [self.status]}
-        private: dict[str, Any] = {**lane, "api_visibility": "private"}
-        asked, one = self.asked, [*self.asked, self.feature]
-        mapped = [*self.map_outputs, self.style]
-        page.link(gr.on([self.feature.submit, self.style.input], self.redraw, one, mapped, **private))
-        ranking = [self.rank_button.click, self.patch.submit, self.rank_by.input]
-        page.link(gr.on(ranking, self.rank, asked, self.shown, **private))
-        moving = [self.kind.input, self.layer_set.click]
-        page.link(gr.on(moving, self.move, [*asked, self.grid], self.shown, **private))
-        page.link(self.crop.click(self.rank, asked, self.shown, js=picked_js("crop", 4), **private))
-        page.link(self.whole_button.click(self.pick_whole, asked, self.shown, **private))
-        picture = [self.photo, self.photo_key, *self.shown]
-        example = [self.photo_key, *asked]
-        picked = self.examples.click(self.pick_example, example, picture, js=picked_js("examples", 0), **private)
-        for event in (self.photo.input(self.pick_upload, asked, [self.photo_key, *self.shown], **private), picked):
-            page.link(event)
-            event.success(None, js=scroll_js("#map"), api_visibility="private")
-        chosen = self.cards.click(
-            self.pick_feature, one, [self.feature, *mapped], js=picked_js("cards", len(asked)), **private
-        )
-        page.link(chosen)
-        chosen.success(None, js=scroll_js("#map"), api_visibility="private")
+    def answer(self, picked: str, upload: str | None, listed: Listed | None, *settings: Any) -> Values:
+        """What the page shows for what is set on it and picked; what could not be made is empty, with the reason."""
+        asked, values = Asked(*settings), dict[Any, Any]()
+        try:
+            asked, values = self.take(asked, json.loads(picked or "{}"), upload)
+            if listed is None or listed.asked.model_id != asked.model_id:
+                values |= {self.page.facts: ""}
+                known, asked = self.describe(asked)
+                values |= known
+            if asked.image is None:
+                return values or gr.skip()
+            if listed and listed.asked.ranking == asked.ranking:
+                asked = replace(asked, feature=asked.feature or listed.asked.feature)
+                return values | self.redraw(asked, listed) or gr.skip()
+            return values | self.show(asked, listed.grid if listed else None)
+        except Exception as error:
+            return values | self.emptied(asked, tell(error))
+
+    def take(self, asked: Asked, picked: dict[str, str | None], upload: str | None) -> tuple[Asked, Values]:
+        """What was picked, in place of what is set; a new picture has no patch yet, a new ranking no feature."""
+        image, values = asked.image, dict[Any, Any]()
+        if key := picked.get("photo"):
+            image = str(builtin_paths()[key])
+            values = {self.photo: image, self.photo_key: key}
+        elif upload:
+            image = upload
+            values = {self.photo: image, self.photo_key: ""}
+        patch = picked.get("patch", "" if values else asked.patch) or ""
+        if patch != asked.patch:
+            values[self.patch] = patch
+        return replace(asked, image=image, patch=patch, feature=picked.get("feature") or ""), values
+
+    def describe(self, asked: Asked) -> tuple[Values, Asked]:
+        """A sentence about the model; its kinds and layers, and what is asked for as near to that as it has."""
+        known = self.jobs.facts(self.shelf.snapshot(asked.model_id))
+        name, last = html.escape(known.model_id), known.n_layers - 1
+        kind = asked.kind if asked.kind in known.kinds else "mlp_act"
+        layer = min(whole_number("layer", asked.layer), last)
+        values = {
+            self.page.loaded: asked.model_id,
+            self.page.facts: f"**{name}**{html.escape(str(known)).removeprefix(name)}",
+            self.kind: gr.update(choices=list(known.kinds), **_if_new(kind, asked.kind)),
+            self.layer: gr.update(maximum=last, label=f"Layer (0 to {last})", **_if_new(layer, asked.layer)),
+        }
+        return values, replace(asked, kind=kind, layer=layer)
 
     def ranking(self, asked: Asked, chosen_on: tuple[int, int] | None = None) -> RankResult:
         """The strongest features."""
-        unusual, at = asked.rank_by == "unusual", _parse_patch(asked.patch)
+        unusual, at = asked.rank_by == "unusual", typed_patch(asked.patch)
         snapshot = self.shelf.snapshot(asked.model_id)
         return self.rank_job(snapshot, open_photo(asked.image), asked.site, at, unusual, _SHOWN, chosen_on)
 
-    def mapping(self, asked: Asked, feature: str) -> MapResult:
+    def mapping(self, asked: Asked) -> MapResult:
         """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
-        wanted = parse_feature(feature or "")
-        at = _parse_patch(asked.patch) if wanted.site == asked.site else None
+        wanted = parse_feature(asked.feature)
+        at = typed_patch(asked.patch) if wanted.site == asked.site else None
         return self.map_job(self.shelf.snapshot(asked.model_id), open_photo(asked.image), wanted, at)
 
     def list_cards(self, asked: Asked, result: RankResult) -> Values:
@@ -196,11 +273,10 @@ class MapsTab:
         fired = [card.fired for card in result.cards]
         words = self.shelf.words(self.shelf.snapshot(asked.model_id), [f.feature for f in fired])
         return {
-            self.crop: crop_html(_large(result.crop), result.grid, result.patch),
-            self.cards: cards_html(result, words),
+            self.crop: crop_html(open_photo(asked.image), result.grid, result.patch, result.box),
+            self.cards: cards_html(result, words, asked.feature),
             self.status: _sentence(asked, result),
             self.ranked: [{"feature": str(f.feature), "score": f.score, "unusual": f.unusual} for f in fired],
-            self.grid: result.grid,
         }
 
     def draw(self, asked: Asked, result: MapResult) -> Values:
@@ -209,79 +285,60 @@ class MapsTab:
         style = asked.style if asked.style in known else known[0]
         return {
             self.large: gr.update(
-                value=draw_map(_large(result.crop), result.fired, style), alt_text=peak_text(result.fired)
+                value=draw_map(enlarge(result.crop), result.fired, style), alt_text=peak_text(result.fired)
             ),
             self.bar: draw_bar(result.fired, style),
             self.facts: describe(result.fired, style != "signed"),
-            self.style: gr.update(choices=known, **({} if style == asked.style else {"value": style})),
+            self.style: gr.update(choices=known, **_if_new(style, asked.style)),
         }
 
-    def show(self, asked: Asked, feature: str = "", chosen_on: tuple[int, int] | None = None) -> Values:
-        """The ranking, and the map of `feature` or of the first one, in one turn."""
+    def show(self, asked: Asked, chosen_on: tuple[int, int] | None = None) -> Values:
+        """The ranking, and the map of the feature or of the first one, in one turn.
+
+        Args:
+            chosen_on: patch grid that the patch was chosen on; it keeps its place in the picture.
+        """
         self.shelf.snapshot(asked.model_id)  # a download takes no turn
         with self.page.lane.turn():
             ranked = self.ranking(asked, chosen_on)
-            asked = replace(asked, patch="{},{}".format(*ranked.patch) if ranked.patch else "")
-            feature = feature or str(ranked.cards[0].fired.feature)
-            mapped = self.mapping(asked, feature)
-        listed = self.list_cards(asked, ranked)
-        return {self.patch: asked.patch, **listed, self.feature: feature, **self.draw(asked, mapped)}
+            patch = "{},{}".format(*ranked.patch) if ranked.patch else ""
+            asked = replace(asked, patch=patch, feature=asked.feature or str(ranked.cards[0].fired.feature))
+            mapped = self.mapping(asked)
+        listed = {**self.list_cards(asked, ranked), self.listed: Listed(asked, ranked.grid)}
+        return {self.patch: patch, **listed, self.feature: asked.feature, **self.draw(asked, mapped)}
 
-    @shown
-    def rank(self, *asked: Any) -> Values:
-        """The ranking, and the map of the first one."""
-        return self.show(Asked(*asked))
+    def redraw(self, asked: Asked, listed: Listed) -> Values:
+        """Another map of the picture whose features are listed; nothing where it is shown."""
+        if asked == listed.asked:
+            return {}
+        try:
+            drawn = self.draw(asked, self.mapping(asked))
+        except Exception as error:
+            emptied = {self.large: None, self.bar: "", self.facts: tell(error)}
+            return {**emptied, self.listed: replace(listed, asked=replace(asked, style=""))}
+        return {self.feature: asked.feature, **drawn, self.listed: replace(listed, asked=asked)}
 
-    @shown
-    def move(self, *asked: Any) -> Values:
-        """As `rank` for another layer, kind or model: the patch keeps its place in the picture."""
-        *settings, grid = asked
-        return self.show(Asked(*settings), chosen_on=grid)
+    def emptied(self, asked: Asked, reason: str) -> Values:
+        """Nothing to be seen of an earlier answer."""
+        gone = {self.cards: "", self.ranked: None, self.large: None, self.bar: "", self.facts: "", self.listed: None}
+        try:
+            crop = crop_html(open_photo(asked.image))
+        except VitvizError:
+            crop = ""
+        return {**gone, self.crop: crop, self.status: reason}
 
-    @shown
-    def redraw(self, *asked: Any) -> Values:
-        """The map of the typed feature."""
-        *settings, feature = asked
-        own = Asked(*settings)
-        return self.draw(own, self.mapping(own, feature))
 
-    @shown
-    def map_feature(self, model_id: str, image: str | None, feature: str, style: str) -> Values:
-        """The map of one feature on the whole picture."""
-        site = parse_feature(feature or "").site
-        asked = Asked(model_id, image, site.kind, site.layer, "", "unusual", style)
-        drawn = self.draw(asked, self.mapping(asked, feature))
-        return {component: drawn[component] for component in self.map_outputs}
-
-    @shown
-    def pick_whole(self, *asked: Any) -> Values:
-        """No patch any more."""
-        return self.show(replace(Asked(*asked), patch=""))
-
-    @shown
-    def pick_upload(self, *asked: Any) -> Values:
-        """A picture of one's own; None if it was removed."""
-        own = replace(Asked(*asked), patch="")
-        return {self.photo_key: "", self.patch: "", **(self.show(own) if own.image else {})}
-
-    @shown
-    def pick_example(self, key: str, *asked: Any) -> Values:
-        """An example photograph."""
-        path = str(builtin_paths()[key])
-        own = replace(Asked(*asked), image=path, patch="")
-        return {self.photo: path, self.photo_key: key, **self.show(own)}
-
-    @shown
-    def pick_feature(self, *asked: Any) -> Values:
-        """A card."""
-        *settings, feature = asked
-        own = Asked(*settings)
-        return {self.feature: feature, **self.draw(own, self.mapping(own, feature))}
+def _if_new(value: Any, asked: Any) -> dict[str, Any]:
+    """For an update: what the visitor may have set meanwhile stays, unless it had to be changed."""
+    return {} if value == asked else {"value": value}
 
 
 def _sentence(asked: Asked, result: RankResult) -> str:
     where = "patch {},{}".format(*result.patch) if result.patch else "the whole picture"
-    more = "unusually strongly, the most unusual first" if asked.rank_by == "unusual" else "most strongly"
+    more = "most strongly"
+    if asked.rank_by == "unusual":
+        against = html.escape(result.cards[0].fired.against)
+        more = f"unusually strongly against {against}, the most unusual first"
     text = (
         f"**Layer {int(asked.layer)}, {asked.kind}, {where}**: each card is a feature that fires here {more}. It fires "
         "where your picture is bright; the framed patches of photographs excite it most. Look for what they share."
@@ -289,18 +346,3 @@ def _sentence(asked: Asked, result: RankResult) -> str:
     if result.classes:
         text += " The model's own guess: " + ", ".join(f"{html.escape(n)} {p:.0%}" for n, p in result.classes) + "."
     return text
-
-
-def _large(crop: Image.Image) -> Image.Image:
-    """The crop about 560 pixels wide, enlarged by a whole factor so that patches stay sharp."""
-    factor = max(1, round(_LARGE / crop.width))
-    return crop.resize((crop.width * factor, crop.height * factor), Image.Resampling.BICUBIC)
-
-
-def _parse_patch(text: str) -> tuple[int, int] | None:
-    if not (text or "").strip():
-        return None
-    match = re.fullmatch(r"\s*(\d{1,4})\s*[, ]\s*(\d{1,4})\s*", text)
-    if match is None:
-        raise ConfigError(f"{text!r} is not a patch; write row,column such as 3,4, or nothing for the whole picture.")
-    return int(match[1]), int(match[2])

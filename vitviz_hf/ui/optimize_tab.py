@@ -1,9 +1,8 @@
-"""Tab Make a picture: the picture that excites a feature most, as it grows."""
+"""Tab Make a picture: the pictures that excite a feature most, as they grow."""
 
 import html
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 from threading import Event
 from typing import Any
 
@@ -14,18 +13,29 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
+from vitviz_hf.templates import to_data_uri
+from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.events import LATEST, Runs, one_word, shown, whole_number
-from vitviz_hf.ui.growing import Frame, Wanted, gpu_seconds
+from vitviz_hf.ui.files import keep_file
+from vitviz_hf.ui.growing import Frame, Grown, Wanted, gpu_seconds
+from vitviz_hf.ui.growth import Growth
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
+from vitviz_hf.ui.picker import picked_js, picker, scroll_js
+from vitviz_hf.ui.tray import Tray, TrayPicture, find, put, tray_html
 
-MAX_STEPS = 1000
+MAX_STEPS, MAX_PICTURES = 1000, 4
+MAKE_CSS = """
+#grown img { width: 100%; height: 100%; object-fit: contain; }
+"""
+_HEIGHTS = {1: 480, 2: 380, 3: 260, 4: 200}
+_THUMBNAIL = 80
 
 
 class OptimizeTab:
-    """The recipe on the left, the growing picture on the right."""
+    """The recipe on the left; the growing pictures, side by side, and those of the session on the right."""
 
     key, title = "optimize", "Make a picture"
 
@@ -33,24 +43,41 @@ class OptimizeTab:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
         self.job, self.keep_job = page.gpu(_duration)(page.jobs.optimize), page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
+        self.card_job = page.on_device(30, Beside(page.shelf).card)
         self._paces: LRUCache[object, float] = LRUCache(256)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self._lay_out_recipe()
             with gr.Column(scale=2, min_width=320):
-                self.live = gr.Image(
-                    label="Optimized picture",
-                    interactive=False,
-                    format="png",
-                    elem_id="live",
-                    height=480,
-                    alt_text="The picture that is being optimized",
-                    buttons=["fullscreen"],
-                )
+                with gr.Row(elem_id="grown"):
+                    places = [self._lay_out_place(i) for i in range(MAX_PICTURES)]
                 self.status = gr.Markdown(
                     "The picture starts as noise and appears within seconds.", elem_id="optimize-status"
                 )
-                self.download = gr.DownloadButton("Download PNG with its recipe", interactive=False, elem_id="download")
+                self.growth = gr.DownloadButton("Download the growth (WebP)", interactive=False, elem_id="growth")
+                self.tray = picker("tray", label="Pictures of this session", container=True, show_label=True)
+        self.picked = gr.Textbox(visible="hidden", label="Picked picture")
+        self.kept_pictures = gr.State(())
+        """A `Tray`."""
+        self.places, self.lives, self.downloads = (list(some) for some in zip(*places, strict=True))
+        self.grown = [*self.places, *self.lives, *self.downloads, self.status, self.growth]
+
+    def _lay_out_place(self, i: int) -> tuple[gr.Column, gr.Image, gr.DownloadButton]:
+        ending = f"-{i + 1}" if i else ""
+        with gr.Column(min_width=150, visible=not i) as place:
+            live = gr.Image(
+                label="Optimized picture",
+                interactive=False,
+                format="png",
+                elem_id=f"live{ending}",
+                height=_HEIGHTS[1],
+                alt_text="The picture that is being optimized",
+                buttons=["fullscreen"],
+            )
+            download = gr.DownloadButton(
+                "Download PNG with its recipe", interactive=False, elem_id=f"download{ending}", min_width=100
+            )
+        return place, live, download
 
     def _lay_out_recipe(self) -> None:
         self.objective = gr.Textbox(
@@ -61,6 +88,7 @@ class OptimizeTab:
             info="layer.kind:index, a class such as logit:17 or logit:tabby, or a sum such as "
             "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes",
         )
+        self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
             ["auto", *PRESETS],
             value="auto",
@@ -72,10 +100,17 @@ class OptimizeTab:
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )
         self.seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0, elem_id="seed")
+        self.pictures = gr.Radio(
+            list(range(1, MAX_PICTURES + 1)),
+            value=1,
+            label="Pictures",
+            elem_id="pictures",
+            info="side by side, with this seed and the next ones",
+        )
         self.estimated = gr.Markdown(elem_id="optimize-estimate")
         with gr.Row():
             self.start = gr.Button("Optimize", variant="primary", elem_id="optimize", min_width=120)
-            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=120)
+            self.cancel = gr.Button("Cancel", elem_id="cancel", min_width=120)
 
     @property
     def kept(self) -> list[Kept]:
@@ -85,33 +120,54 @@ class OptimizeTab:
             Kept("preset", self.preset, one_of(PRESETS, "auto")),
             Kept("steps", self.steps, whole(0)),
             Kept("seed", self.seed, whole(0)),
+            Kept("pictures", self.pictures, lambda text: min(max(whole(1)(text), 1), MAX_PICTURES)),
         ]
 
     def connect(self) -> None:
         """Connect its events."""
         page = self.page
-        options: dict[str, Any] = {
-            "fn": self.visualize,
-            "inputs": [page.model, self.objective, self.preset, self.steps, self.seed],
-            "outputs": [self.live, self.status, self.download],
-            "show_progress": "hidden",
+        # One event, of which the last waits: two runs at once would each add to the same tray.
+        gr.on(
+            [self.start.click, self.objective.submit],
+            self.visualize,
+            [page.model, self.objective, self.preset, self.steps, self.seed, self.pictures, self.kept_pictures],
+            [*self.grown, self.kept_pictures, self.tray],
+            show_progress="hidden",
+            api_visibility="private",
             **LATEST,
-        }
-        self.start.click(**options, api_visibility="private")
-        self.objective.submit(**options, api_visibility="private")
+        )
         page.link(self.start.click(None, api_visibility="private"))
         page.link(self.objective.submit(None, api_visibility="private"))
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
-        changed = [self.preset.input, self.steps.input, self.start.click]
+        changed = [self.preset.input, self.steps.input, self.pictures.input, self.start.click]
         gr.on(
             changed,
             self.estimate,
-            [page.model, self.preset, self.steps],
+            [page.model, self.preset, self.steps, self.pictures],
             self.estimated,
             show_progress="hidden",
             api_visibility="private",
             **LATEST,
         )
+        gr.on(
+            [self.objective.change, page.loaded.change],
+            self.show_card,
+            [page.model, self.objective],
+            self.card,
+            show_progress="hidden",
+            api_visibility="private",
+            **LATEST,
+        )
+        again = self.tray.click(
+            self.show_again,
+            [self.picked, self.kept_pictures],
+            self.grown,
+            js=picked_js("tray", 0),
+            show_progress="hidden",
+            api_visibility="private",
+            **LATEST,
+        )
+        again.success(None, js=scroll_js("#live"), api_visibility="private")
         maps = page.tab(MapsTab)
         moved = maps.to_optimize.click(self.take, maps.feature, [self.objective, *page.going], api_visibility="private")
         page.link(moved)
@@ -138,71 +194,152 @@ class OptimizeTab:
         preset: str,
         steps: float | None,
         seed: float | None,
+        pictures: float | None,
+        tray: Tray,
         request: gr.Request,
     ) -> Iterator[Values]:
-        """The picture as it grows; one that is stopped is kept."""
-        off = gr.update(value=None, interactive=False)
+        """The pictures as they grow; those that are stopped are kept."""
         last: Frame | None = None
         with self.runs.one_for(request) as stop:
-            yield {self.status: "Loading the model ...", self.live: gr.update(value=None), self.download: off}
+            yield {self.status: "Loading the model ...", **self._cleared(1)}
             try:
-                asked = to_wanted(feature, preset, steps, seed)
+                asked = to_wanted(feature, preset, steps, seed, pictures)
+                growth = Growth(asked.pictures)
+                if asked.pictures > 1:
+                    yield self._cleared(asked.pictures)
                 for frame in self.frames(model_id, asked, stop):
-                    yield {self.status: str(frame)} if isinstance(frame, Waiting) else self.shows(frame)
-                    last = frame if isinstance(frame, Frame) else last
+                    if isinstance(frame, Waiting):
+                        yield {self.status: str(frame)}
+                        continue
+                    last = frame
+                    growth.add([grown.picture for grown in frame.pictures])
+                    yield self.ended(model_id, asked, frame, growth, tray) if frame.finished else self.shows(frame)
             except Stopped:
-                if last and last.result:
+                if last and last.finished:
                     return
                 yield {self.status: "Cancelled."}
                 if last:
                     kept = self.keep_job(self.shelf.snapshot(model_id), asked, last)
-                    yield {**self.shows(kept), self.status: f"Cancelled. {summary(kept)}"}
+                    values = self.ended(model_id, asked, kept, growth, tray)
+                    yield {**values, self.status: f"Cancelled. {summary(kept)}"}
             except VitvizError as error:
                 yield {self.status: html.escape(error.for_visitor)}
                 raise
 
+    def _cleared(self, n: int) -> Values:
+        """Some empty places."""
+        height = _HEIGHTS[n]
+        values: Values = {place: gr.update(visible=i < n) for i, place in enumerate(self.places)}
+        values |= {live: gr.update(value=None, label="Optimized picture", height=height) for live in self.lives}
+        return values | {button: gr.update(value=None, interactive=False) for button in (*self.downloads, self.growth)}
+
     def shows(self, frame: Frame) -> Values:
-        """A moment of the run; the last one brings the file."""
-        label = f"Optimized picture: {frame.classes}" if frame.classes else "Optimized picture"
-        if frame.result is None:
-            dead = "; the feature does not fire yet" if frame.dead else ""
-            text = f"Step {frame.index + 1} of {frame.steps}, score {frame.score:.3g}{dead}"
-            return {self.live: gr.update(value=frame.picture, label=label), self.status: text}
-        path = save_picture(frame.result)
+        """A moment of the run."""
+        n = len(frame.pictures)
+        several = ", ".join(f"{grown.score:.3g}" for grown in frame.pictures)
+        dead = sum(grown.dead for grown in frame.pictures)
+        text = f"Step {frame.index + 1} of {frame.steps}, score{'s' if n > 1 else ''} {several}"
+        if dead:
+            text += "; the feature does not fire yet" + (f" on {dead} of them" if n > 1 else "")
+        values: Values = {self.status: text}
+        for live, grown in zip(self.lives, frame.pictures, strict=False):
+            values[live] = gr.update(value=grown.picture, label=_label(frame, grown))
+        return values
+
+    def ended(self, model_id: str, asked: Wanted, frame: Frame, growth: Growth, tray: Tray) -> Values:
+        """The last moment of a run, with its files, which go on the tray."""
+        values = self.shows(frame) | {self.status: summary(frame)}
+        film, name = growth.webp(), file_stem(_result(frame.pictures[0]).recipe["address"])
+        film_path = keep_file(self.growth, film, f"{name}-growth.webp") if film else None
+        made = []
+        for i, grown in enumerate(frame.pictures):
+            result = _result(grown)
+            path = self.store(result, len(frame.pictures) > 1)
+            values |= self._filed(i, path, _label(frame, grown), f"{result.recipe['address']}, seed {grown.seed}")
+            small = grown.picture.copy()
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            made.append(
+                TrayPicture(
+                    (tray[0].number if tray else 0) + i + 1,
+                    model_id,
+                    result.recipe["address"],
+                    grown.seed,
+                    asked.preset,
+                    grown.score,
+                    _label(frame, grown),
+                    summary(frame),
+                    to_data_uri(small, 70),
+                    path,
+                    film_path,
+                )
+            )
+        kept = put(tray, made)
+        film_button = gr.update(value=film_path, interactive=bool(film_path))
+        return {**values, self.growth: film_button, self.kept_pictures: kept, self.tray: tray_html(kept)}
+
+    def store(self, result: Visualization, with_seed: bool = False) -> str:
+        """The PNG with its recipe, where gradio serves it."""
+        seed = f"-seed-{result.recipe['config']['seed']}" if with_seed else ""
+        return keep_file(self.downloads[0], result.png(), f"{file_stem(result.recipe['address'])}{seed}.png")
+
+    def _filed(self, i: int, path: str, label: str, what: str) -> Values:
         return {
-            self.live: gr.update(value=str(path), label=label),
-            self.status: summary(frame),
-            self.download: gr.update(value=str(path), interactive=True),
+            self.lives[i]: gr.update(value=path, label=label, alt_text=f"Optimized picture of {what}"),
+            self.downloads[i]: gr.update(value=path, interactive=True),
         }
 
     @shown
-    def estimate(self, model_id: str, preset: str, steps: float | None) -> str:
+    def show_again(self, number: str, tray: Tray) -> Values:
+        """A picture of the tray."""
+        kept = find(tray, number)
+        film = kept.growth if kept.growth and Path(kept.growth).is_file() else None
+        return {
+            **self._cleared(1),
+            **self._filed(0, kept.path, kept.label, f"{kept.address}, seed {kept.seed}"),
+            self.growth: gr.update(value=film, interactive=bool(film)),
+            self.status: kept.sentence,
+        }
+
+    @shown
+    def estimate(self, model_id: str, preset: str, steps: float | None, pictures: float | None = 1) -> str:
         """How long it will take, where that is more than a minute."""
         snapshot = self.shelf.snapshot(model_id)
         key = snapshot.model_id, snapshot.revision
         if key not in self._paces:
             self._paces[key] = self.pace_job(snapshot)
-        seconds = self._paces[key] * _copies_in_all(preset, int(steps or 0))
+        seconds = self._paces[key] * _copies_in_all(preset, int(steps or 0)) * int(pictures or 1)
         return f"This takes about {seconds / 60:.0f} minutes without a GPU." if seconds > 60 else ""
+
+    @shown
+    def show_card(self, model_id: str, objective: str) -> str:
+        """What else excites the feature that is entered; nothing for a sum or a class."""
+        return self.card_job(self.shelf.snapshot(model_id), objective or "")
+
+    @shown
+    def first_look(self, card: str | None, model_id: str, objective: str) -> Any:
+        """The card when the tab is opened and shows none yet."""
+        return gr.skip() if card else self.card_job(self.shelf.snapshot(model_id), objective or "")
 
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""
         return self.runs.stop(request)
 
 
-def to_wanted(feature: str, preset: str, steps: float | None, seed: float | None) -> Wanted:
+def to_wanted(feature: str, preset: str, steps: float | None, seed: float | None, pictures: float | None = 1) -> Wanted:
     """What a visitor asks for, from boxes that may be empty.
 
     Raises:
-        ConfigError: steps or seed out of range.
+        ConfigError: steps, seed or pictures out of range.
     """
-    n, seed = whole_number("steps", steps or 0, 0, MAX_STEPS), whole_number("seed", seed or 0, 0, 2**53)
-    return Wanted(feature or "", preset, n, seed)
+    many = whole_number("pictures", pictures, 1, MAX_PICTURES)
+    n, seed = whole_number("steps", steps or 0, 0, MAX_STEPS), whole_number("seed", seed or 0, 0, 2**53 - MAX_PICTURES)
+    return Wanted(feature or "", preset, n, seed, many)
 
 
 def _duration(snapshot: Any, asked: Wanted) -> int:
     plan = PRESETS.get(asked.preset, {})
-    return gpu_seconds(snapshot, asked.steps or int(plan.get("steps", 300)), int(plan.get("copies", 8)))
+    copies = int(plan.get("copies", 8)) * asked.pictures
+    return gpu_seconds(snapshot, asked.steps or int(plan.get("steps", 300)), copies)
 
 
 def _copies_in_all(preset: str, steps: int) -> int:
@@ -210,26 +347,34 @@ def _copies_in_all(preset: str, steps: int) -> int:
     return (steps or config.steps) * config.copies
 
 
-def save_picture(result: Visualization) -> Path:
-    """The PNG with its recipe, in a folder of its own."""
-    path = Path(mkdtemp(prefix="vitviz-"), f"{file_stem(result.recipe['address'])}.png")
-    result.save(path)
-    return path
+def _label(frame: Frame, grown: Grown) -> str:
+    what = f"Seed {grown.seed}" if len(frame.pictures) > 1 else "Optimized picture"
+    return f"{what}: {frame.classes}" if frame.classes else what
+
+
+def _result(grown: Grown) -> Visualization:
+    assert grown.result is not None
+    return grown.result
 
 
 def summary(frame: Frame) -> str:
-    """What came of a run."""
-    if (result := frame.result) is None:
-        return ""
+    """What came of a run that is at its end."""
+    results = [_result(grown) for grown in frame.pictures]
     after, named = frame.index + 1, f" ({html.escape(frame.classes)})" if frame.classes else ""
     steps = f"{after} of {frame.steps}" if after < frame.steps else str(after)
-    text = (
-        f"**{result.recipe['address']}**{named} after {steps} steps: score {result.score:.3g}; "
-        f"{result.transfer_score:.3g} when the picture is turned, zoomed and blurred."
+    text = f"**{results[0].recipe['address']}**{named} after {steps} steps: "
+    text += "; ".join(
+        (f"seed {grown.seed} " if len(results) > 1 else "")
+        + f"score {result.score:.3g}; {result.transfer_score:.3g} when the picture is turned, zoomed and blurred"
+        for grown, result in zip(frame.pictures, results, strict=True)
     )
+    text += "."
     if frame.photograph:
         name, best = frame.photograph
         text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
-    if not result.alive:
+    dead = [grown for grown, result in zip(frame.pictures, results, strict=True) if not result.alive]
+    if dead and len(results) > 1:
+        text += f" Dead, as the feature does not fire on it: seed {', '.join(str(grown.seed) for grown in dead)}."
+    elif dead:
         text += " It is dead: the feature does not fire on it. Try another seed or preset."
     return text

@@ -15,7 +15,7 @@ const pick = (value) => {
 };
 element.addEventListener("click", (event) => {
   const chosen = event.target.closest("[data-pick]");
-  if (!chosen) return;
+  if (!chosen || event.detail > 1) return;
   element.querySelectorAll("[data-pick]").forEach((e) => e.setAttribute("aria-pressed", String(e === chosen)));
   pick(chosen.dataset.pick);
 });
@@ -40,8 +40,8 @@ const place = (seen) => {
 };
 element.addEventListener("click", (event) => {
   const seen = event.target.closest(".seen");
-  if (!seen) return;
-  const [rows, cols] = size(seen), box = seen.querySelector("img").getBoundingClientRect();
+  if (!seen || event.detail > 1) return;
+  const [rows, cols] = size(seen), box = seen.getBoundingClientRect();
   const at = event.detail === 0 ? place(seen) : [
     within(Math.floor((event.clientY - box.top) / box.height * rows), rows),
     within(Math.floor((event.clientX - box.left) / box.width * cols), cols),
@@ -77,6 +77,58 @@ def picker(name: str, patches: bool = False, **options: Any) -> gr.HTML:
     return gr.HTML(elem_id=name, js_on_load=script, **options)
 
 
+_ASKER = """
+let picked = {};
+window.vitvizAsk = {
+  moved: false,
+  pick(name, value) {
+    if (name === "photo") picked = {};
+    if (name === "patch") delete picked.feature;
+    if (name) picked[name] = value;
+    trigger("click");
+  },
+  take(upload) {
+    const taken = picked;
+    picked = {};
+    this.upload = upload?.path;
+    this.moved = "photo" in taken || "feature" in taken;
+    return JSON.stringify(taken);
+  },
+};
+"""
+
+
+def asker() -> gr.HTML:
+    """Its `click` asks for what all gestures of a tab want; `window.vitvizAsk` in the page keeps what was picked.
+
+    A picture that is picked undoes the patch and feature that were picked before it, a patch the feature.
+    """
+    return gr.HTML(visible="hidden", js_on_load=_ASKER)
+
+
+def asks_js(name: str = "") -> str:
+    """For an event's `js`: asks; with the name of what was picked, whose value is the event's input if it has one."""
+    return f"(value = null) => {{ window.vitvizAsk.pick({name!r}, value); return []; }}"
+
+
+def take_js() -> str:
+    """For the `js` of the answer: its first input becomes what was picked; its second is an upload."""
+    return "(_, upload, ...set) => [window.vitvizAsk.take(upload), upload, ...set]"
+
+
+def taken_js() -> str:
+    """For the `js` of what follows it, from and to the upload: empties it, unless there is a new one.
+
+    The server never does: a component that a handler updates is made anew, without the gate of `photo_input`.
+    """
+    return "(upload) => [upload && upload.path !== window.vitvizAsk.upload ? upload : null]"
+
+
+def pick_js(name: str, picker: str) -> str:
+    """For the `js` of a picker's event: as `asks_js`, with what was picked there."""
+    return f"() => {{ window.vitvizAsk.pick({name!r}, window.vitvizPicked[{picker!r}]); return []; }}"
+
+
 def settled(name: str) -> gr.HTML:
     """Its `click` tells that an input of the component `name` was set: released, stepped, or typed and entered.
 
@@ -88,14 +140,29 @@ def settled(name: str) -> gr.HTML:
     return gr.HTML(visible="hidden", js_on_load=script)
 
 
+def keyboard_help() -> gr.HTML:
+    """For who uses the keyboard: Tab closes the list of a box."""
+    script = """document.addEventListener("keydown", (event) => {
+  if (event.key !== "Tab" || !event.target.matches("[role=combobox]")) return;
+  const escape = new KeyboardEvent("keydown", {key: "Escape", bubbles: true});
+  setTimeout(() => event.target.dispatchEvent(escape));  // the key itself opens the list
+});"""
+    return gr.HTML(visible="hidden", js_on_load=script)
+
+
 def picked_js(name: str, at: int) -> str:
     """For the event's `js`: puts what was picked in place of input `at`."""
     return f"(...inputs) => {{ inputs[{at}] = window.vitvizPicked?.[{name!r}] ?? inputs[{at}]; return inputs; }}"
 
 
-def scroll_js(target: str) -> str:
-    """For an event's `js`: brings a component into sight, where pictures and results stand below each other."""
+def scroll_js(target: str, wanted: str = "true") -> str:
+    """For an event's `js`: brings a component into sight, where pictures and results stand below each other.
+
+    Args:
+        wanted: JavaScript that is true if it is to be done.
+    """
     return f"""() => {{
+  if (!{wanted}) return;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   document.querySelector({target!r})?.scrollIntoView({{block: "nearest", behavior: still ? "auto" : "smooth"}});
 }}"""

@@ -6,12 +6,14 @@ What was not used for longest is put away when the shelf is full.
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from threading import Condition
 
 from cachetools import LRUCache, TTLCache, cachedmethod
 from cachetools.keys import hashkey
 from PIL import Image
 
+from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.errors import AtlasError, ModelNotFoundError, VitvizError
 from vitviz_hf.hub import is_hub_id, size_limit
@@ -20,11 +22,12 @@ from vitviz_hf.models.builtin import BUILTINS
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.view import ModelView, load_snapshot, to_pixels
 from vitviz_hf.reading.reference import Reference, load_reference
-from vitviz_hf.sites import Feature
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
+from vitviz_hf.ui.made import UPLOADED, is_made, list_made, mark_used, newest_atlas
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
-_OWN_ATLAS_SECONDS = 600
+_OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
 """After which an atlas that could not be opened is tried again."""
 
 
@@ -52,7 +55,8 @@ class Shelf:
         self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(1, _OWN_ATLAS_SECONDS)
         self._references: LRUCache[object, Reference] = LRUCache(_REFERENCES)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
-        self._scoring = Condition()
+        self._found: TTLCache[object, tuple[list[str], str]] = TTLCache(_SNAPSHOTS, _FOUND_SECONDS)
+        self._scoring, self._finding = Condition(), Condition()
         self._decoding, self._opening_own = Condition(), Condition()
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
@@ -84,6 +88,10 @@ class Shelf:
         """The loaded model."""
         return load_snapshot(snapshot)
 
+    def described(self, snapshot: Snapshot) -> ModelView:
+        """The loaded model for its facts: on the CPU where only jobs have a device (ZeroGPU)."""
+        return load_snapshot(snapshot, "cpu") if os.environ.get("SPACES_ZERO_GPU") else self.view(snapshot)
+
     @cachedmethod(
         lambda self: self._references,
         key=lambda self, view: hashkey(view.identity.key),
@@ -103,12 +111,14 @@ class Shelf:
         return bytes_to_image(pixels_to_bytes(to_pixels(view, open_image(builtin_paths()[name]))[0]))
 
     def atlas(self, name: str) -> Atlas:
-        """An atlas by Hub id, or the server's own (`VITVIZ_ATLAS`), which may be a folder.
+        """An atlas by Hub id, by its name if it was made here, or the server's own (`VITVIZ_ATLAS`), maybe a folder.
 
         Raises:
             AtlasError: nothing given, a path, or no usable atlas.
         """
         name = (name or "").strip()
+        if is_made(name):
+            return self._made(name)
         if name != os.environ.get("VITVIZ_ATLAS") and not (is_hub_id(name) and "/" in name):
             raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
         return self._opened(name)
@@ -116,6 +126,13 @@ class Shelf:
     @cachedmethod(lambda self: self._atlases, condition=lambda self: self._opening)
     def _opened(self, name: str) -> Atlas:
         return open_atlas(name, token=False)
+
+    def _made(self, name: str) -> Atlas:
+        folder = newest_atlas(name)
+        if folder is None:
+            raise AtlasError(f"the atlas {name!r} is no longer on this server; search again, or choose another one.")
+        mark_used(name)
+        return replace(self._opened(str(folder)), name=name)
 
     @cachedmethod(lambda self: self._own_atlas, condition=lambda self: self._opening_own)
     def own_atlas(self) -> Atlas | None:
@@ -125,17 +142,53 @@ class Shelf:
             return self.atlas(name) if name else None
         return None
 
+    def own_atlases(self, snapshot: Snapshot) -> list[Atlas]:
+        """The server's own atlas if it is of a model, else nothing."""
+        own = self.own_atlas()
+        return [own] if own and is_of(own, snapshot) else []
+
+    def made_atlases(self, snapshot: Snapshot) -> list[Atlas]:
+        """Those made on this server for a model, the one with most images first; not those of uploaded photographs."""
+        found = []
+        for name, folder in list_made().items():
+            with suppress(VitvizError):  # put away meanwhile
+                found.append(replace(self._opened(str(folder)), name=name))
+        fitting = [a for a in found if is_of(a, snapshot) and a.manifest["dataset"] != UPLOADED]
+        return sorted(fitting, key=lambda a: (-a.manifest["n_images"], -len(a.sites), a.name))
+
+    def atlas_for(self, snapshot: Snapshot, site: Site | None = None) -> Atlas | None:
+        """The atlas that is in use for a model where none was chosen; None if there is none.
+
+        The server's own if it is of this model, else the one made here with most images. Downloads nothing but the
+        server's own.
+
+        Args:
+            site: leave out those that do not cover it.
+        """
+        known = self.own_atlases(snapshot) + self.made_atlases(snapshot)
+        fitting = [a for a in known if site is None or site in a.sites]
+        if fitting and is_made(fitting[0].name):
+            mark_used(fitting[0].name)
+        return fitting[0] if fitting else None
+
     def words(self, snapshot: Snapshot, features: list[Feature]) -> list[str]:
-        """The best word of each feature in the server's own atlas; empty for one that has none."""
-        atlas = self.own_atlas()
-        of_this_model = atlas and (atlas.manifest["model_id"], atlas.manifest["revision"]) == (
-            snapshot.model_id,
-            snapshot.revision,
-        )
-        if not atlas or not of_this_model:
-            return [""] * len(features)
-        return [atlas.best_word(f) if f.site in atlas.sites else "" for f in features]
+        """The best word of each feature in the atlas that is in use for its site; empty for one that has none."""
+        atlases = {site: self.atlas_for(snapshot, site) for site in {f.site for f in features}}
+        return [atlas.best_word(f) if (atlas := atlases[f.site]) else "" for f in features]
+
+    @cachedmethod(lambda self: self._found, key=lambda self, model_id: model_id, condition=lambda self: self._finding)
+    def found_atlases(self, model_id: str) -> tuple[list[str], str]:
+        """Ids of the atlases of a model on the Hub, and what is to be said of it; asked without a token."""
+        try:
+            return find_atlases(model_id, token=False), ""
+        except AtlasError:
+            return [], "The Hub cannot be asked for atlases now."
 
     def snapshot_of(self, atlas: Atlas) -> Snapshot:
         """Checked files of the model that an atlas is of, at its revision."""
         return self.snapshot(str(atlas.manifest["model_id"]), atlas.manifest["revision"])
+
+
+def is_of(atlas: Atlas, snapshot: Snapshot) -> bool:
+    """Whether an atlas is of a model, at its revision."""
+    return (atlas.manifest["model_id"], atlas.manifest["revision"]) == (snapshot.model_id, snapshot.revision)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from vitviz_hf.experiments.masks import read_object
 from vitviz_hf.experiments.neurons.filters import FAINTEST, global_view, outshining, patch_filters, view_caption
 from vitviz_hf.experiments.neurons.live import views_by_level
 from vitviz_hf.experiments.neurons.occlude import look
-from vitviz_hf.experiments.neurons.views import run_views, shown_levels
+from vitviz_hf.experiments.neurons.views import readable_patch, run_views, shown_levels
 from vitviz_hf.experiments.perturb import mask_to_model
 from vitviz_hf.models.view import normalize, to_pixels
 from vitviz_hf.reading.attention import attention_weights, joint_attention
@@ -344,3 +345,14 @@ def test_views_of_a_picture(family, tiny_view, photo):
 
 def test_levels_stand_where_they_do_in_twelve_layers():
     assert shown_levels(12) == [0, 4, 8, 11] and shown_levels(3) == [0, 1, 2, 3]
+
+
+def test_the_readable_patch_is_lit_most_widely_and_is_not_the_one_that_outshines_the_others():
+    views = torch.full((3, 5, 4), 0.01)  # levels, tokens, patches; a class token before four patches
+    views[:, :, 2] = 1.0
+    views[1:, 4, 1] = 0.5
+    views[1:, 3] = 1.0  # that of the sink itself, which would be the widest
+
+    joint = SimpleNamespace(views=views)
+
+    assert readable_patch(joint) == (3, 2, 3)

@@ -23,6 +23,7 @@ from vitviz_hf.experiments.accuracy.study import (
     how_scored,
     paired_difference,
     right_pictures,
+    what_scored,
 )
 from vitviz_hf.experiments.config import BackgroundConfig
 from vitviz_hf.experiments.figures import Figure, bars, picture_grid
@@ -109,7 +110,7 @@ def run(
     if len(views) > 1:
         tables["table-differences"] = _differences(tally, views, config.seed, notes)
     figures = {"figure": bars(groups, "% of the accuracy on full images"), "masked-images": _examples(source, boxes_of)}
-    return Result("background", tables, figures)
+    return Result("background", tables, figures, what_scored(views, tally.n_images))
 
 
 def _flags(tally: Tally, m: int, way: str, k: int, control: str = _BLACK) -> Flags:

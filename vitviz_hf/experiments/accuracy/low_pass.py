@@ -24,6 +24,7 @@ from vitviz_hf.experiments.accuracy.study import (
     count_right,
     how_scored,
     is_right,
+    what_scored,
 )
 from vitviz_hf.experiments.config import LowPassConfig
 from vitviz_hf.experiments.figures import Figure, curves, picture_grid
@@ -90,7 +91,7 @@ def run(
         "low-pass",
         {"table": Table(("model", "mask", "%", *(f"r = {r:g}" for r in KEPT)), wide, notes)},
         figures,
-        {"kept": KEPT, "shapes": SHAPES},
+        {"kept": KEPT, "shapes": SHAPES, **what_scored(views, tally.n_images)},
         {"intervals": Table(header, long, notes)},
     )
 

@@ -19,6 +19,7 @@ from vitviz_hf.experiments.accuracy.study import (
     count_right,
     how_scored,
     right_pictures,
+    what_scored,
 )
 from vitviz_hf.experiments.config import MODES, OcclusionConfig
 from vitviz_hf.experiments.figures import Figure, curves
@@ -84,7 +85,8 @@ def run(
         "Relative: in % of the accuracy on the same images as they are; each image has its own draw.",
     )
     header = ("model", "change", "ratio, or tiles in a row", "images", "top-1, %", "relative, %")
-    return Result("occlusion", {"table": Table(header, rows, notes)}, {"figure": _figure(tally, views, config.seed)})
+    figures = {"figure": _figure(tally, views, config.seed)}
+    return Result("occlusion", {"table": Table(header, rows, notes)}, figures, what_scored(views, tally.n_images))
 
 
 def _changes(config: OcclusionConfig) -> list[tuple[_Way, _Change]]:

@@ -20,6 +20,7 @@ from vitviz_hf.experiments.accuracy.study import (
     count_right,
     how_scored,
     is_right,
+    what_scored,
 )
 from vitviz_hf.experiments.config import PositionConfig
 from vitviz_hf.experiments.figures import bars
@@ -87,7 +88,8 @@ def run(
         *VALIDATION.notes(views, source, tally.n_images),
     ]
     table = Table(("model", "tile", *header), tuple(rows), tuple(notes))
-    return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, {"tiles": tiles})
+    told = {"tiles": tiles, **what_scored(views, tally.n_images)}
+    return Result("position", {"table": table}, {"figure": bars(groups, "top-1 accuracy, %")}, told)
 
 
 def tile_size(view: ModelView, wanted: int | None = None) -> int:

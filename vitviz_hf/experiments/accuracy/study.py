@@ -304,6 +304,11 @@ def paired_difference(
     return Interval(float(gap(cells)), float(low), float(high)), n
 
 
+def what_scored(views: Sequence[ModelView], n_images: int) -> dict[str, Any]:
+    """For the manifest, which claims are judged by."""
+    return {"images": n_images, "transformers": [view.model_id for view in views if view.layers]}
+
+
 def how_scored(tally: Tally, source: Source, views: Sequence[ModelView]) -> tuple[str, ...]:
     """Sentences for below the table: pictures, those left out and why, preprocessing."""
     told = [

@@ -23,6 +23,7 @@ from vitviz_hf.experiments.accuracy.study import (
     count_right,
     how_scored,
     is_right,
+    what_scored,
 )
 from vitviz_hf.experiments.config import TokenMixingConfig
 from vitviz_hf.experiments.figures import Figure, curves, heat_map
@@ -104,10 +105,12 @@ def run(
     places: list[tuple[Cell, ...]] = []
     steps: list[tuple[Cell, ...]] = []
     notes: list[str] = []
+    counts: list[int] = []
     maps = {}
     for i, view in enumerate(views):
         plan = _plan(view, config.sweep)
         tally = _count(plan, source, config, work / str(i), progress)
+        counts.append(tally.n_images)
         paper = PAPER.get(VALIDATION.model(view, source, tally.n_images), {})
         by_place = {k: _by_place(plan, tally, k) for k in _TOP}
         maps[view.model_id] = np.nanmean(by_place[1], 0).reshape(view.layers[-1].patch_grid)
@@ -139,7 +142,7 @@ def run(
         tables["table-sweep"] = Table(_SWEEP, tuple(steps), (_SWEEP_NOTE,))
         figures["sweep"] = _sweep_figure(steps)
     data = {"places": Table(("model", "row", "column", *(f"top-{k}, %" for k in _TOP)), tuple(places))}
-    return Result("token-mixing", tables, figures, data=data)
+    return Result("token-mixing", tables, figures, what_scored(views, min(counts)), data)
 
 
 _SWEEP = (

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitviz_hf.errors import DatasetError, NonFiniteError
+from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import GroupConfig, Variant
 from vitviz_hf.experiments.figures import Figure, Scatter, curves, scatter_panels
 from vitviz_hf.experiments.neurons.clusters import (
@@ -23,7 +24,7 @@ from vitviz_hf.experiments.neurons.scenes import Scene
 from vitviz_hf.experiments.neurons.views import SOURCE
 from vitviz_hf.experiments.perturb import Changed, Mask, Photo, from_photo, mask_to_model, occlude, shuffle, to_photo
 from vitviz_hf.experiments.result import Progress, Result, describe_run
-from vitviz_hf.experiments.tables import Cell, Table
+from vitviz_hf.experiments.tables import Cell, Interval, Table
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.attention import attention_weights, joint_attention
 from vitviz_hf.reading.maps import name_precision
@@ -99,7 +100,7 @@ def run_group(
     if not usable:
         names = ", ".join(map(str, found.by_variant))
         raise DatasetError(f"in none of {found.n_used} scenes enough was left of two objects in {names}.")
-    tables, data = _tables(usable, PAPER if _is_papers(view, dataset, found.n_used, config) else {})
+    tables, data = _tables(usable, PAPER if _is_papers(view, dataset, found.n_used, config) else {}, config.seed)
     notes = _notes(found, dataset, config)
     steps = np.arange(1.0, len(view.layers) + 1)
     panels = {
@@ -244,7 +245,9 @@ def _is_papers(view: ModelView, dataset: str, used: int, config: GroupConfig) ->
 
 
 def _tables(
-    usable: Mapping[Variant, NDArray[np.float64]], known: Mapping[Variant, Mapping[str, tuple[float, ...]]]
+    usable: Mapping[Variant, NDArray[np.float64]],
+    known: Mapping[Variant, Mapping[str, tuple[float, ...]]],
+    seed: int,
 ) -> tuple[dict[str, Table], dict[str, Table]]:
     """A table for each variant, with the paper's numbers where it has them, and one long table."""
     tables: dict[str, Table] = {}
@@ -276,7 +279,22 @@ def _tables(
         "mean where there is a cluster",
         "scenes with a cluster",
     )
-    return tables, {"curves": Table(columns, tuple(long))}
+    return tables, {"curves": Table(columns, tuple(long)), "change": _change(usable, seed)}
+
+
+def _change(usable: Mapping[Variant, NDArray[np.float64]], seed: int) -> Table:
+    """How much the plotted measures rise from the first layer to the last, over scenes that have both."""
+    rows: list[tuple[Cell, ...]] = []
+    for variant, values in usable.items():
+        for measure in _PLOTTED:
+            gaps = np.diff(values[:, [0, -1], COLUMNS.index(measure)])[:, 0]
+            gaps = gaps[~np.isnan(gaps)]
+            rows.append((str(variant), measure, len(gaps), _mean(gaps, seed)))
+    return Table(("variant", "measure", "scenes", "last minus first"), tuple(rows))
+
+
+def _mean(values: NDArray[np.float64], seed: int) -> Interval | None:
+    return bootstrap(lambda some: float(values[some].mean()), len(values), seed)
 
 
 def tsne_panels(view: ModelView, scene: Scene, photo: Photo, mask: Mask, config: GroupConfig) -> Figure:

@@ -196,6 +196,21 @@ def telling_patches(joint: JointAttention, view: ModelView) -> list[tuple[int, i
     return [(0, 0), *(divmod(k, view.layers[0].patch_grid[1]) for k in reversed(best))]
 
 
+def readable_patch(joint: JointAttention) -> tuple[int, int, int]:
+    """The patch whose views are lit most widely, not the one that outshines the others in most of the last views.
+
+    Returns:
+        Its number, from 0, the number of that other one, and how many of the last views it outshines.
+    """
+    n_patches = joint.views.shape[-1]
+    views = joint.views[1:, -n_patches:]
+    lit = (views >= DARK * views.max(-1, keepdim=True).values).float().mean((0, 2))
+    counts = views[-1].argmax(-1).bincount(minlength=n_patches)
+    sink = int(counts.argmax())
+    lit[sink] = -1
+    return int(lit.argmax()), sink, int(counts[sink])
+
+
 def _global_rows(
     joint: JointAttention, shown: _Shown, levels: list[int], view: ModelView, config: ViewsConfig
 ) -> list[PictureRow]:

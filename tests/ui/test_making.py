@@ -1,0 +1,197 @@
+"""Several pictures at once, the tray of a session, the growth as an animation."""
+
+import io
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitviz_hf import visualize
+from vitviz_hf.images import open_image
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.replay import replay
+from vitviz_hf.sites import Feature, Site
+from vitviz_hf.ui import growing
+from vitviz_hf.ui.app import App
+from vitviz_hf.ui.growing import Wanted, grow
+from vitviz_hf.ui.growth import Growth
+from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration
+from vitviz_hf.ui.tray import MOST, TrayPicture, put, tray_html
+
+ME = SimpleNamespace(session_hash="me")
+
+
+@pytest.fixture(scope="module")
+def app(tiny_folder):
+    return App(str(tiny_folder("vit")), lambda _: lambda job: job, True)
+
+
+@pytest.fixture
+def tab(app):
+    return app.page.tab(OptimizeTab)
+
+
+def made(app, tab, feature="1.mlp_act:3", steps=4, seed=5, pictures=1, tray=()):
+    *_, last = tab.visualize(app.model.value, feature, "fast", steps, seed, pictures, tray, ME)
+    return last
+
+
+def test_each_of_several_pictures_is_the_one_of_its_seed_and_its_file_makes_it_again(app, tab, vit):
+    values = made(app, tab, pictures=3)
+
+    for i, seed in enumerate((5, 6, 7)):
+        path = values[tab.downloads[i]]["value"]
+        config = VisualizeConfig.preset("fast", steps=4, seed=seed)
+        alone = visualize(vit, [Feature(Site(1, "mlp_act"), 3)], config)[0]
+        assert np.array_equal(np.asarray(open_image(path)), np.asarray(alone.image))
+        assert read_recipe(path)["config"] == alone.recipe["config"] and path.endswith(f"seed-{seed}.png")
+        assert np.array_equal(np.asarray(replay(path).image), np.asarray(alone.image))
+        assert values[tab.lives[i]]["alt_text"] == f"Optimized picture of 1.mlp_act:3, seed {seed}"
+        assert f"seed {seed} score {alone.score:.3g};" in values[tab.status]
+    assert values[tab.downloads[0]]["interactive"] and tab.downloads[3] not in values
+
+
+def test_in_one_batch_each_picture_is_that_of_its_seed_too(vit, monkeypatch):
+    asked = Wanted("1.mlp_act:3", "fast", 4, 5, 3)
+    *_, by_one = grow(vit, asked)
+    sizes, steps = [], growing.seeded_steps
+    monkeypatch.setattr(growing, "seeded_steps", lambda *a: sizes.append(len(a[3])) or steps(*a))
+    monkeypatch.setattr(growing, "steps_together", lambda view: True)
+    *_, together = grow(vit, asked)
+
+    assert sizes == [3]
+    for a, b in zip(by_one.pictures, together.pictures, strict=True):
+        assert (a.seed, a.index) == (b.seed, b.index)
+        assert np.abs(np.asarray(a.picture, int) - np.asarray(b.picture, int)).max() <= 1
+        assert b.result.recipe["config"]["seed"] == b.seed
+
+
+def test_between_the_pictures_of_a_step_others_get_their_turn(vit, monkeypatch):
+    monkeypatch.setattr(growing, "_FRAME_SECONDS", 0.0)
+
+    frames = list(grow(vit, Wanted("1.mlp_act:3", "fast", 2, 0, 3)))
+
+    begun = [[grown.index for grown in frame.pictures] for frame in frames]
+    assert begun == [[0], [0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert [frame.finished for frame in frames] == [False] * 7 + [True]
+
+
+def test_several_stopped_pictures_are_kept_each_with_its_own_step(app, tab, monkeypatch):
+    monkeypatch.setattr(growing, "_FRAME_SECONDS", 0.0)
+    frames = tab.visualize(app.model.value, "1.mlp_act:3", "fast", 1000, 0, 2, (), ME)
+    shown = (v for v in frames if v.get(tab.status, "").startswith("Step "))
+    for _ in range(4):
+        next(shown)
+    tab.stop(ME)
+    last = list(frames)[-1]
+
+    paths = [last[tab.downloads[i]]["value"] for i in range(2)]
+    assert [read_recipe(p)["stopped_after"] for p in paths] == [2, 2]
+    assert [read_recipe(p)["config"]["seed"] for p in paths] == [0, 1]
+    for path in paths:
+        assert np.abs(np.asarray(replay(path).image, int) - np.asarray(open_image(path), int)).max() <= 1
+    assert Image.open(last[tab.growth]["value"]).n_frames >= 2
+
+
+def test_time_is_asked_for_every_picture(app, tab, monkeypatch):
+    monkeypatch.setattr(tab, "pace_job", lambda snapshot: 0.15)
+    tab._paces.clear()
+    snapshot = SimpleNamespace(folder=SimpleNamespace(glob=lambda _: [SimpleNamespace(stat=size)]))
+
+    assert tab.estimate(app.model.value, "fast", 0, 4) == "This takes about 2 minutes without a GPU."
+    assert _duration(snapshot, Wanted("", "fast", 100, 0, 4)) - _duration(snapshot, Wanted("", "fast", 100, 0)) == 4
+
+
+def size():
+    return SimpleNamespace(st_size=1e9)
+
+
+def test_too_many_pictures_are_refused(app, tab):
+    with pytest.raises(gr.Error, match="pictures must be a whole number from 1 to 4; got 5"):
+        list(tab.visualize(app.model.value, "1.mlp_act:3", "fast", 2, 0, 5, (), ME))
+
+
+def test_the_tray_shows_a_picture_of_the_session_again_with_its_file(app, tab):
+    first = made(app, tab, pictures=2)
+    second = made(app, tab, feature="2.mlp_act:9", seed=1, tray=first[tab.kept_pictures])
+    tray = second[tab.kept_pictures]
+
+    again = tab.show_again("2", tray)
+
+    assert [(kept.number, kept.address, kept.seed) for kept in tray] == [
+        (3, "2.mlp_act:9", 1),
+        (2, "1.mlp_act:3", 6),
+        (1, "1.mlp_act:3", 5),
+    ]
+    assert second[tab.tray].count("data-pick") == 3 and "seed 6, fast" in second[tab.tray]
+    assert again[tab.lives[0]]["value"] == first[tab.downloads[1]]["value"] == again[tab.downloads[0]]["value"]
+    assert again[tab.growth]["value"] == first[tab.growth]["value"] and again[tab.status] == first[tab.status]
+    assert [again[place]["visible"] for place in tab.places] == [True, False, False, False]
+
+
+def a_picture(number, path="/nowhere.png", address="1.mlp_act:3"):
+    return TrayPicture(number, "m", address, 4, "fast", 1.5, "label", "sentence", "data:,", path, None)
+
+
+def test_the_tray_keeps_the_newest_and_escapes_what_it_is_given():
+    tray = ()
+    for number in range(1, MOST + 4):
+        tray = put(tray, [a_picture(number, address="<b>")])
+
+    assert len(tray) == MOST and (tray[0].number, tray[-1].number) == (MOST + 3, 4)
+    assert "<b>" not in tray_html(tray) and 'alt="Optimized picture"' in tray_html(tray)
+    assert tray_html(()) == ""
+
+
+def test_a_picture_whose_file_is_gone_can_be_made_again(app, tab):
+    with pytest.raises(gr.Error, match=r"optimize 1\.mlp_act:3 with seed 4 again"):
+        tab.show_again("1", (a_picture(1),))
+    with pytest.raises(gr.Error, match="no longer in the tray"):
+        tab.show_again("7", (a_picture(1),))
+
+
+def test_files_lie_in_gradios_cache_which_the_app_empties(app, tab):
+    values = made(app, tab)
+
+    for component, path in (
+        (tab.downloads[0], values[tab.lives[0]]["value"]),
+        (tab.growth, values[tab.growth]["value"]),
+    ):
+        assert path.startswith(component.GRADIO_CACHE) and path in component.temp_files
+        assert component.temp_files in app.demo.temp_file_sets
+
+
+def shade(value):
+    return Image.new("RGB", (32, 16), (value, value, value))
+
+
+def test_the_growth_is_evenly_spaced_bounded_and_ends_on_the_last_picture():
+    growth = Growth(2)
+    growth.add([shade(255)])  # the second has not begun
+    for i in range(200):
+        growth.add([shade(i), shade(i)])
+
+    film = Image.open(io.BytesIO(growth.webp()))
+
+    assert film.size == (2 * 224, 112) and 18 <= film.n_frames <= 36
+    shades, times = [], []
+    for i in range(film.n_frames):
+        film.seek(i)
+        film.load()
+        times.append(film.info["duration"])
+        shades.append(film.convert("RGB").getpixel((10, 10))[0])
+    assert abs(shades[0]) <= 3 and abs(shades[-1] - 199) <= 3
+    gaps = np.diff(shades[:-1])
+    assert gaps.min() > 0 and gaps.max() - gaps.min() <= 6
+    assert set(times[:-1]) == {167} and times[-1] == 2000
+
+
+def test_large_pictures_are_shrunk_and_none_gives_no_film():
+    growth = Growth(1)
+    assert growth.webp() is None
+    growth.add([Image.new("RGB", (512, 384))])
+
+    assert Image.open(io.BytesIO(growth.webp())).size == (320, 240)

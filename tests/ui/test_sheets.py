@@ -1,0 +1,112 @@
+"""Sheets of tiles, against tiles that are cut one by one."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitviz_hf import Feature, Site, VisualizeConfig, open_image, visualize
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.images import cover
+from vitviz_hf.reading.exemplars import crop_tile, list_exemplars
+from vitviz_hf.reading.reference import load_reference
+from vitviz_hf.sites import file_stem
+from vitviz_hf.stream import builtin_paths, open_source
+from vitviz_hf.ui import sheets
+from vitviz_hf.ui.sheets import COLUMNS, ROWS, TILE, AtlasTiles, Grid, Sheets, photograph_tiles
+from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.statistics import atlas_statistics, model_statistics
+
+SITE = Site(1, "mlp_act")
+
+
+@pytest.fixture(scope="module")
+def grid(trained):
+    reference = load_reference(trained)
+    known = model_statistics(trained, reference, SITE)
+    order = known.order("unusual")
+    order = np.concatenate([order, order[::-1]])[:150]  # more than a sheet
+    return Grid(known, order, photograph_tiles(Shelf("builtin"), trained, reference, SITE))
+
+
+def tile(sheet, at):
+    left, top = at % COLUMNS * TILE, at // COLUMNS * TILE
+    return np.asarray(Image.open(io.BytesIO(sheet)).crop((left, top, left + TILE, top + TILE)), float)
+
+
+def test_a_sheet_shows_the_strongest_patch_of_each_feature_in_order(trained, grid):
+    shelf, reference, together = Shelf("builtin"), load_reference(trained), COLUMNS * ROWS
+    kept = Sheets()
+    key = kept.put(grid)
+
+    for at in (0, 17, together, len(grid.order) - 1):
+        feature = Feature(SITE, int(grid.order[at]))
+        best = list_exemplars(trained, reference, feature, 1)[0]
+        seen = shelf.photograph(trained, best.photograph)
+        own = crop_tile(seen, trained.layers[1].patch_grid, best.patch, TILE)
+        drawn = tile(kept.sheet(key, at // together), at % together)
+        assert np.abs(drawn - np.asarray(own, float)).mean() < 12, at  # JPEG
+    assert grid.n_sheets == -(-len(grid.order) // together)
+
+
+def test_a_tile_is_cut_around_its_patch():
+    seen = Image.new("RGB", (80, 80), "black")
+    seen.paste("white", (40, 20, 50, 30))
+
+    inside, corner = (np.asarray(crop_tile(seen, (8, 8), patch, 48)) for patch in ((2, 4), (0, 0)))
+
+    assert inside[24, 24].min() > 250 and inside[4, 4].max() < 5
+    assert corner.max() < 5
+
+
+def test_nothing_is_drawn_that_no_page_was_shown(grid):
+    kept = Sheets()
+    key = kept.put(grid)
+
+    assert kept.sheet("other", 0) == b"" and kept.grid("other") is None
+    assert kept.sheet(key, -1) == kept.sheet(key, grid.n_sheets) == kept.sheet(key, 10**9) == b""
+    assert kept.sheet(key, grid.n_sheets - 1)
+
+
+def test_a_sheet_is_drawn_once_and_what_is_kept_has_a_limit(grid, monkeypatch):
+    drawn = []
+    plain = Grid.sheet
+    monkeypatch.setattr(Grid, "sheet", lambda self, number: drawn.append(number) or plain(self, number))
+    kept = Sheets()
+    key = kept.put(grid)
+    kept.sheet(key, 0)
+    kept.sheet(key, 0)
+    assert drawn == [0]
+
+    monkeypatch.setattr(sheets, "_MOST_BYTES", 1000)
+    small = Sheets()
+    small.put(grid)
+    assert small.sheet(key, 0) and small.sheet(key, 0) and drawn == [0, 0, 0]
+
+
+def test_grids_of_other_orders_have_other_keys(grid):
+    known = grid.statistics
+
+    assert Grid(known, known.order("index"), grid.tiles).key != grid.key
+    assert Grid(known, grid.order.copy(), grid.tiles).key == grid.key
+
+
+def test_an_atlas_shows_its_own_peaks_and_optimized_pictures(trained, tmp_path):
+    atlas = make_atlas(
+        trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
+    )
+    first, second = Feature(SITE, 3), Feature(SITE, 4)
+    made = visualize(trained, [first], VisualizeConfig.preset("fast", steps=2, seed=0))[0]
+    made.save(atlas.folder / "visualizations" / f"{file_stem(first)}.png")
+    patches, pictures = AtlasTiles(atlas, SITE, False), AtlasTiles(atlas, SITE, True)
+
+    drawn, optimized = patches.draw([4, 3]), pictures.draw([4, 3])
+
+    hit = atlas.hits(second)[0]
+    own = crop_tile(open_image(atlas.image(hit.row).jpeg), trained.layers[1].patch_grid, hit.place, TILE)
+    assert drawn[0] == own == optimized[0] and drawn[1] != optimized[1]
+    assert optimized[1] == cover(open_image(atlas.visualization(first)), (TILE, TILE))
+    assert pictures.n_made == 1 and patches.key != pictures.key
+    assert atlas_statistics(atlas, SITE).n_images == len(builtin_paths())

@@ -1,0 +1,99 @@
+"""Statistics of a site, against numpy on scores of a model that has learned something."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from vitviz_hf import Feature, Site, activations, open_image, to_pixels
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.errors import ConfigError, SiteError
+from vitviz_hf.reading.reference import load_reference
+from vitviz_hf.stream import builtin_paths, open_source
+from vitviz_hf.ui.statistics import Statistics, atlas_statistics, model_statistics
+
+SITE = Site(1, "mlp_act")
+
+
+@pytest.fixture(scope="module")
+def values(trained):
+    """[N, P, F] of the site on every built-in photograph."""
+    photographs = [to_pixels(trained, open_image(path)) for path in builtin_paths().values()]
+    return np.stack([activations(trained, p, [SITE])[SITE].patches[0].double().numpy() for p in photographs])
+
+
+@pytest.fixture(scope="module")
+def known(trained):
+    return model_statistics(trained, load_reference(trained), SITE)
+
+
+def test_they_are_those_of_the_scores_and_patches(known, values):
+    scores = values.mean(1)
+
+    assert known.n_images == len(builtin_paths()) and known.told == "the 19 built-in photographs"
+    assert known.mean == pytest.approx(scores.mean(0), abs=1e-5)
+    assert known.std == pytest.approx(scores.std(0), abs=1e-5)
+    assert known.maximum == pytest.approx(scores.max(0), abs=1e-5)
+    assert known.sparse == pytest.approx((values <= 0).mean((0, 1)), abs=1e-5)
+    assert np.array_equal(known.fires, (values > 0).any((0, 1)))
+
+
+def test_a_site_that_is_not_there_is_refused(trained):
+    with pytest.raises(SiteError, match="has layers"):
+        model_statistics(trained, load_reference(trained), Site(99, "mlp_act"))
+
+
+def made(active):
+    n = np.arange(len(active), dtype=float)
+    return Statistics(SITE, 3, "3 photographs", n, n + 1, np.array([5.0, 9, 5, 1]), 1 - np.array(active))
+
+
+def test_dead_features_stand_apart_in_every_order():
+    some = made([0.5, 0.0, 0.25, 1e-9])
+
+    assert some.order("index").tolist() == [0, 1, 2, 3]
+    assert some.order("maximum").tolist() == [1, 0, 2, 3]  # equal ones by index
+    assert some.order("unusual").tolist() == [0, 1, 2, 3]
+    assert some.order("sparse").tolist() == [1, 3, 2, 0]
+    assert some.order("sparse", True).tolist() == [3, 2, 0]
+    assert some.order("sparse", False).tolist() == [1]
+    with pytest.raises(ConfigError, match="sort must be one of index, maximum, unusual, sparse; got 'size'"):
+        some.order("size")
+
+
+def test_an_order_of_a_model_is_that_of_numpy(known, values):
+    scores = values.mean(1)
+    live = np.flatnonzero((values > 0).any((0, 1)))
+
+    far = ((scores.max(0) - scores.mean(0)) / np.maximum(scores.std(0), 1e-12))[known.order("unusual", True)]
+
+    assert set(known.order("unusual", True)) == set(live)
+    assert np.all(np.diff(far) <= 1e-3)
+
+
+def test_an_atlas_tells_its_own(trained, values, known, tmp_path):
+    atlas = make_atlas(
+        trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
+    )
+
+    told = atlas_statistics(atlas, SITE)
+
+    assert told.told == "19 photographs of builtin" and told.n_images == 19
+    for name in ("mean", "std", "maximum", "sparse"):
+        assert getattr(told, name) == pytest.approx(getattr(known, name), abs=1e-2)
+    assert np.array_equal(told.fires, known.fires)
+
+
+def test_csv_and_npz_hold_every_column(known):
+    rows = list(csv.DictReader(io.StringIO(known.to_csv())))
+    arrays = np.load(io.BytesIO(known.to_npz()))
+
+    assert [row["feature"] for row in rows] == [str(Feature(SITE, i)) for i in range(len(known.mean))]
+    assert str(arrays["site"]) == "1.mlp_act" and str(arrays["images"]) == known.told
+    assert set(rows[0]) == {"feature", "mean", "std", "maximum", "unusual", "sparse", "fires"}
+    for name in ("mean", "std", "maximum", "unusual", "sparse"):
+        assert np.array_equal([float(row[name]) for row in rows], getattr(known, name))
+        assert np.array_equal(arrays[name], getattr(known, name))
+    assert [row["fires"] == "True" for row in rows] == known.fires.tolist() == arrays["fires"].tolist()

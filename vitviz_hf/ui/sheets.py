@@ -1,0 +1,164 @@
+"""Small tiles of all features of a site, in sheets that are made when they are first asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from threading import Condition, Lock
+from typing import Any, Protocol
+
+import numpy as np
+from cachetools import LRUCache, cachedmethod
+from cachetools.keys import hashkey
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitviz_hf.atlas.store import Atlas, Hit
+from vitviz_hf.images import cover, encode, open_image
+from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.reading.exemplars import crop_tile
+from vitviz_hf.reading.reference import Reference
+from vitviz_hf.sites import Feature, Site
+from vitviz_hf.ui.shelf import Shelf
+from vitviz_hf.ui.statistics import Statistics
+
+TILE, COLUMNS, ROWS = 56, 16, 6
+"""Side of a tile in pixels, and tiles of a sheet."""
+_QUALITY = 72
+_MOST_GRIDS, _MOST_BYTES = 128, 32_000_000
+
+
+class Tiles(Protocol):
+    """Where the pictures of a site's features come from."""
+
+    @property
+    def key(self) -> str:
+        """What tells them from others of the site."""
+
+    def draw(self, features: Sequence[int]) -> list[Image.Image]:
+        """A picture of `TILE` pixels for each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PhotographTiles:
+    """The strongest patch of each feature in the built-in photographs."""
+
+    key: str
+    seen: tuple[Image.Image, ...]
+    """The photographs as the model sees them."""
+    grid: tuple[int, int]
+    which: NDArray[np.integer[Any]]
+    """[F], photograph."""
+    where: NDArray[np.integer[Any]]
+    """[F], number of the patch."""
+
+    def draw(self, features: Sequence[int]) -> list[Image.Image]:
+        """See `Tiles`."""
+        places = [(self.seen[self.which[i]], divmod(int(self.where[i]), self.grid[1])) for i in features]
+        return [crop_tile(seen, self.grid, patch, TILE) for seen, patch in places]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AtlasTiles:
+    """The strongest patch in the most activating image of each feature of an atlas; the whole image if unknown."""
+
+    atlas: Atlas
+    site: Site
+    made: bool
+    """Optimized pictures are wanted."""
+
+    @property
+    def key(self) -> str:
+        """See `Tiles`."""
+        return f"{self.atlas.folder} {self.atlas.manifest['n_images']} {self.n_made if self.made else 0}"
+
+    @property
+    def n_made(self) -> int:
+        """Optimized pictures of the site."""
+        every = (Feature(self.site, i) for i in range(self.atlas.sites[self.site]))
+        return sum(self.atlas.visualization(f) is not None for f in every)
+
+    def draw(self, features: Sequence[int]) -> list[Image.Image]:
+        """See `Tiles`."""
+        own = [Feature(self.site, i) for i in features]
+        best = {f: self.atlas.hits(f)[0] for f in own}
+        # Images that lie together are read together.
+        drawn = {f: self._tile(f, best[f]) for f in sorted(own, key=lambda f: best[f].row)}
+        return [drawn[f] for f in own]
+
+    def _tile(self, feature: Feature, hit: Hit) -> Image.Image:
+        if self.made and (path := self.atlas.visualization(feature)):
+            return cover(open_image(path), (TILE, TILE))
+        image = open_image(self.atlas.image(hit.row).jpeg)
+        if hit.place is None:
+            return cover(image, (TILE, TILE))
+        return crop_tile(image, tuple(self.atlas.manifest["grids"][str(self.site)]), hit.place, TILE)
+
+
+def photograph_tiles(shelf: Shelf, view: ModelView, reference: Reference, site: Site) -> PhotographTiles:
+    """Of the photographs where a feature's value is finite; the first one where there is none."""
+    peaks = reference.peaks[site].numpy()
+    which = np.where(np.isfinite(peaks), peaks, -np.inf).argmax(0)
+    where = np.take_along_axis(reference.places[site].numpy(), which[None], 0)[0]
+    seen = tuple(shelf.photograph(view, name) for name in reference.names)
+    return PhotographTiles(view.identity.key, seen, find_tap(view, site).patch_grid, which, where)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Features of a site in an order, with their tiles."""
+
+    statistics: Statistics
+    order: NDArray[np.int64]
+    tiles: Tiles
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        facts = f"{self.tiles.key} {self.statistics.site} {self.statistics.n_images} {self.order.tobytes()!r}"
+        return sha256(facts.encode()).hexdigest()[:16]
+
+    @property
+    def n_sheets(self) -> int:
+        """As many as hold all tiles."""
+        return -(-len(self.order) // (COLUMNS * ROWS))
+
+    def sheet(self, number: int) -> bytes:
+        """JPEG of the tiles from `number` * COLUMNS * ROWS on, row by row."""
+        sheet, first = Image.new("RGB", (COLUMNS * TILE, ROWS * TILE)), number * COLUMNS * ROWS
+        for at, tile in enumerate(self.tiles.draw(self.order[first : first + COLUMNS * ROWS].tolist())):
+            sheet.paste(tile, (at % COLUMNS * TILE, at // COLUMNS * TILE))
+        return encode(sheet, "JPEG", quality=_QUALITY)
+
+
+class Sheets:
+    """The grids that visitors look at and their sheets; what was not asked for longest goes."""
+
+    def __init__(self) -> None:
+        self._grids: LRUCache[str, Grid] = LRUCache(_MOST_GRIDS)
+        self._sheets: LRUCache[object, bytes] = LRUCache(_MOST_BYTES, len)
+        self._listing, self._drawing = Lock(), Condition()
+
+    def put(self, grid: Grid) -> str:
+        """Its key, by which pages ask for it."""
+        key = grid.key
+        with self._listing:
+            self._grids[key] = grid
+        return key
+
+    def grid(self, key: str) -> Grid | None:
+        """None if it has gone, or never was."""
+        with self._listing:
+            return self._grids.get(key)
+
+    def sheet(self, key: str, number: int) -> bytes:
+        """See `Grid.sheet`; empty if there is none, or its grid has gone."""
+        grid = self.grid(key)
+        return self._drawn(grid, key, number) if grid and 0 <= number < grid.n_sheets else b""
+
+    @cachedmethod(
+        lambda self: self._sheets,
+        key=lambda self, grid, key, number: hashkey(key, number),
+        condition=lambda self: self._drawing,
+    )
+    def _drawn(self, grid: Grid, key: str, number: int) -> bytes:
+        return grid.sheet(number)
