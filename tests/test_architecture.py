@@ -34,7 +34,8 @@ FLOORS = {
     "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page"],
     "experiments": [
-        "config tables figures masks claims",
+        "config tables figures masks verdict",
+        "claims",
         "bootstrap perturb registry",
         "result",
         "accuracy pictures neurons",

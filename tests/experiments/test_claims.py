@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from vitviz_hf.experiments.claims import FAILS, HOLDS, OPEN, Claim, Found, read_found
 from vitviz_hf.experiments.registry import CLAIMS, EXPERIMENTS
 from vitviz_hf.experiments.result import Result
 from vitviz_hf.experiments.tables import Interval, Table
+from vitviz_hf.experiments.verdict import FAILS, HOLDS, OPEN, Claim, Found, read_found
 
 NETS = {"images": 500, "transformers": ["vit"]}
 
@@ -64,6 +64,12 @@ def group(purity, cosine, scenes=30):
     return {"change": Table(("variant", "measure", "scenes", "last minus first"), tuple(rows))}, {"scenes": scenes}
 
 
+def agreement(picture, nine, other, n=60):
+    header = ("site", "features", "picture", "9 exemplars", "another's picture")
+    rows = (("3.mlp_act", n // 6, near(1), near(1), near(99)), ("all", n, picture, nine, other))
+    return {"table": Table(header, rows)}, {}
+
+
 L, N = near(-1, 0.1), near(-0.2, 0.1)
 CASES = [
     ("token-mixing", mixing(near(75), near(70)), HOLDS, "vit, isolating CLS: 75.00 (74.00 to 76.00)"),
@@ -98,6 +104,14 @@ CASES = [
     ("group", group(near(-2), near(3)), FAILS, "purity, last layer minus first -2.00"),
     ("group", group(near(0.5), near(3)), OPEN, "purity, last layer minus first 0.50"),
     ("group", group(near(2), near(3), scenes=3), OPEN, "a sample of 3 says nothing yet; 30 scenes"),
+    ("agreement", agreement(near(70), near(85), near(55)), HOLDS, "picture 70.00 (69.00 to 71.00)"),
+    ("agreement", agreement(near(48), near(85), near(47)), FAILS, "the picture is above chance"),
+    ("agreement", agreement(near(52), near(85), near(58)), FAILS, "above another feature's"),
+    ("agreement", agreement(near(90), near(85), near(55)), FAILS, "nine exemplars are above the picture"),
+    ("agreement", agreement(near(56), near(85), near(55)), OPEN, "the picture is above another feature's"),
+    ("agreement", agreement(near(70), near(79), near(55)), OPEN, "not valid here: picture 70.00"),
+    ("agreement", agreement(near(70), near(85), near(60)), OPEN, "not valid here"),
+    ("agreement", agreement(near(70), near(85), near(55), n=18), OPEN, "a sample of 18 says nothing yet; 30 features"),
     ("progression", ({"table": Table(("feature",), ())}, {}), OPEN, "look at the pictures"),
 ]
 

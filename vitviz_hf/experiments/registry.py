@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from vitviz_hf.experiments import claims
 from vitviz_hf.experiments import config as c
+from vitviz_hf.experiments.verdict import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,9 @@ class Experiment:
     config: type[Any]
     dataset: Literal["labelled", "any", "none"]
     """What it reads: labelled pictures, any pictures, or nothing."""
-    claim: claims.Claim
+    claim: Claim
+    least_images: int = 0
+    """Different ones that it needs."""
 
 
 _PAPER = "Ghiasi et al. 2022, arXiv:2212.06727"
@@ -110,7 +113,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "pictures.agreement",
         c.AgreementConfig,
         "any",
+        claims.AGREEMENT,
+        200,
     ),
 }
-CLAIMS: Mapping[str, claims.Claim] = {name: e.claim for name, e in EXPERIMENTS.items()} | {"group": claims.GROUP}
+CLAIMS: Mapping[str, Claim] = {name: e.claim for name, e in EXPERIMENTS.items()} | {"group": claims.GROUP}
 """By the name in a result's manifest; the analyses of single pictures have none."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.claims import Found, read_found
 from vitviz_hf.experiments.figures import Figure, encode_figure
 from vitviz_hf.experiments.registry import CLAIMS, EXPERIMENTS
 from vitviz_hf.experiments.tables import Table
+from vitviz_hf.experiments.verdict import Found, read_found
 from vitviz_hf.manifest import replace_file, versions, write_dir
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import ZeroShot

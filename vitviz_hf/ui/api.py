@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 
-from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import color_bar
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.sites import Feature, Site, parse_feature, parse_site
@@ -19,6 +18,7 @@ from vitviz_hf.ui.drawing import STYLES, draw_map, enlarge, map_scale
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, typed_patch, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.growth import side_by_side
+from vitviz_hf.ui.jobs import SAMPLED
 from vitviz_hf.ui.lane import Waiting
 from vitviz_hf.ui.optimize_tab import OptimizeTab, summary, to_wanted
 from vitviz_hf.ui.page import Page
@@ -331,7 +331,7 @@ class Api:
         Returns:
             A sentence, tables as markdown, and figures.
         """
-        one_word("experiment", experiment, EXPERIMENTS)
+        one_word("experiment", experiment, SAMPLED)
         for moment in self.page.tab(ExperimentsTab).moments(model_id, experiment, others, dataset, limit):
             if isinstance(moment, Shown):
                 yield (f"{experiment}: done, a sample only.", *_result(moment))

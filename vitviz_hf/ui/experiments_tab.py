@@ -9,10 +9,9 @@ import gradio as gr
 
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import VitvizError
-from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.ui.events import LATEST, Runs, shown, whole_number
 from vitviz_hf.ui.files import keep_file
-from vitviz_hf.ui.jobs import MAX_SAMPLE, experiment_seconds
+from vitviz_hf.ui.jobs import MAX_SAMPLE, SAMPLED, experiment_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of
 from vitviz_hf.ui.page import Page, Values
@@ -47,7 +46,7 @@ class ExperimentsTab:
     def _lay_out_sample(self) -> None:
         gr.Markdown("### A small sample, live\nOn the model above, and others to compare with.")
         self.name = gr.Dropdown(
-            [(f"{key}: {_KIND[e.dataset]}", key) for key, e in EXPERIMENTS.items()],
+            [(f"{key}: {_KIND[e.dataset]}", key) for key, e in SAMPLED.items()],
             value="progression",
             label="Experiment",
             elem_id="experiment",

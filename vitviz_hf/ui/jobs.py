@@ -55,6 +55,8 @@ from vitviz_hf.ui.stored import Shown, judged
 
 _FRAME_SECONDS = 0.4
 MAX_SAMPLE = 64
+SAMPLED = {name: e for name, e in EXPERIMENTS.items() if e.least_images <= MAX_SAMPLE}
+"""Experiments that a small sample is enough for."""
 _SAMPLE = {"columns": 1, "rows": 3, "per_layer": 4, "preset": "fast", "steps": 24}
 
 

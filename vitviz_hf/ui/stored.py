@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.experiments.claims import Claim, Found, Verdict, read_found
 from vitviz_hf.experiments.registry import CLAIMS, EXPERIMENTS
+from vitviz_hf.experiments.verdict import Claim, Found, Verdict, read_found
 from vitviz_hf.templates import load_template
 from vitviz_hf.ui.files import file_link
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from vitviz_hf.atlas.fold import Ranking
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.pictures.judge import Judge
+from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode, open_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.batches import decoders, read_batches
@@ -29,7 +30,7 @@ from vitviz_hf.stream import Source
 N_QUERIES = 20
 """Best images of a feature that are asked about, and as many from the middle of its ranking."""
 N_EXEMPLARS = 9
-LEAST_IMAGES = 200
+LEAST_IMAGES = EXPERIMENTS["agreement"].least_images
 _NEAREST = 5
 Floats = NDArray[np.float32]
 Depths = tuple[str, ...]
