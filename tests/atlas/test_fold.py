@@ -8,9 +8,9 @@ import torch
 
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import N_BINS, N_SLOTS, NO_KEY, SiteFold
-from vitviz_hf.atlas.search import count_positive, search
+from vitviz_hf.atlas.search import count_positive, row_number, search
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.stream import open_source
+from vitviz_hf.stream import Row, open_source
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -88,6 +88,24 @@ def test_correlations_over_many_images_are_off_by_a_few_hundredths():
     error = found[:38] - np.take_along_axis(exact, others[:38], 1)
     assert error.std() < 0.06 and np.abs(error).max() < 0.25
     assert exact.std() > 0.2
+
+
+def test_copies_of_an_image_do_not_add_up_in_one_slot():
+    generator = torch.Generator().manual_seed(4)
+    scores = correlated(500, generator)
+    scores[440:] = scores[0]
+    keys = torch.randint(0, 2**62, (500,), generator=generator)
+    keys[440:] = keys[0]
+    named = [row_number(Row(f"{i}", "", b"the same"), 0) for i in range(60)]
+    fold, zeros = SiteFold.empty(40, 2, torch.device("cpu")), torch.zeros(500, 40)
+
+    fold.update(scores, zeros, zeros, zeros.long(), keys, torch.ones(500).bool(), torch.arange(500))
+
+    others, found = fold.neighbours(6)
+    exact = np.corrcoef(scores[:, :38].double().numpy().T)
+    np.testing.assert_allclose(found[:38], np.take_along_axis(exact, others[:38], 1), atol=1e-4)
+    assert len(set(named)) == 60
+    assert len({row_number(Row("", "", b"the same"), i) for i in range(60)}) == 60
 
 
 @pytest.mark.parametrize("n_patches", [1, 254, 255, 256, 700])

@@ -25,13 +25,14 @@ def mixing(isolated, average):
 
 
 def background(front, behind, cnn=(80, 20)):
-    rows = (("vit", near(front), near(behind)), ("resnet", near(cnn[0]), near(cnn[1])))
+    rows = (("vit", near(front), behind and near(behind)), ("resnet", near(cnn[0]), near(cnn[1])))
     return {"table": Table(("model", "top-5 foreground", "top-5 background"), rows)}, NETS
 
 
 def low_pass(*vit):
-    rows = [("resnet", "square", r, near(50)) for r in (0.5, 0.3, 0.1)]
-    rows += [("vit", "square", r, near(x)) for r, x in zip((0.5, 0.3, 0.1), vit, strict=True)]
+    shares = (0.5, 0.3, 0.1)[: len(vit)]
+    rows = [("resnet", "square", r, near(50)) for r in shares]
+    rows += [("vit", "square", r, near(x)) for r, x in zip(shares, vit, strict=True)]
     rows += [("vit", "circle", 0.5, near(1)), ("vit", "none", None, None)]
     return {"intervals": Table(("model", "mask", "r", "relative, %"), tuple(rows))}, NETS
 
@@ -75,17 +76,20 @@ CASES = [
     ("token-mixing", mixing(near(75), near(70)), HOLDS, "vit, isolating CLS: 75.00 (74.00 to 76.00)"),
     ("token-mixing", mixing(near(75), near(40)), FAILS, "vit, patch average: 40.00"),
     ("token-mixing", mixing(near(75), near(64)), OPEN, "vit, patch average: 64.00"),
-    ("token-mixing", mixing(None, None), OPEN, "nothing to compare"),
+    ("token-mixing", mixing(None, None), OPEN, "vit, isolating CLS is not there"),
+    ("token-mixing", mixing(near(75), None), OPEN, "vit, patch average is not there"),
     ("background", background(90, 30), HOLDS, "top-5 background: vit 30.00 (29.00 to 31.00) and resnet 20.00"),
     ("background", background(90, 15), FAILS, "top-5 background: vit 15.00"),
     ("background", background(90, 21), OPEN, "top-5 background: vit 21.00"),
     ("low-pass", low_pass(60, 60, 60), HOLDS, "at r = 0.1: vit 60.00"),
     ("low-pass", low_pass(60, 60, 40), FAILS, "at r = 0.1: vit 40.00"),
     ("low-pass", low_pass(60, 51, 60), OPEN, "at r = 0.3: vit 51.00"),
+    ("low-pass", low_pass(60), OPEN, "r = 0.3 is not there"),
+    ("background", background(90, None), OPEN, "top-5 background of vit or resnet is not there"),
     ("position", position(near(22), near(33)), HOLDS, "tiles shuffled: 33.00"),
     ("position", position(near(22), near(79)), FAILS, "tiles shuffled: 79.00"),
     ("position", position(near(22), near(72)), OPEN, "tiles shuffled: 72.00"),
-    ("position", position(None, near(33)), HOLDS, "tiles shuffled: 33.00"),
+    ("position", position(None, near(33)), OPEN, "vit, positions zeroed is not there"),
     ("occlusion", occlusion(near(40), near(60)), HOLDS, "vit: on the object 40.00"),
     ("occlusion", occlusion(near(60), near(40)), FAILS, "off it 40.00"),
     ("occlusion", occlusion(near(50), near(51)), OPEN, "off it 51.00"),
@@ -99,10 +103,12 @@ CASES = [
     ("narrow-sites", narrow(near(3), near(2)), HOLDS, "2.kind1 2.00"),
     ("narrow-sites", narrow(near(3), near(-2)), FAILS, "2.kind1 -2.00"),
     ("narrow-sites", narrow(near(3), near(0.5)), OPEN, "2.kind1 0.50"),
+    ("narrow-sites", narrow(near(3), None), OPEN, "2.kind1 is not there"),
     ("narrow-sites", narrow(near(3), n=1), OPEN, "a sample of 1 says nothing yet"),
     ("group", group(near(2), near(3)), HOLDS, "in-object cosine, last layer minus first 3.00"),
     ("group", group(near(-2), near(3)), FAILS, "purity, last layer minus first -2.00"),
     ("group", group(near(0.5), near(3)), OPEN, "purity, last layer minus first 0.50"),
+    ("group", group(near(2), None), OPEN, "in-object cosine is not there"),
     ("group", group(near(2), near(3), scenes=3), OPEN, "a sample of 3 says nothing yet; 30 scenes"),
     ("agreement", agreement(near(70), near(85), near(55)), HOLDS, "picture 70.00 (69.00 to 71.00)"),
     ("agreement", agreement(near(48), near(85), near(47)), FAILS, "the picture is above chance"),

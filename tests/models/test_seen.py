@@ -24,6 +24,11 @@ def test_the_box_is_where_the_model_crops(family, crop, size, tiny_view):
     assert box == pytest.approx((0, 0, 1, 1) if crop is None else wanted, abs=0.03)  # crops at whole pixels
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (5, 5)])
+def test_of_a_tiny_picture_all_is_seen_where_nothing_is_cropped(size, tiny_view):
+    assert seen_box(tiny_view("vit"), size) == pytest.approx((0, 0, 1, 1), abs=0.03)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_box_cut_out_is_what_the_model_sees(family, tiny_view):
     view = tiny_view(family)

@@ -304,6 +304,30 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
+def test_a_ranking_is_against_the_atlas_that_was_chosen(app, atlas, hub, tmp_path):
+    few = make_atlas(
+        load_model("tiny/vit", device="cpu"), open_source("builtin"), SearchConfig(k=2, limit=7), tmp_path / "a"
+    )
+    hub.publish("datasets/tabs/few", few.folder)
+    maps, asked = app.page.tab(MapsTab), {"model": "tiny/vit", "layer": "1"}
+
+    without, chosen = opened(app, **asked), opened(app, **asked, atlas="tabs/few")
+    settings = [chosen.get(c, getattr(c, "value", None)) for c in maps.asked]
+    settings[2:4] = "mlp_act", 1
+    other = maps.answer("{}", None, chosen[maps.listed], *settings[:-1], atlas)
+    nowhere = opened(app, **asked, atlas="no/such")
+
+    assert "the 19 built-in photographs" in without[maps.status] and "the 19" in nowhere[maps.status]
+    assert "against 7 photographs of builtin" in chosen[maps.status] and "7 photographs" in chosen[maps.facts]
+    assert "against 19 photographs of builtin" in other[maps.status]
+    assert other[maps.feature] == chosen[maps.feature]
+    best, table = chosen[maps.ranked][0], few.table(Site(1, "mlp_act"))
+    i = int(best["feature"].rpartition(":")[2])
+    std = max(table.std[i], 0.1 * np.median(table.std))
+    assert best["unusual"] == pytest.approx((best["score"] - table.mean[i]) / std, rel=1e-4)
+    assert best["unusual"] != pytest.approx(without[maps.ranked][0]["unusual"], rel=0.01)
+
+
 def looking(app, model="", shown="", layer=1, site="", sort="index", fires="live", pictures="patch", offset=0):
     """What the grid of the tab Browse features asks for."""
     return [model or app.model.value, shown, "mlp_act", layer, site, sort, fires, pictures, offset]

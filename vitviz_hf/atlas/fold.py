@@ -106,11 +106,19 @@ class SiteFold:
         return cls(top, bottom, counts, slots, 0, *(np.zeros(n_features) for _ in range(5)))
 
     def update(
-        self, scores: Tensor, active: Tensor, peaks: Tensor, places: Tensor, keys: Tensor, finite: Tensor
+        self,
+        scores: Tensor,
+        active: Tensor,
+        peaks: Tensor,
+        places: Tensor,
+        keys: Tensor,
+        finite: Tensor,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Take in images with keys [B], but for those not `finite` [B].
 
         Args:
+            rows: [B] numbers that tell copies of an image apart, which would add up in one slot; keys if None.
             scores: [B, F]
             active: [B, F] share of patches with a positive activation.
             peaks: [B, F] activation of the strongest patch.
@@ -132,7 +140,7 @@ class SiteFold:
             mean, peak_mean = (moments[i] + moments[i + 1] / count for i in (0, 3))
             self._join(int(count[0]), mean, moments[2], shares, peak_mean, moments[5])
         columns, owners = scores.T.contiguous(), keys.where(finite, NO_KEY).expand(scores.shape[1], -1)
-        signs = slot_signs(keys) * taken
+        signs = slot_signs(keys if rows is None else rows) * taken
         self.slots += torch.cat([columns, finite[None].to(columns)]) @ signs
         facts = torch.stack([peaks.T, places.T.to(peaks)], 2)  # a place below 2^24 is exact in float32
         ranked = [self.top.update(columns.where(finite, -math.inf), owners, facts)]
@@ -203,7 +211,7 @@ _SUMS = ("mean", "squares", "active", "peak_mean", "peak_squares")
 
 
 def slot_signs(keys: Tensor) -> Tensor:
-    """For images with keys [B] a row [N_SLOTS] each: 1 or -1 in the image's own slot, 0 elsewhere."""
+    """For images with numbers [B] a row [N_SLOTS] each: 1 or -1 in the image's own slot, 0 elsewhere."""
     slots = torch.arange(N_SLOTS, device=keys.device)
     sign = ((keys // N_SLOTS) % 2 * 2 - 1).to(torch.float32)
     return (keys[:, None] % N_SLOTS == slots) * sign[:, None]

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,8 @@ def _take_in(
     state.n_images += len(rows)
     pixels = bytes_to_pixels(stack.to(view.device, non_blocking=True))
     keys = torch.tensor([row.key for row in rows], device=view.device)
+    first = state.n_rows - len(batch.items)
+    numbers = torch.tensor([row_number(row, first + i) for i, row in enumerate(rows)], device=view.device)
     ranked: list[Tensor] = []
     finite: dict[Site, Tensor] = {}
 
@@ -328,12 +331,17 @@ def _take_in(
         finite[site] = means.isfinite().all(1)
         peaks, places = acts.patches.max(1)
         scores = means if reduce == "mean" else peaks
-        ranked.append(state.folds[site].update(scores, active, peaks, places, keys, finite[site]))
+        ranked.append(state.folds[site].update(scores, active, peaks, places, keys, finite[site], numbers))
 
     with torch.no_grad():
         record_each(view, pixels, sites, fold)
     _note_non_finite(state, rows, torch.stack([finite[s] for s in sites]).cpu(), sites)
     _keep_crops(crops, rows, stack, set(keys[torch.isin(keys, torch.cat(ranked))].tolist()))
+
+
+def row_number(row: Row, place: int) -> int:
+    """Of an image and of its name, or its place where it has none, so that copies have different ones."""
+    return int.from_bytes(sha256(f"{row.key} {row.name or place}".encode()).digest()[:8], "big") >> 1
 
 
 def count_positive(patches: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from vitviz_hf.experiments.verdict import (
     OPEN,
+    Check,
     Claim,
     Found,
     Record,
@@ -44,12 +45,21 @@ def _agree(found: Found) -> Verdict:
 def _keeps(found: Found) -> Verdict:
     checks = []
     for row in found.rows():
+        if row.get("accuracy, %") != "top-1" or row["model"] not in found.facts.get("transformers", ()):
+            continue
         natural = interval_of(row, "natural")
         for way in ("isolating CLS", "patch average"):
-            if row.get("accuracy, %") == "top-1" and natural and (own := interval_of(row, way)):
+            own = interval_of(row, way)
+            if natural and own and natural[0] > 0:
                 what = told(f"{row['model']}, {way}:", row, way)
                 checks.append((what, own[0] >= _KEPT * natural[1], own[1] < _KEPT * natural[0]))
+            else:
+                checks.append(_unmeasured(f"{row['model']}, {way}"))
     return all_or_one(checks)
+
+
+def _unmeasured(what: str) -> Check:
+    return f"{what} is not there to be compared", False, False
 
 
 def _pairs(rows: Sequence[Record], names: Sequence[str], found: Found, where: str = "") -> list[tuple[str, bool, bool]]:
@@ -63,6 +73,8 @@ def _pairs(rows: Sequence[Record], names: Sequence[str], found: Found, where: st
                     first = told(f"{name}{where}: {one['model']}", one, name)
                     what = f"{first} and {told(other['model'], other, name)}"
                     checks.append((what, own[0] > theirs[1], own[1] < theirs[0]))
+                else:
+                    checks.append(_unmeasured(f"{name}{where} of {one['model']} or {other['model']}"))
     return checks
 
 
@@ -74,18 +86,23 @@ def _more_of_low(found: Found) -> Verdict:
     checks = []
     for r in _SHARES:
         rows = [row for row in found.rows("intervals") if row.get("mask") == "square" and row.get("r") == r]
-        checks += _pairs(rows, ("relative, %",), found, f" at r = {r:g}")
+        checks += _pairs(rows, ("relative, %",), found, f" at r = {r:g}") or [_unmeasured(f"r = {r:g}")]
     return all_or_one(checks)
 
 
 def _falls(found: Found) -> Verdict:
     checks = []
     for row in found.rows():
+        if row["model"] not in found.facts.get("transformers", ()):
+            continue
         natural = interval_of(row, "natural")
         for way in ("positions zeroed", "tiles shuffled"):
-            if natural and (own := interval_of(row, way)):
+            own = interval_of(row, way)
+            if natural and own and natural[0] > 0:
                 what = told(f"{row['model']}, {way}:", row, way)
                 checks.append((what, own[1] < _LOST * natural[0], own[0] > _LOST * natural[1]))
+            else:
+                checks.append(_unmeasured(f"{row['model']}, {way}"))
     return all_or_one(checks)
 
 
@@ -125,20 +142,25 @@ def _stays(found: Found) -> Verdict:
 def _rougher(found: Found) -> Verdict:
     checks = []
     for row in found.rows():
-        if row.get("") == "narrow" and (span := interval_of(row, "minus wide")):
-            what = told(f"{int(row['layer'])}.{row['kind']}", row, "minus wide")
-            checks.append((what, span[0] > 0, span[1] < 0))
+        if row.get("") != "narrow":
+            continue
+        name = f"{int(row['layer'])}.{row['kind']}"
+        if span := interval_of(row, "minus wide"):
+            checks.append((told(name, row, "minus wide"), span[0] > 0, span[1] < 0))
+        else:
+            checks.append(_unmeasured(name))
     return all_or_one(checks)
 
 
 def _gathers(found: Found) -> Verdict:
+    clean = {row.get("measure"): row for row in found.rows("change") if row.get("variant") == "clean"}
     checks = []
-    for row in found.rows("change"):
-        if row.get("variant") == "clean" and row.get("measure") in ("purity", "in-object cosine"):
-            span = interval_of(row, "last minus first")
-            if span:
-                what = told(f"{row['measure']}, last layer minus first", row, "last minus first")
-                checks.append((what, span[0] > 0, span[1] < 0))
+    for measure in ("purity", "in-object cosine"):
+        if span := interval_of(clean.get(measure, {}), "last minus first"):
+            what = told(f"{measure}, last layer minus first", clean[measure], "last minus first")
+            checks.append((what, span[0] > 0, span[1] < 0))
+        else:
+            checks.append(_unmeasured(measure))
     return all_or_one(checks)
 
 

@@ -11,6 +11,8 @@ HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot be told"
 Record = Mapping[str, Any]
 """A row of a table: an interval `x` has `x low` and `x high` beside it."""
 Span = tuple[float, float]
+Check = tuple[str, bool, bool]
+"""What is checked, whether it surely holds, and whether it surely does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +117,8 @@ def fewest(kinds: Callable[[Record], bool] = lambda row: True) -> Callable[[Foun
     return lambda found: min((int(row["features"]) for row in found.rows() if kinds(row)), default=0)
 
 
-def all_or_one(checks: Iterable[tuple[str, bool, bool]]) -> Verdict:
-    """Holds if all do, does not if one surely does not.
-
-    Args:
-        checks: what is checked, whether it surely holds, and whether it surely does not.
-    """
+def all_or_one(checks: Iterable[Check]) -> Verdict:
+    """Holds if all do, does not if one surely does not."""
     checks = list(checks)
     against = [what for what, _, no in checks if no]
     unsure = [what for what, yes, _ in checks if not yes]

@@ -8,6 +8,7 @@ from vitviz_hf.models.view import ModelView, to_pixels
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in shares of a picture's width and height."""
 
+_SMALLEST = 32
 _STEP = 1 / 256
 """Pillow's ramp has the values 0 to 255, in the middles of as many steps."""
 
@@ -17,6 +18,8 @@ def seen_box(view: ModelView, size: tuple[int, int]) -> Box:
 
     Measured: two ramps, from side to side and from top to bottom, go through the model's own resize and crop.
     """
+    enlarged = -(-_SMALLEST // min(size))  # resizing blurs all of a tiny ramp
+    size = (size[0] * enlarged, size[1] * enlarged)
     ramp = Image.linear_gradient("L")
     across, down = (
         r.resize(size, Image.Resampling.BILINEAR) for r in (ramp.transpose(Image.Transpose.TRANSPOSE), ramp)

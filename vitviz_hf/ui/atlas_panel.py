@@ -40,14 +40,7 @@ class AtlasPanel:
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
         self.searches = Searches(page.shelf, page.lane, page.gpu)
-        self.atlas = gr.Dropdown(
-            [("Automatic", "")],
-            value="",
-            allow_custom_value=True,
-            label="Atlas: statistics and images of features",
-            info=_EXPLAINED,
-            elem_id="atlas",
-        )
+        self.atlas = page.atlas.render()
         self.facts = gr.Markdown(elem_id="atlas-facts")
         self.news = gr.State("")
         """Name of an atlas that was just made, and its images."""

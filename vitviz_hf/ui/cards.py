@@ -98,10 +98,10 @@ class RankResult:
     """Where the crop lies in the picture, see `seen_box`."""
 
 
-def fitting_atlas(shelf: Shelf, view: ModelView, site: Site) -> Atlas | None:
-    """As `Shelf.atlas_for`, of the model as it is loaded: its scores are on one scale with the view's."""
-    atlas = shelf.atlas_for(view.snapshot, site)
-    return atlas if atlas and not view.identity.difference(atlas.manifest) else None
+def fitting_atlas(shelf: Shelf, view: ModelView, site: Site, chosen: Atlas | None = None) -> Atlas | None:
+    """The chosen atlas, else that of `Shelf.atlas_for`; of a site and of the model as it is loaded, so on one scale."""
+    known = (chosen, shelf.atlas_for(view.snapshot, site))
+    return next((a for a in known if a and site in a.sites and not view.identity.difference(a.manifest)), None)
 
 
 def usual_values(reference: Reference, atlas: Atlas | None, site: Site, patch: bool) -> Usual:

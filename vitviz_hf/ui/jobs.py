@@ -154,15 +154,17 @@ class Jobs:
         unusual: bool,
         k: int,
         chosen_on: tuple[int, int] | None = None,
+        chosen: Atlas | None = None,
     ) -> RankResult:
         """The k features of a site that fire most on a picture or one of its patches.
 
         Args:
             chosen_on: the patch grid that `patch` was chosen on, if it is to be moved to the same place on this one.
+            chosen: whose photographs count as usual, where it fits.
         """
         view = self._shelf.view(snapshot)
         pixels, reference = to_pixels(view, image), self._shelf.reference(view)
-        atlas = fitting_atlas(self._shelf, view, site)
+        atlas = fitting_atlas(self._shelf, view, site, chosen)
         classes: list[tuple[str, float]] = []
         if view.labels:
             with torch.no_grad():
@@ -184,14 +186,19 @@ class Jobs:
         return RankResult(_picture(pixels[0]), grid, patch, cards, classes, seen_box(view, image.size))
 
     def map(
-        self, snapshot: Snapshot, image: Image.Image, feature: Feature, patch: tuple[int, int] | None = None
+        self,
+        snapshot: Snapshot,
+        image: Image.Image,
+        feature: Feature,
+        patch: tuple[int, int] | None = None,
+        chosen: Atlas | None = None,
     ) -> MapResult:
-        """The activation map of one feature, and what it does on the picture or on one patch."""
+        """The activation map of one feature, and what it does on the picture or on one patch; `chosen` as in `rank`."""
         view = self._shelf.view(snapshot)
         check_feature(view, feature)
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
-        atlas = fitting_atlas(self._shelf, view, feature.site)
+        atlas = fitting_atlas(self._shelf, view, feature.site, chosen)
         usual = usual_values(self._shelf.reference(view), atlas, feature.site, patch is not None)
         return MapResult(_picture(pixels[0]), measure(acts, [feature], usual, patch)[0])
 

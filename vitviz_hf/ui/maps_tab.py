@@ -2,11 +2,13 @@
 
 import html
 import json
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import gradio as gr
 
+from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import VitvizError
 from vitviz_hf.sites import KINDS, Site, parse_feature
 from vitviz_hf.stream import builtin_paths
@@ -45,6 +47,7 @@ class Asked:
     rank_by: str
     style: str = "overlay"
     feature: str = ""
+    atlas: str = ""
 
     @property
     def site(self) -> Site:
@@ -54,7 +57,7 @@ class Asked:
     @property
     def ranking(self) -> tuple[Any, ...]:
         """What decides the cards."""
-        return astuple(self)[:6]
+        return (*astuple(self)[:6], self.atlas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class MapsTab:
             self.listed,
         ]
         self.asked = [page.model, self.photo, self.kind, self.layer, self.patch, self.rank_by, self.style, self.feature]
+        self.asked.append(page.atlas)
 
     def _lay_out_picture(self) -> None:
         self.crop = picker("crop", True, label="Your picture", container=False)
@@ -175,7 +179,8 @@ class MapsTab:
     def connect(self) -> None:
         """Gestures ask; what is asked for is answered by one handler."""
         quiet: dict[str, Any] = {"api_visibility": "private"}
-        for event in (self.page.model.input, self.kind.input, self.rank_by.input, self.style.input):
+        asking = self.page.model.input, self.page.atlas.change, self.kind.input, self.rank_by.input, self.style.input
+        for event in asking:
             event(None, js=asks_js(), **quiet)
         self.layer_set.click(None, js=asks_js(), **quiet)
         self.upload.input(None, js=asks_js("photo"), **quiet)
@@ -224,6 +229,8 @@ class MapsTab:
             if listed and listed.asked.ranking == asked.ranking:
                 asked = replace(asked, feature=asked.feature or listed.asked.feature)
                 return values | self.redraw(asked, listed) or gr.skip()
+            if listed and listed.asked.ranking[:-1] == asked.ranking[:-1]:  # only the atlas is another
+                asked = replace(asked, feature=asked.feature or listed.asked.feature)
             return values | self.show(asked, listed.grid if listed else None)
         except Exception as error:
             return values | self.emptied(asked, tell(error))
@@ -260,18 +267,27 @@ class MapsTab:
         """The strongest features."""
         unusual, at = asked.rank_by == "unusual", typed_patch(asked.patch)
         snapshot = self.shelf.snapshot(asked.model_id)
-        return self.rank_job(snapshot, open_photo(asked.image), asked.site, at, unusual, _SHOWN, chosen_on)
+        image, atlas = open_photo(asked.image), self.chosen_atlas(asked)
+        return self.rank_job(snapshot, image, asked.site, at, unusual, _SHOWN, chosen_on, atlas)
+
+    def chosen_atlas(self, asked: Asked) -> Atlas | None:
+        """The atlas that was chosen; None without one, or where it cannot be opened, which its own tab tells."""
+        with suppress(VitvizError):
+            return self.shelf.atlas(asked.atlas) if asked.atlas else None
+        return None
 
     def mapping(self, asked: Asked) -> MapResult:
         """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
         wanted = parse_feature(asked.feature)
         at = typed_patch(asked.patch) if wanted.site == asked.site else None
-        return self.map_job(self.shelf.snapshot(asked.model_id), open_photo(asked.image), wanted, at)
+        snapshot, atlas = self.shelf.snapshot(asked.model_id), self.chosen_atlas(asked)
+        return self.map_job(snapshot, open_photo(asked.image), wanted, at, atlas)
 
     def list_cards(self, asked: Asked, result: RankResult) -> Values:
         """How the strongest features are shown."""
         fired = [card.fired for card in result.cards]
-        words = self.shelf.words(self.shelf.snapshot(asked.model_id), [f.feature for f in fired])
+        snapshot, atlas = self.shelf.snapshot(asked.model_id), self.chosen_atlas(asked)
+        words = self.shelf.words(snapshot, [f.feature for f in fired], atlas)
         return {
             self.crop: crop_html(open_photo(asked.image), result.grid, result.patch, result.box),
             self.cards: cards_html(result, words, asked.feature),
@@ -298,7 +314,7 @@ class MapsTab:
         Args:
             chosen_on: patch grid that the patch was chosen on; it keeps its place in the picture.
         """
-        self.shelf.snapshot(asked.model_id)  # a download takes no turn
+        _ = self.shelf.snapshot(asked.model_id), self.chosen_atlas(asked)  # a download takes no turn
         with self.page.lane.turn():
             ranked = self.ranking(asked, chosen_on)
             patch = "{},{}".format(*ranked.patch) if ranked.patch else ""

@@ -46,6 +46,15 @@ class Page:
         self.model, self.facts = model, facts
         self.loaded = gr.State("")
         """The model that the page shows."""
+        self.atlas = gr.Dropdown(
+            [("Automatic", "")],
+            value="",
+            allow_custom_value=True,
+            label="Atlas: statistics and images of features",
+            elem_id="atlas",
+            render=False,
+        )
+        """What rankings and pages compare with; the tab that chooses it renders it."""
         self.tabs: gr.Tabs
         self.tab_key: gr.Textbox
         self.laid_out: list[Tab] = []

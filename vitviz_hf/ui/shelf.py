@@ -171,9 +171,11 @@ class Shelf:
             mark_used(fitting[0].name)
         return fitting[0] if fitting else None
 
-    def words(self, snapshot: Snapshot, features: list[Feature]) -> list[str]:
-        """The best word of each feature in the atlas that is in use for its site; empty for one that has none."""
-        atlases = {site: self.atlas_for(snapshot, site) for site in {f.site for f in features}}
+    def words(self, snapshot: Snapshot, features: list[Feature], chosen: Atlas | None = None) -> list[str]:
+        """The best word of each feature in the chosen atlas, else that in use for its site; empty for one without."""
+        own = chosen if chosen and is_of(chosen, snapshot) else None
+        sites = {f.site for f in features}
+        atlases = {s: own if own and s in own.sites else self.atlas_for(snapshot, s) for s in sites}
         return [atlas.best_word(f) if (atlas := atlases[f.site]) else "" for f in features]
 
     @cachedmethod(lambda self: self._found, key=lambda self, model_id: model_id, condition=lambda self: self._finding)
