@@ -618,6 +618,36 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "experiments/pictures/trials",
+        (
+            "exemplars are among the images that are asked about",
+            "return photographs.ranked(feature, helps=True)[:n]",
+            "return photographs.ranked(feature, helps=False)[:n]",
+            "experiments/pictures/agreement::every_share_is_that_of_asking_one_trial_at_a_time",
+        ),
+        (
+            "the judge's depth is chosen by the images that are asked about",
+            "asked = {f: queries(photographs, f, helps=True, skip=N_EXEMPLARS) for f in live}",
+            "asked = {f: queries(photographs, f, helps=False, skip=N_EXEMPLARS) for f in live}",
+            "experiments/pictures/agreement::what_is_asked_about_changes_nothing_in_the_choice_of_depth",
+        ),
+        (
+            "a judge's values are not standardized",
+            "parts = [(values[d].numpy() - self.centers[d][0]) / self.centers[d][1] for d in depths]",
+            "parts = [values[d].numpy() for d in depths]",
+            "experiments/pictures/agreement::every_share_is_that_of_asking_one_trial_at_a_time",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/agreement",
+        (
+            "the picture of the feature itself counts as another's",
+            "if f.site == feature.site and f != feature for x in e]",
+            "if f.site == feature.site for x in e]",
+            "experiments/pictures/agreement::every_share_is_that_of_asking_one_trial_at_a_time",
+        ),
+    ),
+    *_of(
         "experiments/accuracy/token_mixing",
         (
             "isolating CLS is the natural model",
