@@ -608,6 +608,7 @@ def test_html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text(
         f"namer{shown} sees",
     ):
         assert text in page
+    assert "Features whose scores go with this one's" in page
     assert f"<title>{feature} of model{shown}</title>" in page and "<svg viewBox" in page
 
 

@@ -9,7 +9,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from tests.ui.browsing import SECONDS, barriers, opened, text, value, visiting, wait_for_text
+from tests.ui.browsing import SECONDS, barriers, opened, text, value, visiting, wait_for_text, wait_until_idle
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
@@ -401,13 +401,48 @@ def test_on_a_phone_a_chosen_photograph_brings_its_map_onto_the_screen(browser, 
     page = context.new_page()
     page.set_default_timeout(SECONDS)
     opened(page, url)
-    assert not page.evaluate(MAP_ON_SCREEN)
+    wait_until_idle(page)
+    assert not page.evaluate(MAP_ON_SCREEN) and page.evaluate("scrollY") == 0
 
     page.locator("#examples button").nth(4).click()
 
     page.wait_for_function("location.search.includes('photo=coffee')")
     page.wait_for_function(MAP_ON_SCREEN)
     context.close()
+
+
+TOP = "document.querySelector({!r}).getBoundingClientRect().top"
+
+
+def test_on_a_phone_a_run_and_a_clicked_patch_bring_their_pictures_onto_the_screen(browser, url):
+    with visiting(browser, viewport={"width": 390, "height": 800}, reduced_motion="reduce") as page:
+        opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=1000")
+        page.locator("#optimize").click()
+        wait_for_text(page, "#optimize-status", "Step ")
+        box = page.locator("#live").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 800
+        page.locator("#cancel").click()
+        wait_for_text(page, "#optimize-status", "Cancelled.")
+
+        opened(page, url, "?tab=views")
+        wait_for_text(page, "#view-facts", "through filter")
+        page.locator("#view-crop .seen").click(position={"x": 10, "y": 10})
+        wait_for_text(page, "#view-facts", "Patch 0,0 through filter")
+        page.wait_for_function(f"(top => top > -5 && top < 400)({TOP.format('#views')})")
+        tile = page.locator("#views .thumbnail-item").first
+        picture, caption = (tile.locator(part).bounding_box() for part in ("img", ".caption-label"))
+        label = page.locator("#views label").first.bounding_box()
+        assert caption["y"] >= picture["y"] + picture["height"] - 1
+        assert label["y"] + label["height"] <= picture["y"] + 1
+
+
+def test_a_double_click_on_optimize_makes_one_picture(page, url):
+    opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=60")
+    page.locator("#optimize").dblclick()
+    wait_for_text(page, "#optimize-status", "after 60 steps")
+    wait_until_idle(page)
+    assert "after 60 steps" in text(page, "#optimize-status")
+    assert page.locator("#tray button[data-pick]").count() == 1
 
 
 @pytest.mark.parametrize("width", [1300, 390])
@@ -545,16 +580,19 @@ def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, u
     assert sideways <= width + 2 and scrolls
 
 
-def test_a_tile_of_the_strip_opens_the_map_of_its_feature(page, url):
+def test_a_tile_of_the_strip_opens_the_map_of_its_feature_in_a_new_tab(page, url):
     opened(page, url)
     tile = page.locator("#strip a").first
     tile.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#strip img').naturalWidth === 16")
     assert tile.locator("img").first.get_attribute("loading") == "lazy"
-    tile.click()
+    before = page.url
+    with page.expect_popup() as popup:
+        tile.click()
 
-    wait_for_text(page, "#map-facts", "1.mlp_act:9")
-    assert "photo=coins" in page.url and "feature=1.mlp_act%3A9" in page.url
+    wait_for_text(popup.value, "#map-facts", "1.mlp_act:9")
+    assert "photo=coins" in popup.value.url and "feature=1.mlp_act%3A9" in popup.value.url
+    assert page.url == before
 
 
 def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):

@@ -18,7 +18,7 @@ from vitviz_hf.ui import growing
 from vitviz_hf.ui.app import App
 from vitviz_hf.ui.growing import Wanted, grow
 from vitviz_hf.ui.growth import Growth
-from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration
+from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration, summary
 from vitviz_hf.ui.tray import MOST, TrayPicture, put, tray_html
 
 ME = SimpleNamespace(session_hash="me")
@@ -94,6 +94,26 @@ def test_several_stopped_pictures_are_kept_each_with_its_own_step(app, tab, monk
     for path in paths:
         assert np.abs(np.asarray(replay(path).image, int) - np.asarray(open_image(path), int)).max() <= 1
     assert Image.open(last[tab.growth]["value"]).n_frames >= 2
+
+
+@pytest.mark.parametrize(
+    ("alive", "index", "says"),
+    [
+        ((True,), 9, ""),
+        ((False,), 9, " The feature does not fire on it."),
+        ((False,), 4, " The feature does not fire on it yet."),
+        ((True, False), 9, " The feature does not fire on seed 1."),
+    ],
+)
+def test_the_summary_says_where_the_feature_does_not_fire(alive, index, says):
+    recipe = {"address": "1.mlp_act:3"}
+    results = [SimpleNamespace(score=1.0, transfer_score=0.5, alive=fires, recipe=recipe) for fires in alive]
+    grown = tuple(SimpleNamespace(seed=i, result=result) for i, result in enumerate(results))
+
+    text = summary(SimpleNamespace(pictures=grown, index=index, steps=10, classes="", photograph=None))
+
+    assert text.endswith(f"blurred.{says}")
+    assert "dead" not in text.lower()
 
 
 def test_time_is_asked_for_every_picture(app, tab, monkeypatch):

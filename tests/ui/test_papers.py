@@ -1,5 +1,6 @@
 """Results told as a story, and the strip of the first page."""
 
+import io
 import json
 import re
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.experiments.tables import Interval, Table
 from vitviz_hf.ui.app import App
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
-from vitviz_hf.ui.stored import results_folder, split_table, stored_result, stored_results
+from vitviz_hf.ui.stored import Shown, results_folder, split_table, stored_result, stored_results, story_html
 from vitviz_hf.ui.strip import strip_html
 
 
@@ -45,18 +46,41 @@ def tab(results, tiny_folder, monkeypatch):
     return App(str(tiny_folder("vit")), lambda _: lambda job: job, False).page.tab(ExperimentsTab)
 
 
-def test_a_stored_result_is_told_as_claim_figure_table_verdict(tab, results):
+def test_a_stored_result_is_told_as_claim_verdict_figure_table(tab, results):
     html = tab.show_result("late")[tab.story]
 
-    places = [
-        html.index(part) for part in ("The papers say", "<figure>", "<table>", "Cannot be told</b>: a sample of 1")
-    ]
+    parts = (
+        "The papers say",
+        "Cannot be told</b>: a sample of 1",
+        "<figure>",
+        "<caption>Table: narrow-sites</caption>",
+    )
+    places = [html.index(part) for part in (*parts, 'class="note"')]
     assert places == sorted(places)
     assert "arXiv:2212.06727, Fig. 4, 5 and 12" in html
     assert f'src="gradio_api/file={results}/late/figure.png"' in html and 'loading="lazy"' in html
     assert re.search(r'alt="Optimized pictures of each site, a row for each, narrow-sites of ', html)
     assert '<div class="scroll" tabindex="0" role="region"' in html and '<th scope="row">2</th><td>attn_in</td>' in html
     assert "Cannot be told: a sample of 1" in stored_result("late").text
+
+
+def test_each_table_has_its_name_notes_stand_once_and_wide_figures_scroll(tmp_path):
+    wide, tall = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (700, 200)).save(wide, "png")
+    Image.new("RGB", (200, 700)).save(tall, "png")
+    tables = {name: Table(("a",), ((1,),), ("The note.",)).to_markdown() for name in ("table", "table-shuffle-2")}
+    pictures = {"figure": wide.getvalue(), "other": tall.getvalue()}
+
+    def keep(data, name):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    html = story_html(Shown("group of x", "group", "here", tables, pictures, None), keep)
+
+    assert re.findall("<caption>(.*?)</caption>", html) == ["Variant clean", "Variant shuffle 2"]
+    assert 'aria-label="Variant shuffle 2 of group of x"' in html and html.count("The note.") == 1
+    assert html.count('<div class="scroll wide" tabindex="0" role="region" aria-label="') == 1
+    assert html.index("scroll wide") < html.index("figure.png") < html.index("other.png")
 
 
 def test_a_sample_that_is_too_small_says_nothing(tab):
@@ -83,6 +107,7 @@ def test_the_strip_shows_each_tile_once_escaped_and_links_to_its_map(results, mo
     html = strip_html()
 
     assert html.count("<li>") == 2 and "Layer 1: &lt;i&gt;" in html and html.count('loading="lazy"') == 4
+    assert html.count('target="_blank" rel="noopener"') == html.count("(opens in a new tab)") == 2
     assert "left: -100%; top: 0" in html and "width: 200%" in html
     assert (
         "?tab=maps&amp;model=tiny%2Fvit&amp;photo=coins&amp;kind=mlp_act&amp;layer=1&amp;feature=1.mlp_act%3A9" in html

@@ -405,6 +405,8 @@ def test_a_page_of_an_atlas_has_its_neighbours_as_cards(app, atlas):
 
     known = app.page.shelf.atlas(atlas).neighbours(parse_feature("1.mlp_act:3"), 8)
     assert "Most activating images" in page and known
+    assert page.count("Features whose scores go with") == 2  # the heading, and the name of the group of cards
+    assert "(correlation over the images)" not in page
     assert re.findall(r'data-pick="([^"]+)"', page) == [str(f) for f, _ in known]
 
 

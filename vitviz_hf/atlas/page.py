@@ -74,11 +74,12 @@ def check_model(view: ModelView, atlas: Atlas) -> None:
         )
 
 
-def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) -> str:
+def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, neighbours: bool = True) -> str:
     """The page as an HTML fragment with its pictures inside.
 
     Args:
         n: images at either end.
+        neighbours: name the features whose scores go with this one's.
 
     Raises:
         AtlasError: the atlas is of another model.
@@ -96,7 +97,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8) ->
         std=table.std[i],
         sparsity=table.sparsity[i],
         quantiles=list(zip(QUANTILES, table.quantiles[i].tolist(), strict=True)),
-        neighbours=atlas.neighbours(feature),
+        neighbours=atlas.neighbours(feature) if neighbours else None,
         how=atlas.words,
         words=atlas.feature_words(feature),
         picture=picture and _figure({_OPTIMIZED: open_image(picture)}, f"optimized picture, score {score:.3g}"),

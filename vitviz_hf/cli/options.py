@@ -143,7 +143,7 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 def describe(result: "Visualization") -> str:
     """One line about an optimized picture."""
     text = f"score {result.score:.3g}, {result.transfer_score:.3g} turned, zoomed and blurred"
-    return text if result.alive else f"{text}; it is dead: the feature does not fire on it"
+    return text if result.alive else f"{text}; the feature does not fire on it"
 
 
 def parse_pair(text: str, separator: str, message: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from vitviz_hf.images import open_image
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.api import Api
-from vitviz_hf.ui.behavior_tab import BehaviorTab
+from vitviz_hf.ui.behavior_tab import VIEWS_CSS, BehaviorTab
 from vitviz_hf.ui.drawing import crop_html
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
@@ -32,7 +32,7 @@ from vitviz_hf.ui.tray import TRAY_CSS
 TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
-#features .caption-label, #views .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
+#features .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
 .photographs { display: flex; gap: 4px; overflow-x: auto; padding: 3px; }
 .photographs button { flex: none; padding: 0; border-radius: 4px; }
 .photographs img { width: 56px; height: 56px; border-radius: 4px; display: block; margin: 0; }
@@ -149,7 +149,7 @@ class App:
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
         if self.eager:
-            loaded.then(None, maps.feature, js=asks_js("feature"), api_visibility="private")
+            loaded.then(None, maps.feature, js=asks_js("feature", gesture=False), api_visibility="private")
 
     @shown
     def open(self, request: gr.Request) -> Values:
@@ -210,7 +210,7 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS,
+        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS + VIEWS_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,

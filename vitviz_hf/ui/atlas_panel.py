@@ -17,7 +17,7 @@ from vitviz_hf.atlas.store import Atlas, push_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, VitvizError
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.events import LATEST, Runs, shown
+from vitviz_hf.ui.events import LATEST, ONCE, Runs, shown
 from vitviz_hf.ui.made import UPLOADED, is_made
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
@@ -105,7 +105,7 @@ class AtlasPanel:
             self.search,
             [page.model, self.dataset, self.uploads, self.limit, self.layers, maps.layer],
             [self.status, self.news],
-            **LATEST,
+            **ONCE,
             **quiet,
         )
         self.cancel.click(self.runs.stop, None, self.status, queue=False, api_visibility="private")

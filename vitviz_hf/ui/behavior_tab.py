@@ -12,9 +12,22 @@ from vitviz_hf.ui.jobs import Viewed
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.picker import picked_js, picker
+from vitviz_hf.ui.picker import picked_js, picker, scroll_js
 
 _SIDE = 448
+_STACKED = "innerWidth < 720"
+"""JavaScript: whether the views stand below the picture."""
+VIEWS_CSS = """
+#views label[data-testid=block-label] { position: static; width: fit-content; }
+#views .grid-wrap { max-height: none; }
+#views .grid-container { padding-top: 6px; grid-auto-rows: auto; grid-template-columns: repeat(4, minmax(0, 1fr)); }
+#views .thumbnail-item { height: auto; aspect-ratio: auto; }
+#views .thumbnail-item > img { height: auto; aspect-ratio: 1; }
+#views .caption-label { position: static; max-width: none; padding: 2px 4px; border-width: 1px 0 0; border-radius: 0;
+  color: var(--body-text-color); font-size: 0.75rem; white-space: normal; overflow-wrap: anywhere; }
+#views .thumbnail-item:hover .caption-label { opacity: 1; }
+@media (max-width: 720px) { #views .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
+"""
 _CHANGES = {
     "tiles at random": "random",
     "tiles on the object": "salient",
@@ -113,6 +126,7 @@ class BehaviorTab:
             self.compare.click(self.compare_with, changed, filled, **private),
         ):
             page.link(event)
+            event.success(None, js=scroll_js("#views", _STACKED, "start"), **quiet)
             event.failure(lambda: ([], "", None), None, [self.views, self.facts, self.looked], queue=False, **quiet)
         grouped = self.group.click(self.group_patches, [model, photo, self.editor, self.layer], self.plot, **private)
         grouped.failure(lambda: "", None, self.plot, queue=False, **quiet)

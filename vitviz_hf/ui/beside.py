@@ -46,7 +46,7 @@ class Beside:
         """
         view = self._view(snapshot, atlas)
         if atlas and feature.site in atlas.sites:
-            body, told = feature_page(view, atlas, feature), tell_atlas(atlas)
+            body, told = feature_page(view, atlas, feature, neighbours=False), tell_atlas(atlas)
             near = atlas.neighbours(feature, _NEIGHBOURS)
         else:
             atlas, view = None, self._shelf.view(snapshot)

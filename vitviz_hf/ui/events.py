@@ -21,6 +21,10 @@ LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": No
 """Of clicks that wait, the last counts. Whose turn it is on the device, lane.py says."""
 
 
+ONCE: dict[str, Any] = {**LATEST, "trigger_mode": "once"}
+"""Of the button of a long run: what is pressed while it runs does not run it again."""
+
+
 class Runs:
     """The visitors' long runs, one each.
 

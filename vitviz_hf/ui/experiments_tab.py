@@ -9,7 +9,7 @@ import gradio as gr
 
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import VitvizError
-from vitviz_hf.ui.events import LATEST, Runs, shown, whole_number
+from vitviz_hf.ui.events import ONCE, Runs, shown, whole_number
 from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.jobs import MAX_SAMPLE, SAMPLED, experiment_seconds
 from vitviz_hf.ui.lane import Stopped, Waiting
@@ -86,12 +86,12 @@ class ExperimentsTab:
             [self.status, self.story],
             api_visibility="private",
             show_progress="hidden",
-            **LATEST,
+            **ONCE,
         )
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
 
     def shows(self, result: Shown) -> Values:
-        """Claim, figures, tables, verdict."""
+        """Claim, verdict, figures, tables, notes."""
         return {self.story: story_html(result, lambda data, name: keep_file(self.story, data, name))}
 
     @shown

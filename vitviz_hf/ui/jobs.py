@@ -299,7 +299,7 @@ class Jobs:
                 result = run_experiment(name, views, source, config, Path(folder), progress)
             figures = {title: encode_figure(figure, "png") for title, figure in result.figures.items()}
             title = f"{name} of {', '.join(view.model_id for view in views)}, a small sample"
-            tables = (result.tables["table"].to_markdown(),)
+            tables = {"table": result.tables["table"].to_markdown()}
             return Shown(title, name, experiment.source, tables, figures, judged(name, result.found))
 
         with ThreadPoolExecutor(1) as pool:

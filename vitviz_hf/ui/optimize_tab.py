@@ -15,7 +15,7 @@ from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
 from vitviz_hf.templates import to_data_uri
 from vitviz_hf.ui.beside import Beside
-from vitviz_hf.ui.events import LATEST, Runs, one_word, shown, whole_number
+from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, shown, whole_number
 from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.growing import Frame, Grown, Wanted, gpu_seconds
 from vitviz_hf.ui.growth import Growth
@@ -126,7 +126,10 @@ class OptimizeTab:
     def connect(self) -> None:
         """Connect its events."""
         page = self.page
-        # One event, of which the last waits: two runs at once would each add to the same tray.
+        # First: what a click starts is awaited before its next event.
+        for started in (self.start.click, self.objective.submit):
+            page.link(started(None, js=scroll_js("#grown"), api_visibility="private"))
+        # One event, which runs once at a time: two runs at once would each add to the same tray.
         gr.on(
             [self.start.click, self.objective.submit],
             self.visualize,
@@ -134,10 +137,8 @@ class OptimizeTab:
             [*self.grown, self.kept_pictures, self.tray],
             show_progress="hidden",
             api_visibility="private",
-            **LATEST,
+            **ONCE,
         )
-        page.link(self.start.click(None, api_visibility="private"))
-        page.link(self.objective.submit(None, api_visibility="private"))
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
         changed = [self.preset.input, self.steps.input, self.pictures.input, self.start.click]
         gr.on(
@@ -372,9 +373,8 @@ def summary(frame: Frame) -> str:
     if frame.photograph:
         name, best = frame.photograph
         text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
-    dead = [grown for grown, result in zip(frame.pictures, results, strict=True) if not result.alive]
-    if dead and len(results) > 1:
-        text += f" Dead, as the feature does not fire on it: seed {', '.join(str(grown.seed) for grown in dead)}."
-    elif dead:
-        text += " It is dead: the feature does not fire on it. Try another seed or preset."
+    silent = [str(grown.seed) for grown, result in zip(frame.pictures, results, strict=True) if not result.alive]
+    if silent:
+        which = f"seed {', '.join(silent)}" if len(results) > 1 else "it"
+        text += f" The feature does not fire on {which}{' yet' if after < frame.steps else ''}."
     return text

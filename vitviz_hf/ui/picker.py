@@ -81,7 +81,8 @@ _ASKER = """
 let picked = {};
 window.vitvizAsk = {
   moved: false,
-  pick(name, value) {
+  pick(name, value, gesture = true) {
+    this.gesture ||= gesture;
     if (name === "photo") picked = {};
     if (name === "patch") delete picked.feature;
     if (name) picked[name] = value;
@@ -91,7 +92,8 @@ window.vitvizAsk = {
     const taken = picked;
     picked = {};
     this.upload = upload?.path;
-    this.moved = "photo" in taken || "feature" in taken;
+    this.moved = this.gesture && ("photo" in taken || "feature" in taken);
+    this.gesture = false;
     return JSON.stringify(taken);
   },
 };
@@ -106,9 +108,13 @@ def asker() -> gr.HTML:
     return gr.HTML(visible="hidden", js_on_load=_ASKER)
 
 
-def asks_js(name: str = "") -> str:
-    """For an event's `js`: asks; with the name of what was picked, whose value is the event's input if it has one."""
-    return f"(value = null) => {{ window.vitvizAsk.pick({name!r}, value); return []; }}"
+def asks_js(name: str = "", gesture: bool = True) -> str:
+    """For an event's `js`: asks; with the name of what was picked, whose value is the event's input if it has one.
+
+    Args:
+        gesture: the visitor did it, so that its answer is brought into sight.
+    """
+    return f"(value = null) => {{ window.vitvizAsk.pick({name!r}, value, {str(gesture).lower()}); return []; }}"
 
 
 def take_js() -> str:
@@ -155,14 +161,15 @@ def picked_js(name: str, at: int) -> str:
     return f"(...inputs) => {{ inputs[{at}] = window.vitvizPicked?.[{name!r}] ?? inputs[{at}]; return inputs; }}"
 
 
-def scroll_js(target: str, wanted: str = "true") -> str:
+def scroll_js(target: str, wanted: str = "true", block: str = "nearest") -> str:
     """For an event's `js`: brings a component into sight, where pictures and results stand below each other.
 
     Args:
         wanted: JavaScript that is true if it is to be done.
+        block: where on the screen, as in `scrollIntoView`; `start` for what grows when its pictures come.
     """
     return f"""() => {{
-  if (!{wanted}) return;
+  if (!({wanted})) return;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  document.querySelector({target!r})?.scrollIntoView({{block: "nearest", behavior: still ? "auto" : "smooth"}});
+  document.querySelector({target!r})?.scrollIntoView({{block: {block!r}, behavior: still ? "auto" : "smooth"}});
 }}"""

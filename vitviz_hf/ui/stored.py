@@ -17,10 +17,14 @@ from vitviz_hf.experiments.verdict import Claim, Found, Verdict, read_found
 from vitviz_hf.templates import load_template
 from vitviz_hf.ui.files import file_link
 
+_WIDE = 3
+"""Width over height above which a figure is scrolled sideways."""
 PAPERS_CSS = """
 .story-of h3 { margin: 0.6rem 0 0.2rem; }
 .story-of figure { margin: 1rem 0; }
 .story-of figure img { width: 100%; height: auto; margin: 0; background: #fff; border-radius: 4px; }
+.story-of .wide img { min-width: 1100px; }
+.story-of caption { text-align: left; font-weight: 600; padding: 4px 8px; color: var(--body-text-color); }
 .story-of figcaption { padding-top: 4px; }
 .story-of .scroll { overflow-x: auto; margin: 0.6rem 0; }
 .story-of .scroll:focus-visible { outline: 3px solid var(--body-text-color); }
@@ -41,8 +45,8 @@ class Shown:
     title: str
     experiment: str
     source: str
-    tables: tuple[str, ...]
-    """Markdown."""
+    tables: Mapping[str, str]
+    """Name -> markdown."""
     figures: Mapping[str, bytes | Path]
     """Name -> PNG or WebP."""
     verdict: Verdict | None
@@ -59,11 +63,16 @@ class Shown:
         parts = [f"## {self.title}", f"Source: {self.source}."]
         if self.claim:
             parts.append(f"The papers say: {self.claim.text} Criterion: {self.claim.criterion}")
-        return "\n\n".join([*parts, *self.tables, *([f"**{self.verdict}**"] if self.verdict else [])])
+        return "\n\n".join([*parts, *self.tables.values(), *([f"**{self.verdict}**"] if self.verdict else [])])
 
     def label(self, figure: str) -> str:
         """What a figure shows."""
         return self.claim.label(figure) if self.claim else figure.replace("-", " ")
+
+    def caption(self, table: str) -> str:
+        """What a table is of."""
+        part = table.removeprefix("table").strip("-").replace("-", " ")
+        return f"Variant {part or 'clean'}" if self.experiment == "group" else f"Table: {part or self.experiment}"
 
 
 def judged(experiment: str, found: Found) -> Verdict | None:
@@ -102,14 +111,14 @@ def stored_result(name: str) -> Shown:
         f"{facts['experiment']} of {models}",
         facts["experiment"],
         facts["source"],
-        tuple(path.read_text("utf-8") for path in sorted(folder.glob("*.md"))),
+        {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.md"), key=lambda path: path.stem)},
         {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".png", ".webp")},
         judged(facts["experiment"], read_found(folder, facts)),
     )
 
 
 def story_html(result: Shown, keep: Any) -> str:
-    """Claim, figures, tables, verdict.
+    """Claim, verdict, figures, tables, notes.
 
     Args:
         keep: bytes of a figure and its name -> path of a file that gradio serves.
@@ -118,13 +127,16 @@ def story_html(result: Shown, keep: Any) -> str:
     for name, data in result.figures.items():
         path = data if isinstance(data, Path) else keep(data, f"{name}.png")
         size = Image.open(path).size
-        figures.append({"link": file_link(str(path)), "label": result.label(name), "size": size})
+        wide = size[0] > _WIDE * size[1]
+        figures.append({"link": file_link(str(path)), "label": result.label(name), "size": size, "wide": wide})
     known = EXPERIMENTS.get(result.experiment)
+    tables = [{"caption": result.caption(name), **split_table(text)} for name, text in result.tables.items()]
     return load_template(__package__, "result.html").render(
         result=result,
         what=known.title if known else "",
         figures=figures,
-        tables=[split_table(t) for t in result.tables],
+        tables=tables,
+        notes=dict.fromkeys(note for table in tables for note in table["notes"]),
     )
 
 
