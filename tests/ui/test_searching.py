@@ -14,7 +14,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.errors import AtlasError, DatasetAccessError, DatasetError, SiteError
+from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, DatasetError, SiteError
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui import searching
@@ -298,6 +298,16 @@ def test_at_the_limit_what_was_searched_before_is_still_there(searches, vit, mon
         run(searches, vit, replace(PICTURES, limit=5))
 
 
+@pytest.mark.parametrize("given", ["much", "", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_told(searches, vit, monkeypatch, given):
+    monkeypatch.setenv("VITVIZ_ATLAS_GB", given)
+
+    with pytest.raises(ConfigError, match=rf"the disk space for atlases must be .*; got '{given}'") as caught:
+        run(searches, vit)
+    assert "VITVIZ_ATLAS_GB" in str(caught.value) and "VITVIZ_ATLAS_GB" not in caught.value.for_visitor
+    assert caught.value.for_visitor.endswith("Tell whoever runs this server.")
+
+
 def test_what_was_not_used_for_longest_goes_and_what_is_in_use_stays(searches, vit, monkeypatch):
     asked = [replace(PICTURES, limit=n) for n in (4, 5, 6)]
     first, second, third = (run(searches, vit, a)[-1].name for a in asked)
@@ -347,6 +357,7 @@ def test_uploaded_photographs_are_searched_and_their_atlas_is_listed_for_nobody(
 
     atlas = searches._shelf.atlas(last.name)
     assert (atlas.manifest["n_images"], atlas.manifest["n_skipped"]) == (3, 1)
+    assert last.doing == "Done: 3 photographs were searched, 1 could not be read."
     assert atlas.manifest["dataset"] == "uploaded photographs" and searches._shelf.atlas_for(vit) is None
     assert atlas.image(0).name[0] in "012" and not folder.exists()
 

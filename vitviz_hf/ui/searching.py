@@ -209,7 +209,8 @@ class Searches:
                 state, why = self._read(run, source, recipe, config, ahead)
             if state.done:
                 shutil.rmtree(folder)
-            run.tell(f"{why}: {state.n_images:,} photographs were searched.{'' if state.done else _GOES_ON}")
+            lost = f", {state.n_skipped:,} could not be read" if state.n_skipped else ""
+            run.tell(f"{why}: {state.n_images:,} photographs were searched{lost}.{'' if state.done else _GOES_ON}")
 
     @contextmanager
     def _taken(self, name: str, stop: Event) -> Iterator[None]:
