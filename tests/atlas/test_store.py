@@ -266,6 +266,10 @@ def test_an_atlas_of_before_images_were_checked_is_still_read(made, tmp_path):
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest | {"n_non_finite": "<b>"}))
     with pytest.raises(AtlasError, match="n_non_finite is '<b>'"):
         open_atlas(str(tmp_path / "old"))
+    for odd, message in (("<b>", "non_finite is '<b>'"), ({str(ACT): "x"}, f"'x' images are left out at {ACT}")):
+        (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest | {"non_finite": odd}))
+        with pytest.raises(AtlasError, match=message):
+            open_atlas(str(tmp_path / "old"))
 
 
 def test_the_crops_that_remain_are_those_of_ranked_images(tiny_view, folder, tmp_path):

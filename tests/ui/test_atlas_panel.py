@@ -146,7 +146,7 @@ def test_uploads_are_searched_and_their_atlas_is_offered_to_nobody_else(features
     manifest = features.shelf.atlas(name).manifest
 
     assert (manifest["dataset"], manifest["n_images"]) == (UPLOADED, 3)
-    assert ("3 uploaded photographs in layer 1, yours", name) in mine[panel.atlas]["choices"]
+    assert ("3 photographs in layer 1, uploaded", name) in mine[panel.atlas]["choices"]
     assert name not in offered(panel)[0]
 
 

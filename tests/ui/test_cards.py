@@ -1,22 +1,26 @@
 """Cards: what they say and show, against maps made one by one."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitviz_hf import Feature, Site, activation_map, activations, open_image, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
-from vitviz_hf.atlas.store import open_atlas
+from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.errors import ModelError
 from vitviz_hf.reading.exemplars import Exemplar, crop_exemplar, crop_seen
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.stream import builtin_paths, open_source
-from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult, feature_card
+from vitviz_hf.ui.beside import Beside
+from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult, deviations, feature_card, usual_values
 from vitviz_hf.ui.drawing import (
     cards_html,
     crop_html,
@@ -206,3 +210,61 @@ def test_a_card_by_itself_shows_the_optimized_picture_its_word_and_what_is_told(
     assert 'alt="Optimized picture of 1.mlp_act:5"' in page and 'alt="coins, patch 1,0: 3"' in page
     assert "&lt;i&gt;fur&lt;/i&gt;" in page and "<small>1.mlp_act:5, +2.5 sd</small>" in page
     assert page.count("<img") == 2
+
+
+def test_the_highest_score_on_a_page_is_that_of_the_photograph_named_with_it(trained, monkeypatch):
+    shelf = Shelf(trained.model_id)
+    reference = load_reference(trained)
+    scores = reference.scores[FEATURE.site].clone()
+    scores[7, FEATURE.index], scores[7, 0] = 1000, math.nan
+    spoiled = replace(reference, scores={**reference.scores, FEATURE.site: scores})
+    monkeypatch.setattr(Shelf, "reference", lambda *_: spoiled)
+    highest, best = reference.scores[FEATURE.site][:, FEATURE.index].where(torch.arange(19) != 7, -math.inf).max(0)
+
+    page = Beside(shelf).page(shelf.snapshot(trained.model_id), None, FEATURE)
+
+    assert re.search(rf"highest {float(highest):.3g}\s+\({reference.names[best].replace('_', ' ')}\)", page)
+    silent = replace(spoiled, scores={**reference.scores, FEATURE.site: scores * math.nan})
+    monkeypatch.setattr(Shelf, "reference", lambda *_: silent)
+    with pytest.raises(ModelError, match=r"no built-in photograph has finite values at 1\.mlp_act"):
+        Beside(shelf).page(shelf.snapshot(trained.model_id), None, FEATURE)
+
+
+@pytest.mark.parametrize("patch", [False, True])
+def test_what_is_usual_in_an_atlas_spreads_by_a_tenth_of_the_median_or_more(trained, own_atlas, monkeypatch, patch):
+    reference, plain = load_reference(trained), own_atlas.table(FEATURE.site)
+
+    def usual(std):
+        values = np.array(std, np.float32)
+        known = replace(plain, std=values, peak_std=values, mean=values, peak_mean=values)
+        monkeypatch.setattr(Atlas, "table", lambda *_: known)
+        return usual_values(reference, own_atlas, FEATURE.site, patch)
+
+    found, silent = usual([0, 0.05, 1, 3, 2]), usual([0, 0, 0])
+
+    assert found.std.tolist() == pytest.approx([0.1, 0.1, 1, 3, 2]) and found.told == "16 photographs of builtin"
+    assert (deviations(torch.zeros(3), silent) == 0).all()
+
+
+def test_scores_of_an_atlas_of_strongest_patches_are_not_compared_with_means(trained, tmp_path):
+    config = SearchConfig(layers=(1,), kinds=("mlp_act",), k=2, limit=16, reduce="max")
+    atlas = make_atlas(trained, open_source("builtin"), config, tmp_path / "max")
+    reference = load_reference(trained)
+
+    mean, strongest = (usual_values(reference, atlas, FEATURE.site, patch) for patch in (False, True))
+
+    assert mean.told == "the 19 built-in photographs" and strongest.told == "16 photographs of builtin"
+    assert torch.equal(mean.mean, reference.scores[FEATURE.site].mean(0))
+
+
+def test_exemplars_of_an_atlas_come_strongest_first(trained, own_atlas):
+    mixed = [
+        feature
+        for feature in (Feature(FEATURE.site, i) for i in range(own_atlas.sites[FEATURE.site]))
+        if np.any(np.diff([hit.peak for hit in own_atlas.hits(feature)[:4] if hit.peak > 0]) > 0)
+    ]
+    assert mixed  # hits come in the order of scores
+
+    for feature in mixed[:3]:
+        values = [e.value for e, _ in feature_card(Shelf(trained.model_id), trained, own_atlas, feature).exemplars]
+        assert values == sorted((hit.peak for hit in own_atlas.hits(feature)[:4] if hit.peak > 0), reverse=True)

@@ -14,7 +14,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.errors import AtlasError, DatasetAccessError, DatasetError, SiteError
+from vitviz_hf.errors import AtlasError, ConfigError, DatasetAccessError, DatasetError, SiteError
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui import searching
@@ -164,6 +164,24 @@ def test_who_asks_for_the_same_shares_one_search_and_who_leaves_does_not_end_it(
     assert len(pieces) == N // 4 + 1 or len(pieces) == N // 4
 
 
+def test_who_waits_for_the_same_search_under_other_words_can_leave(searches, vit, small_pieces):
+    go_on, whole = Event(), searches._piece
+    searches._piece = lambda *args: go_on.wait(20) and whole(*args)
+    first = searches.watch(vit, PICTURES, Event())
+    while not next(first).name:
+        pass
+    stop = Event()
+    second = searches.watch(vit, replace(PICTURES, split="validation"), stop)
+    next(second)
+    stop.set()
+    left = list(second)
+    alone = not go_on.is_set()
+    go_on.set()
+
+    assert alone and left[-1].doing == "Stopped before a photograph was searched."
+    assert list(first)[-1].written == N
+
+
 def test_a_page_that_is_closed_ends_its_search_and_what_was_read_is_kept(searches, vit, small_pieces):
     watching = searches.watch(vit, PICTURES, Event())
     while next(watching).written < 4:
@@ -271,6 +289,25 @@ def test_without_space_for_atlases_nothing_is_searched(searches, vit, monkeypatc
     assert not list((tmp_path / "cache").glob("atlases/*"))
 
 
+def test_at_the_limit_what_was_searched_before_is_still_there(searches, vit, monkeypatch):
+    run(searches, vit)
+    monkeypatch.setenv("VITVIZ_ATLAS_GB", "0")
+
+    assert run(searches, vit)[-1].doing == "It was searched before: here is its atlas."
+    with pytest.raises(AtlasError, match="no space is left"):
+        run(searches, vit, replace(PICTURES, limit=5))
+
+
+@pytest.mark.parametrize("given", ["much", "", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_told(searches, vit, monkeypatch, given):
+    monkeypatch.setenv("VITVIZ_ATLAS_GB", given)
+
+    with pytest.raises(ConfigError, match=rf"the disk space for atlases must be .*; got '{given}'") as caught:
+        run(searches, vit)
+    assert "VITVIZ_ATLAS_GB" in str(caught.value) and "VITVIZ_ATLAS_GB" not in caught.value.for_visitor
+    assert caught.value.for_visitor.endswith("Tell whoever runs this server.")
+
+
 def test_what_was_not_used_for_longest_goes_and_what_is_in_use_stays(searches, vit, monkeypatch):
     asked = [replace(PICTURES, limit=n) for n in (4, 5, 6)]
     first, second, third = (run(searches, vit, a)[-1].name for a in asked)
@@ -320,6 +357,7 @@ def test_uploaded_photographs_are_searched_and_their_atlas_is_listed_for_nobody(
 
     atlas = searches._shelf.atlas(last.name)
     assert (atlas.manifest["n_images"], atlas.manifest["n_skipped"]) == (3, 1)
+    assert last.doing == "Done: 3 photographs were searched, 1 could not be read."
     assert atlas.manifest["dataset"] == "uploaded photographs" and searches._shelf.atlas_for(vit) is None
     assert atlas.image(0).name[0] in "012" and not folder.exists()
 
@@ -355,6 +393,48 @@ def test_rows_are_read_ahead_once_and_no_further_than_needed(pictures, tmp_path,
 
     assert [row.data for row in rows] == [row.data for row, _ in source.read(0, 1, None)][25:30]
     assert len(asked) == len(set(asked)) == 30
+
+
+def test_a_row_that_comes_after_the_end_is_not_kept(pictures, tmp_path):
+    source, waiting, go_on = open_source("search/pictures"), Event(), Event()
+
+    def slow(rank, n_ranks, position):
+        for i, item in enumerate(source.read(rank, n_ranks, position)):
+            if i == 3:
+                waiting.set()
+                go_on.wait(20)
+            yield item
+
+    first = ReadAhead(replace(source, read=slow), tmp_path, 30)
+    assert waiting.wait(20) and first.ready == 3
+    first.close()
+    second = ReadAhead(source, tmp_path, 30)
+    assert second.wait_for(30, 20) and second.failure is None
+    go_on.set()
+    first._thread.join(20)
+
+    assert first.failure is None and first.ready == 3 and not first.finished
+    rows = [row.data for row, _ in read_kept(tmp_path)(0, 1, None)]
+    assert rows == [row.data for row, _ in source.read(0, 1, None)][:30]
+
+
+def test_the_end_of_a_stream_that_comes_after_the_end_is_not_kept(pictures, tmp_path):
+    source, waiting, go_on = open_source("search/pictures"), Event(), Event()
+
+    def slow(rank, n_ranks, position):
+        yield next(source.read(rank, n_ranks, position))
+        waiting.set()
+        go_on.wait(20)
+
+    ahead = ReadAhead(replace(source, read=slow), tmp_path, 30)
+    assert waiting.wait(20)
+    ahead.close()
+    go_on.set()
+    ahead._thread.join(20)
+
+    assert not ahead.finished
+    with pytest.raises(UsedUp):
+        list(read_kept(tmp_path)(0, 1, None))
 
 
 def test_a_stream_that_breaks_leaves_what_was_read(searches, vit, pictures, monkeypatch):

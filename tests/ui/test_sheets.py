@@ -1,6 +1,7 @@
 """Sheets of tiles, against tiles that are cut one by one."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from vitviz_hf import Feature, Site, VisualizeConfig, open_image, visualize
 from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.store import open_atlas
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.images import cover
 from vitviz_hf.reading.exemplars import crop_tile, list_exemplars
@@ -91,6 +93,16 @@ def test_grids_of_other_orders_have_other_keys(grid):
 
     assert Grid(known, known.order("index"), grid.tiles).key != grid.key
     assert Grid(known, grid.order.copy(), grid.tiles).key == grid.key
+
+
+def test_of_an_atlas_that_was_put_away_there_is_no_sheet(trained, tmp_path):
+    make_atlas(trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a")
+    atlas = open_atlas(str(tmp_path / "a"))
+    known, kept = atlas_statistics(atlas, SITE), Sheets()
+    key = kept.put(Grid(known, known.order("index"), AtlasTiles(atlas, SITE, False)))
+    shutil.rmtree(tmp_path / "a")
+
+    assert kept.sheet(key, 0) == b""
 
 
 def test_an_atlas_shows_its_own_peaks_and_optimized_pictures(trained, tmp_path):

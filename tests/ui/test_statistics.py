@@ -2,17 +2,21 @@
 
 import csv
 import io
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from vitviz_hf import Feature, Site, activations, open_image, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.errors import ConfigError, SiteError
+from vitviz_hf.errors import ConfigError, ModelError, SiteError
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.stream import builtin_paths, open_source
-from vitviz_hf.ui.statistics import Statistics, atlas_statistics, model_statistics
+from vitviz_hf.ui.cards import deviations, usual_values
+from vitviz_hf.ui.statistics import Statistics, atlas_statistics, model_statistics, tell_atlas
 
 SITE = Site(1, "mlp_act")
 
@@ -34,7 +38,7 @@ def test_they_are_those_of_the_scores_and_patches(known, values):
 
     assert known.n_images == len(builtin_paths()) and known.told == "the 19 built-in photographs"
     assert known.mean == pytest.approx(scores.mean(0), abs=1e-5)
-    assert known.std == pytest.approx(scores.std(0), abs=1e-5)
+    assert known.std == pytest.approx(scores.std(0, ddof=1), abs=1e-5)
     assert known.maximum == pytest.approx(scores.max(0), abs=1e-5)
     assert known.sparse == pytest.approx((values <= 0).mean((0, 1)), abs=1e-5)
     assert np.array_equal(known.fires, (values > 0).any((0, 1)))
@@ -67,22 +71,71 @@ def test_an_order_of_a_model_is_that_of_numpy(known, values):
     scores = values.mean(1)
     live = np.flatnonzero((values > 0).any((0, 1)))
 
-    far = ((scores.max(0) - scores.mean(0)) / np.maximum(scores.std(0), 1e-12))[known.order("unusual", True)]
+    std = scores.std(0, ddof=1)
+    far = ((scores.max(0) - scores.mean(0)) / np.maximum(std, 0.1 * np.median(std)))[known.order("unusual", True)]
 
     assert set(known.order("unusual", True)) == set(live)
     assert np.all(np.diff(far) <= 1e-3)
 
 
+def test_the_unusual_is_that_of_a_card_of_the_same_photograph(trained, known, tmp_path):
+    reference = load_reference(trained)
+    scores = reference.scores[SITE].clone()
+    scores[:, 5], scores[4, 5] = 0, 1e-4  # a feature that hardly ever moves
+    reference = replace(reference, scores={**reference.scores, SITE: scores})
+    known = model_statistics(trained, reference, SITE)
+    atlas = made_atlas(trained, tmp_path)
+    table = atlas.table(SITE)
+
+    above = deviations(scores.max(0).values, usual_values(reference, None, SITE, False))
+    in_atlas = deviations(torch.tensor(table.top_scores[:, 0]), usual_values(reference, atlas, SITE, False))
+
+    assert known.unusual == pytest.approx(above.numpy(), rel=1e-3, abs=1e-4) and known.unusual[5] < 1
+    assert atlas_statistics(atlas, SITE).unusual == pytest.approx(in_atlas.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_photographs_that_are_not_finite_are_left_out_and_without_any_it_is_told(trained):
+    reference = load_reference(trained)
+
+    def with_scores(scores):
+        return replace(reference, scores={**reference.scores, SITE: scores})
+
+    spoiled = reference.scores[SITE].clone()
+    spoiled[3, 0] = spoiled[4, 1] = math.nan
+    assert model_statistics(trained, with_scores(spoiled), SITE).told == "the 17 built-in photographs"
+    spoiled[1:] = math.nan
+    one = model_statistics(trained, with_scores(spoiled), SITE)
+    assert one.n_images == 1 and one.std.max() == one.unusual.max() == 0
+    with pytest.raises(ModelError, match=r"no built-in photograph has finite values at 1\.mlp_act; check"):
+        model_statistics(trained, with_scores(spoiled * math.nan), SITE)
+
+
+def test_images_that_an_atlas_left_out_at_a_site_are_not_counted(trained, tmp_path):
+    atlas, other = made_atlas(trained, tmp_path), Site(2, "mlp_act")
+    part = replace(atlas, manifest=atlas.manifest | {"non_finite": {str(SITE): 3}})
+    old = replace(atlas, manifest={k: v for k, v in atlas.manifest.items() if k != "non_finite"})
+
+    told = atlas_statistics(part, SITE)
+
+    assert (told.n_images, told.told) == (16, "16 photographs of builtin")
+    assert usual_values(load_reference(trained), part, SITE, False).told == told.told
+    assert tell_atlas(part, other) == tell_atlas(old, SITE) == "19 photographs of builtin"
+
+
+def made_atlas(view, folder):
+    config = SearchConfig(layers=(1,), kinds=("mlp_act",), k=2)
+    return make_atlas(view, open_source("builtin"), config, folder / "a")
+
+
 def test_an_atlas_tells_its_own(trained, values, known, tmp_path):
-    atlas = make_atlas(
-        trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
-    )
+    atlas = made_atlas(trained, tmp_path)
 
     told = atlas_statistics(atlas, SITE)
 
     assert told.told == "19 photographs of builtin" and told.n_images == 19
-    for name in ("mean", "std", "maximum", "sparse"):
+    for name in ("mean", "maximum", "sparse"):
         assert getattr(told, name) == pytest.approx(getattr(known, name), abs=1e-2)
+    assert told.std * math.sqrt(19 / 18) == pytest.approx(known.std, abs=1e-2)
     assert np.array_equal(told.fires, known.fires)
 
 

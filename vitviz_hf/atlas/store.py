@@ -233,6 +233,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     wrong += [
         k for k in ("revision", "dataset_revision") if manifest[k] and not re.fullmatch(r"[0-9a-f]+", manifest[k])
     ]
+    if not isinstance(left_out := manifest.get("non_finite", {}), dict):
+        wrong.append("non_finite")
     if manifest["reduce"] not in ("mean", "max"):
         wrong.append("reduce")
     size = manifest["input_size"]
@@ -244,6 +246,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         parse_site(site, None)
         if not isinstance(n, int):
             raise ValueError(f"{site} has {n!r} features")
+        if not isinstance(lost := left_out.get(site, 0), int):
+            raise ValueError(f"{lost!r} images are left out at {site}")
         grid = manifest.get("grids", {}).get(site, [1, 1])
         if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(x, int) and 0 < x <= 4096 for x in grid)):
             raise ValueError(f"the grid of {site} is {grid!r}")

@@ -8,7 +8,7 @@ from vitviz_hf.errors import ModelError
 from vitviz_hf.images import outline_patch, pixels_to_image
 from vitviz_hf.models.view import ModelView, check_feature, find_tap, to_pixels
 from vitviz_hf.reading.reference import Reference
-from vitviz_hf.sites import Feature
+from vitviz_hf.sites import Feature, Site
 
 _PATCHES = 5
 """Side of a crop, unless that is less than a quarter of the picture, as in the first stages of a pyramid."""
@@ -47,10 +47,15 @@ def list_exemplars(view: ModelView, reference: Reference, feature: Feature, n: i
     places = reference.places[feature.site][:, feature.index].tolist()
     known = [(value, i) for i, value in enumerate(peaks.tolist()) if peaks[i].isfinite()]
     if not known:
-        raise ModelError(f"no built-in photograph has finite values at {feature.site}; check the model's weights.")
+        raise nothing_finite(feature.site)
     best = sorted(known, key=lambda pair: (-pair[0], pair[1]))[:n]
     shown = best[:1] + [pair for pair in best[1:] if pair[0] > 0]
     return [Exemplar(reference.names[i], divmod(places[i], cols), value) for value, i in shown]
+
+
+def nothing_finite(site: Site) -> ModelError:
+    """What is raised where no photograph tells anything of a site."""
+    return ModelError(f"no built-in photograph has finite values at {site}; check the model's weights.")
 
 
 def crop_exemplar(view: ModelView, photograph: Image.Image, feature: Feature, patch: tuple[int, int]) -> Image.Image:

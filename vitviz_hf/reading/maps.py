@@ -128,9 +128,12 @@ def usual_scores(reference: Tensor) -> tuple[Tensor, Tensor]:
     reference = reference[reference.isfinite().all(1)]
     if len(reference) < 2:
         raise ConfigError(f"unusualness takes finite scores of 2 reference images or more; got {len(reference)}.")
-    mean, std = reference.mean(0), reference.std(0)
-    floor = 0.1 * std.median() + torch.finfo(torch.float32).tiny
-    return mean, std.clamp_min(float(floor))
+    return reference.mean(0), usual_spread(reference.std(0))
+
+
+def usual_spread(std: Tensor) -> Tensor:
+    """Standard deviations [F] of a site's features, each at least a tenth of their median."""
+    return std.clamp_min(float(0.1 * std.median() + torch.finfo(torch.float32).tiny))
 
 
 def name_precision(view: ModelView) -> str:

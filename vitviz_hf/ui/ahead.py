@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from threading import Condition, Event, Thread
+from threading import Condition, Thread
 from typing import Any
 
 from vitviz_hf.errors import DatasetError, VitvizError
@@ -34,7 +34,7 @@ class ReadAhead:
         """`folder` may hold what was read ahead before, of the same source."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._source, self._limit = folder / "rows.sqlite", source, limit
-        self._changed, self._closed = Condition(), Event()
+        self._changed, self._closed = Condition(), False
         self.failure: Exception | None = None
         """Why no more rows come."""
         with closing(_connect(self._path)) as db:
@@ -63,9 +63,9 @@ class ReadAhead:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread, at its next row."""
-        self._closed.set()
+        """Nothing is kept from now on; the thread ends at its next row."""
         with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -80,14 +80,17 @@ class ReadAhead:
 
     def _read_on(self, db: sqlite3.Connection) -> None:
         for row, mark in islice(self._source.read(0, 1, self._position), self._limit - self._n):
-            self._keep(db, row, mark)
             with self._changed:
-                self._changed.wait_for(lambda: self.ready < _AHEAD or self._closed.is_set())
-            if self._closed.is_set():
-                return
-        with db:
-            db.execute("INSERT OR REPLACE INTO facts VALUES ('finished', '')")
-        self.finished = True
+                if not self._closed:
+                    self._keep(db, row, mark)
+                self._changed.wait_for(lambda: self.ready < _AHEAD or self._closed)
+                if self._closed:  # another one may read on in the same folder
+                    return
+        with self._changed:
+            if not self._closed:
+                with db:
+                    db.execute("INSERT OR REPLACE INTO facts VALUES ('finished', '')")
+                self.finished = True
 
     def _keep(self, db: sqlite3.Connection, row: Row, mark: Callable[[], Any]) -> None:
         with db:
@@ -95,9 +98,8 @@ class ReadAhead:
             db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", [self._n, row.name, row.label, row.data])
             facts = {"n": self._n + 1, "used": self._used, "position": json.dumps(mark())}
             db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [(k, str(v)) for k, v in facts.items()])
-        with self._changed:
-            self._n += 1
-            self._changed.notify_all()
+        self._n += 1
+        self._changed.notify_all()
 
 
 def read_kept(folder: Path) -> Callable[[int, int, Any], Iterator[tuple[Row, Callable[[], Any]]]]:

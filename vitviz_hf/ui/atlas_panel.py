@@ -159,7 +159,8 @@ class AtlasPanel:
         options |= {a.name: f"{described(a)}, {_origin(a, self._own(a))}" for a in known}
         options |= {i: f"{i}, on the Hub" for i in found}
         if is_made(name) and name not in options:
-            options[name] = f"{described(self.shelf.atlas(name))}, yours"
+            atlas = self.shelf.atlas(name)
+            options[name] = f"{described(atlas)}, {_origin(atlas, False)}"
         info = f"{_EXPLAINED} {note}".strip()
         return gr.update(choices=[(text, value) for value, text in options.items()], value=name, info=info)
 
@@ -248,10 +249,12 @@ def described(atlas: Atlas) -> str:
     """What an atlas holds, such as `2,000 photographs of owner/name in 12 layers`."""
     m, layers = atlas.manifest, sorted({site.layer for site in atlas.sites})
     n = f"{m['n_images']:,}"
-    own = {BUILTIN: f"{n} built-in photographs", UPLOADED: f"{n} uploaded photographs"}
+    own = {BUILTIN: f"{n} built-in photographs", UPLOADED: f"{n} photographs"}
     photographs = own.get(m["dataset"], f"{n} photographs of {m['dataset']}")
     return f"{photographs} in " + (f"{len(layers)} layers" if len(layers) > 1 else f"layer {layers[0]}")
 
 
 def _origin(atlas: Atlas, own: bool) -> str:
+    if atlas.manifest["dataset"] == UPLOADED:
+        return "uploaded"
     return "this server's own" if own else "made on this server" if is_made(atlas.name) else "from the Hub"

@@ -15,7 +15,7 @@ from vitviz_hf.models.view import ModelView, at_size, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
-from vitviz_hf.reading.reference import correlated_features
+from vitviz_hf.reading.reference import best_photograph, correlated_features
 from vitviz_hf.sites import Feature, parse_feature
 from vitviz_hf.templates import load_template
 from vitviz_hf.ui.cards import FeatureCard, feature_card, fitting_atlas
@@ -46,7 +46,7 @@ class Beside:
         """
         view = self._view(snapshot, atlas)
         if atlas and feature.site in atlas.sites:
-            body, told = feature_page(view, atlas, feature, neighbours=False), tell_atlas(atlas)
+            body, told = feature_page(view, atlas, feature, neighbours=False), tell_atlas(atlas, feature.site)
             near = atlas.neighbours(feature, _NEIGHBOURS)
         else:
             atlas, view = None, self._shelf.view(snapshot)
@@ -85,7 +85,7 @@ class Beside:
         """What there is to say of a feature without an atlas."""
         reference, i = self._shelf.reference(view), feature.index
         known = model_statistics(view, reference, feature.site)
-        best = int(reference.scores[feature.site][:, i].nan_to_num(-torch.inf).argmax())
+        best, _ = best_photograph(reference.scores, feature)
         return load_template(__package__, "feature.html").render(
             feature=str(feature),
             model_id=view.model_id,
@@ -93,7 +93,7 @@ class Beside:
             mean=known.mean[i],
             std=known.std[i],
             maximum=known.maximum[i],
-            best=reference.names[best].replace("_", " "),
+            best=best.replace("_", " "),
             active=1 - known.sparse[i],
             fires=known.fires[i],
             tiles=self._tiles(view, feature, list_exemplars(view, reference, feature)),

@@ -13,7 +13,7 @@ from vitviz_hf.images import open_image
 from vitviz_hf.models.seen import Box
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
-from vitviz_hf.reading.maps import activation_map, usual_scores
+from vitviz_hf.reading.maps import activation_map, usual_scores, usual_spread
 from vitviz_hf.reading.recording import Acts
 from vitviz_hf.reading.reference import Reference
 from vitviz_hf.sites import Feature, Site
@@ -121,9 +121,8 @@ def _usual_in(atlas: Atlas, site: Site, patch: bool) -> Usual | None:
     mean, std = (table.peak_mean, table.peak_std) if patch else (table.mean, table.std)
     if mean is None or std is None or (not patch and atlas.manifest["reduce"] != "mean"):
         return None
-    at_least = np.maximum(std, 0.1 * np.median(std) + 1e-30)
-    kept, spread = (torch.tensor(x, dtype=torch.float32) for x in (mean, at_least))
-    return Usual(kept, spread, tell_atlas(atlas))
+    kept, spread = (torch.tensor(x, dtype=torch.float32) for x in (mean, std))
+    return Usual(kept, usual_spread(spread), tell_atlas(atlas, site))
 
 
 def measure(acts: Acts, features: list[Feature], usual: Usual, patch: tuple[int, int] | None) -> list[Fired]:

@@ -8,6 +8,7 @@ KEY is a digest of what decides the result of the search, so that whoever asks f
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import cache_folder
 
 UPLOADED = "uploaded photographs"
@@ -58,8 +60,21 @@ def mark_used(name: str) -> None:
 
 
 def disk_limit() -> int:
-    """Most bytes that atlases made here may take: `VITVIZ_ATLAS_GB` (default 4); 0 keeps none."""
-    return int(float(os.environ.get("VITVIZ_ATLAS_GB", "4")) * 1e9)
+    """Most bytes that atlases made here may take: `VITVIZ_ATLAS_GB` (default 4); 0 keeps none.
+
+    Raises:
+        ConfigError: that is no such number.
+    """
+    given, size = os.environ.get("VITVIZ_ATLAS_GB", "4"), math.nan
+    with suppress(ValueError):
+        size = float(given)
+    if not 0 <= size < math.inf:
+        raise ConfigError(
+            f"the disk space for atlases must be a number of GB, 0 or more; got {given!r}.",
+            "Set the environment variable VITVIZ_ATLAS_GB to one, such as 4, or unset it.",
+            "Tell whoever runs this server.",
+        )
+    return int(size * 1e9)
 
 
 def make_room(running: Collection[str]) -> int:
@@ -67,6 +82,9 @@ def make_room(running: Collection[str]) -> int:
 
     Args:
         running: names that are searched for; they stay, as does what was used in the last ten minutes.
+
+    Raises:
+        ConfigError: see `disk_limit`.
     """
     folders = [path for path in cache_folder().glob("atlases/*") if path.is_dir()]
     for folder in folders:

@@ -134,6 +134,7 @@ class Searches:
                 run.watching -= 1
                 if not run.watching:
                     run.stop.set()
+                    self._changed.notify_all()
         if not run.stop.is_set():
             yield replace(run.seen, doing="It goes on: another visitor asked for the same.", ended=True)
             return
@@ -198,28 +199,26 @@ class Searches:
         recipe = search_recipe(view, source, config)
         name = made_name(recipe)
         folder = made_folder(name) / "search"
-        with self._taken(name):
+        with self._taken(name, run.stop):
             run.tell(run.seen.doing, name=name, written=_images(name))
             if run.seen.written and not folder.is_dir():
                 run.tell("It was searched before: here is its atlas.")
                 return
+            self._check_room()
             with closing(ReadAhead(source, folder, run.asked.limit)) as ahead:
                 state, why = self._read(run, source, recipe, config, ahead)
             if state.done:
                 shutil.rmtree(folder)
-            run.tell(f"{why}: {state.n_images:,} photographs were searched.{'' if state.done else _GOES_ON}")
+            lost = f", {state.n_skipped:,} could not be read" if state.n_skipped else ""
+            run.tell(f"{why}: {state.n_images:,} photographs were searched{lost}.{'' if state.done else _GOES_ON}")
 
     @contextmanager
-    def _taken(self, name: str) -> Iterator[None]:
+    def _taken(self, name: str, stop: Event) -> Iterator[None]:
         """Nobody else searches for this name inside the block; afterwards there is an atlas of it, or nothing."""
         with self._changed:
-            self._changed.wait_for(lambda: name not in self._names)
-            if make_room(self._names | {name}) >= disk_limit():
-                raise AtlasError(
-                    f"no space is left for atlases on this server; the limit is {disk_limit() / 1e9:g} GB.",
-                    "Raise it with the environment variable VITVIZ_ATLAS_GB.",
-                    "Try again later, or make one on your own machine with 'vitviz search'.",
-                )
+            self._changed.wait_for(lambda: name not in self._names or stop.is_set())
+            if name in self._names:
+                raise Stopped
             self._names.add(name)
         try:
             yield
@@ -229,6 +228,14 @@ class Searches:
             with self._changed:
                 self._names.discard(name)
                 self._changed.notify_all()
+
+    def _check_room(self) -> None:
+        if make_room(self._names) >= disk_limit():
+            raise AtlasError(
+                f"no space is left for atlases on this server; the limit is {disk_limit() / 1e9:g} GB.",
+                "Raise it with the environment variable VITVIZ_ATLAS_GB.",
+                "Try again later, or make one on your own machine with 'vitviz search'.",
+            )
 
     def _read(
         self, run: Run, source: Source, recipe: dict[str, Any], config: SearchConfig, ahead: ReadAhead

@@ -1,6 +1,7 @@
 """Small tiles of all features of a site, in sheets that are made when they are first asked for."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Condition, Lock
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitviz_hf.atlas.store import Atlas, Hit
+from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import cover, encode, open_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.exemplars import crop_tile
@@ -153,7 +155,10 @@ class Sheets:
     def sheet(self, key: str, number: int) -> bytes:
         """See `Grid.sheet`; empty if there is none, or its grid has gone."""
         grid = self.grid(key)
-        return self._drawn(grid, key, number) if grid and 0 <= number < grid.n_sheets else b""
+        if grid and 0 <= number < grid.n_sheets:
+            with suppress(OSError, AtlasError):  # its atlas was put away meanwhile
+                return self._drawn(grid, key, number)
+        return b""
 
     @cachedmethod(
         lambda self: self._sheets,

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.reading.exemplars import nothing_finite
+from vitviz_hf.reading.maps import usual_spread
 from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature, Site
 
@@ -24,11 +27,13 @@ class Statistics:
 
     site: Site
     n_images: int
+    """With finite scores at the site."""
     told: str
     """Of which images."""
     mean: NDArray[np.floating[Any]]
     """Of the scores."""
     std: NDArray[np.floating[Any]]
+    """Of the scores; of few photographs as of a sample, of an atlas as of all there are."""
     maximum: NDArray[np.floating[Any]]
     """The highest score of an image."""
     sparse: NDArray[np.floating[Any]]
@@ -36,8 +41,8 @@ class Statistics:
 
     @property
     def unusual(self) -> NDArray[np.floating[Any]]:
-        """The highest score in standard deviations above the mean."""
-        return (self.maximum - self.mean) / np.maximum(self.std, 1e-12)
+        """The highest score in standard deviations above the mean, as cards tell it: see `usual_spread`."""
+        return (self.maximum - self.mean) / usual_spread(torch.tensor(self.std)).numpy()
 
     @property
     def fires(self) -> NDArray[np.bool_]:
@@ -91,8 +96,8 @@ def atlas_statistics(atlas: Atlas, site: Site) -> Statistics:
     table = atlas.table(site)
     return Statistics(
         site,
-        int(atlas.manifest["n_images"]),
-        tell_atlas(atlas),
+        count_images(atlas, site),
+        tell_atlas(atlas, site),
         table.mean,
         table.std,
         table.top_scores[:, 0],
@@ -105,17 +110,26 @@ def model_statistics(view: ModelView, reference: Reference, site: Site) -> Stati
 
     Raises:
         SiteError: the model has no such site.
+        ModelError: no photograph has finite scores.
     """
     find_tap(view, site)
     finite = reference.scores[site].isfinite().all(1)
     scores, active = (part[site][finite].double().numpy() for part in (reference.scores, reference.active))
     n = len(scores)
-    return Statistics(site, n, tell_photographs(n), scores.mean(0), scores.std(0), scores.max(0), 1 - active.mean(0))
+    if not n:
+        raise nothing_finite(site)
+    std = scores.std(0, ddof=min(1, n - 1))
+    return Statistics(site, n, tell_photographs(n), scores.mean(0), std, scores.max(0), 1 - active.mean(0))
 
 
-def tell_atlas(atlas: Atlas) -> str:
+def count_images(atlas: Atlas, site: Site) -> int:
+    """Images of an atlas but for those left out at a site."""
+    return int(atlas.manifest["n_images"] - atlas.manifest.get("non_finite", {}).get(str(site), 0))
+
+
+def tell_atlas(atlas: Atlas, site: Site) -> str:
     """`2,000 photographs of OWNER/NAME`."""
-    return f"{atlas.manifest['n_images']:,} photographs of {atlas.manifest['dataset']}"
+    return f"{count_images(atlas, site):,} photographs of {atlas.manifest['dataset']}"
 
 
 def tell_photographs(n: int) -> str:
@@ -144,15 +158,16 @@ def model_rows(view: ModelView, site: Site, sort: str, offset: int, n: int) -> R
     Raises:
         SiteError: the model has no such site.
         ConfigError: unknown sort, or nothing at this offset.
+        ModelError: no photograph has finite scores.
     """
     grid, reference = find_tap(view, site).patch_grid, load_reference(view)
+    known, rows = model_statistics(view, reference, site), []
     finite = reference.scores[site].isfinite().all(1).numpy()
     scores, peaks, places = (
         part[site].numpy()[finite] for part in (reference.scores, reference.peaks, reference.places)
     )
     names = np.array(reference.names)[finite]
     best, strongest = scores.argmax(0), peaks.argmax(0)
-    known, rows = model_statistics(view, reference, site), []
     for i in _page(known, sort, offset, n):
         at = strongest[i]
         peak = {
