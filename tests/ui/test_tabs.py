@@ -304,6 +304,19 @@ def test_a_tab_that_is_opened_shows_its_atlas_or_views_at_once_and_only_once(app
     assert behavior.first_look(app.model.value, photo, "", -1, "linear", True) == gr.skip()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
+@pytest.mark.parametrize(("layer", "said"), [(None, "layer must be a whole number from 0; got nothing"), (77, "")])
+def test_a_layer_that_is_not_there_is_told_or_the_last_one_is_taken(app, layer, said):
+    maps = app.page.tab(MapsTab)
+    values = opened(app)
+    settings = [values.get(c, getattr(c, "value", None)) for c in maps.asked]
+    settings[3] = maps.layer.preprocess(layer)
+
+    shown = maps.answer("{}", None, None, *settings)
+
+    assert said in shown[maps.status] if said else shown[maps.status].startswith("**Layer 2, mlp_act")
+
+
 def test_a_ranking_is_against_the_atlas_that_was_chosen(app, atlas, hub, tmp_path):
     few = make_atlas(
         load_model("tiny/vit", device="cpu"), open_source("builtin"), SearchConfig(k=2, limit=7), tmp_path / "a"

@@ -135,8 +135,9 @@ class MapsTab:
             info="from early (edges, colors) to late (things)",
             buttons=[],
         )
-        # What is on its way while another model is loaded may still have a layer that this one lacks; `Asked` says so.
-        self.layer.preprocess = float
+        # What is on its way while another model is loaded may still have a layer that this one lacks, and the box may
+        # be empty: `Asked` says so, where gradio's check is an error without a way on.
+        self.layer.preprocess = lambda value: value
         self.layer_set = settled("layer")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.kind = gr.Dropdown(
