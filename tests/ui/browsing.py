@@ -47,6 +47,8 @@ def barriers(page):
     from axe_playwright_python.sync_playwright import Axe
 
     wait_until_idle(page)
+    toasts = page.locator(".toast-body").all_inner_texts()
+    assert not toasts, toasts
     found = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
     return [(v["id"], node["html"], node["failureSummary"]) for v in found for node in v["nodes"]]
 

@@ -192,7 +192,7 @@ def test_pictures_come_as_files(client):
     assert Image.open(drawn).width >= 500 and "1.mlp_act:3" in sentence and told["rows"] == 4
     assert read_recipe(file)["config"]["steps"] == 3 and "after 3 steps" in text and scores["steps"] == 3
     assert os.path.getsize(picture) == os.path.getsize(file)
-    assert len(views) == 1 + 4  # the picture, and levels 0 to 3
+    assert len(views) == 1 + 4 + 1  # the picture, levels 0 to 3, and the bar of logarithmic brightness
 
 
 def test_several_pictures_come_with_a_file_and_a_score_each(client):

@@ -415,7 +415,7 @@ TOP = "document.querySelector({!r}).getBoundingClientRect().top"
 
 
 def test_on_a_phone_a_run_and_a_clicked_patch_bring_their_pictures_onto_the_screen(browser, url):
-    with visiting(browser, viewport={"width": 390, "height": 800}, reduced_motion="reduce") as page:
+    with visiting(browser, leaves=True, viewport={"width": 390, "height": 800}, reduced_motion="reduce") as page:
         opened(page, url, "?tab=optimize&objective=1.mlp_act:7&preset=fast&steps=1000")
         page.locator("#optimize").click()
         wait_for_text(page, "#optimize-status", "Step ")
@@ -609,6 +609,8 @@ def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
     wait_for_text(page, "#optimize-status", "Cancelled.")
     assert time.monotonic() - start < 1
 
+    wait_for_text(page, "#optimize-status", "Cancelled. 2.mlp_act:7")  # what was made is kept by now
+    page.wait_for_timeout(500)
     page.locator("#preset label", has_text="auto").click()
     page.locator("#steps input").fill("3")  # the lane is free again
     page.locator("#optimize").click()

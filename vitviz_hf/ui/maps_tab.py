@@ -33,6 +33,10 @@ from vitviz_hf.ui.picker import asker, asks_js, pick_js, picker, scroll_js, sett
 FIRST_FEATURE = "5.mlp_act:1059"
 _FIRST_PHOTO = "chelsea"
 _SHOWN = 12
+# What is on its way while another model is loaded may still have a layer that this one lacks, and the box may be empty:
+# handlers say so, where gradio's check is an error without a way on. Of the class, since gradio makes a component anew
+# when its maximum changes.
+gr.Slider.preprocess = lambda self, payload: payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +139,6 @@ class MapsTab:
             info="from early (edges, colors) to late (things)",
             buttons=[],
         )
-        # What is on its way while another model is loaded may still have a layer that this one lacks, and the box may
-        # be empty: `Asked` says so, where gradio's check is an error without a way on.
-        self.layer.preprocess = lambda value: value
         self.layer_set = settled("layer")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.kind = gr.Dropdown(
