@@ -118,11 +118,11 @@ class SiteFold:
         """Take in images with keys [B], but for those not `finite` [B].
 
         Args:
-            rows: [B] numbers that tell copies of an image apart, which would add up in one slot; keys if None.
             scores: [B, F]
             active: [B, F] share of patches with a positive activation.
             peaks: [B, F] activation of the strongest patch.
             places: [B, F] its place in the row of patches.
+            rows: [B] numbers that tell copies of an image apart, which would add up in one slot; keys if None.
 
         Returns:
             The keys now ranked, [n].

@@ -14,8 +14,8 @@ from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.figures import picture_grid
 from vitviz_hf.experiments.pictures.choosing import check_features, one_model, optimized, picture_config
-from vitviz_hf.experiments.pictures.judge import Judge, open_judge
-from vitviz_hf.experiments.pictures.realism import kernel_distance, percentile, spectrum_distance
+from vitviz_hf.experiments.pictures.judge import Judge, open_judge, spread_layers
+from vitviz_hf.experiments.pictures.realism import kernel_distance, mean_of_pairs, percentile, spectrum_distance
 from vitviz_hf.experiments.pictures.trials import (
     LEAST_IMAGES,
     N_EXEMPLARS,
@@ -114,8 +114,7 @@ def run(
 
 def layers_of(view: ModelView, wanted: Sequence[int] | None) -> list[int]:
     """Layers at a sixth, a third, a half, two thirds, five sixths and the end."""
-    depth = len(view.layers)
-    layers = wanted or sorted({max(0, round(depth * i / 6) - 1) for i in range(1, 7)})
+    layers = wanted or spread_layers(view)
     for layer in layers:
         find_tap(view, Site(layer, "mlp_act"))
     return list(dict.fromkeys(layers))
@@ -191,11 +190,7 @@ def _excited(
 
 
 def _cosine(values: Any) -> float | None:
-    if len(values) < 2:
-        return None
-    inner = values @ values.T
-    n = len(values)
-    return float((inner.sum() - np.trace(inner)) / (n * (n - 1)))
+    return mean_of_pairs(values @ values.T) if len(values) > 1 else None
 
 
 def table_of_shares(judged: Sequence[Judged], task: str, seed: int, notes: tuple[str, ...]) -> Table:

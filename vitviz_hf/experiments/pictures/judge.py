@@ -62,6 +62,10 @@ def open_judge(name: str | None, model: ModelView) -> Judge:
         raise ConfigError(
             f"the judge is the model itself, {name!r}: it would agree with its own mistakes. Name another."
         )
+    return Judge(view, tuple(Site(layer, "resid") for layer in spread_layers(view)))
+
+
+def spread_layers(view: ModelView) -> list[int]:
+    """The layers at a sixth, a third, a half, two thirds, five sixths and the end; none of a network without layers."""
     depth = len(view.layers)
-    layers = sorted({round((i + 1) * depth / _DEPTHS) - 1 for i in range(_DEPTHS)} - {-1}) if depth else []
-    return Judge(view, tuple(Site(layer, "resid") for layer in layers))
+    return sorted({max(0, round(depth * i / _DEPTHS) - 1) for i in range(1, _DEPTHS + 1)}) if depth else []

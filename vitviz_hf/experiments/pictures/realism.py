@@ -1,5 +1,7 @@
 """How far pictures are from photographs, without the weights that such distances usually need."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,11 +20,14 @@ def kernel_distance(own: Floats, photographs: Floats) -> float:
     def kernel(x: Floats, y: Floats) -> NDArray[np.float64]:
         return np.asarray((x.astype(np.float64) @ y.astype(np.float64).T / size + 1) ** 3)
 
-    def among(values: Floats) -> float:
-        inner, n = kernel(values, values), len(values)
-        return float((inner.sum() - np.trace(inner)) / (n * (n - 1)))
+    within = mean_of_pairs(kernel(own, own)) + mean_of_pairs(kernel(photographs, photographs))
+    return within - 2 * float(kernel(own, photographs).mean())
 
-    return among(own) + among(photographs) - 2 * float(kernel(own, photographs).mean())
+
+def mean_of_pairs(inner: NDArray[Any]) -> float:
+    """Mean of a square matrix without its diagonal: over pairs of different things."""
+    n = len(inner)
+    return float((inner.sum() - np.trace(inner)) / (n * (n - 1)))
 
 
 def percentile(value: float, among: NDArray[np.floating]) -> float:
