@@ -202,12 +202,10 @@ class OptimizeTab:
         """The pictures as they grow; those that are stopped are kept."""
         last: Frame | None = None
         with self.runs.one_for(request) as stop:
-            yield {self.status: "Loading the model ...", **self._cleared(1)}
             try:
                 asked = to_wanted(feature, preset, steps, seed, pictures)
+                yield {self.status: "Loading the model ...", **self._cleared(asked.pictures)}
                 growth = Growth(asked.pictures)
-                if asked.pictures > 1:
-                    yield self._cleared(asked.pictures)
                 for frame in self.frames(model_id, asked, stop):
                     if isinstance(frame, Waiting):
                         yield {self.status: str(frame)}
@@ -224,14 +222,13 @@ class OptimizeTab:
                     values = self.ended(model_id, asked, kept, growth, tray)
                     yield {**values, self.status: f"Cancelled. {summary(kept)}"}
             except VitvizError as error:
-                yield {self.status: html.escape(error.for_visitor)}
+                yield {self.status: html.escape(error.for_visitor), **({} if last else self._cleared(1))}
                 raise
 
     def _cleared(self, n: int) -> Values:
         """Some empty places."""
-        height = _HEIGHTS[n]
         values: Values = {place: gr.update(visible=i < n) for i, place in enumerate(self.places)}
-        values |= {live: gr.update(value=None, label="Optimized picture", height=height) for live in self.lives}
+        values |= {live: gr.update(value=None, label="Optimized picture", height=_HEIGHTS[n]) for live in self.lives}
         return values | {button: gr.update(value=None, interactive=False) for button in (*self.downloads, self.growth)}
 
     def shows(self, frame: Frame) -> Values:
@@ -249,7 +246,8 @@ class OptimizeTab:
 
     def ended(self, model_id: str, asked: Wanted, frame: Frame, growth: Growth, tray: Tray) -> Values:
         """The last moment of a run, with its files, which go on the tray."""
-        values = self.shows(frame) | {self.status: summary(frame)}
+        # All of it again: gradio's page can lose a place that was shown a moment before the pictures came.
+        values = self._cleared(len(frame.pictures)) | self.shows(frame) | {self.status: summary(frame)}
         film, name = growth.webp(), file_stem(_result(frame.pictures[0]).recipe["address"])
         film_path = keep_file(self.growth, film, f"{name}-growth.webp") if film else None
         made = []
