@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitviz_hf.optimize.loop import Step as Step
     from vitviz_hf.optimize.loop import visualize as visualize
     from vitviz_hf.optimize.loop import visualize_steps as visualize_steps
+    from vitviz_hf.optimize.objectives import AtToken as AtToken
     from vitviz_hf.optimize.objectives import Direction as Direction
     from vitviz_hf.optimize.objectives import Logit as Logit
     from vitviz_hf.optimize.objectives import Objective as Objective
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 # Imported when first used: torch and transformers take seconds, 'vitviz --help' must not.
 _HOMES = {
     "Acts": "reading.recording",
+    "AtToken": "optimize.objectives",
     "Atlas": "atlas.store",
     "Classification": "reading.classification",
     "Direction": "optimize.objectives",

@@ -1,5 +1,7 @@
 """Addresses: `6.mlp_act` is a site (layer and kind), `6.mlp_act:20` one feature of it.
 
+An objective can read a feature at one token: `6.mlp_act:20@cls`, `6.mlp_act:20@3,4` (row and column of a patch).
+
 The kinds, and what the papers call them:
 
 | kind | tensor | width | in the papers |
@@ -21,7 +23,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from vitviz_hf.errors import SiteError
 
@@ -47,6 +49,8 @@ _PAPER_NAMES = {
     "high": "mlp_act",
     "low": "mlp_out",
 }
+Token = Literal["cls"] | tuple[int, int]
+"""`cls`, the first prefix token: the class token of models that have one; or a patch as (row, column) of the grid."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,6 +113,20 @@ def parse_feature(address: str, kinds: Collection[str] | None = KINDS) -> Featur
     if not re.fullmatch(r"\d{1,7}", index):
         raise SiteError(f"{address!r} is not a feature; write LAYER.KIND:INDEX, for example '6.mlp_act:20'.")
     return Feature(parse_site(site, kinds), int(index))
+
+
+def parse_token(text: str) -> Token:
+    """Token from `cls` or `3,4`.
+
+    Raises:
+        SiteError: neither.
+    """
+    if text == "cls":
+        return "cls"
+    match = re.fullmatch(r"(\d{1,4}),(\d{1,4})", text)
+    if match is None:
+        raise SiteError(f"'@{text[:50]}' is not a token; write '@cls', or '@ROW,COLUMN' of a patch such as '@3,4'.")
+    return int(match[1]), int(match[2])
 
 
 def file_stem(address: object) -> str:

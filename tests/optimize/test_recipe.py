@@ -56,10 +56,11 @@ def reading(view, layer):
         hook.remove()
 
 
-def read(view, seen, images, index):
-    """Mean over patches of a feature and of its pre-activation on [M, 3, H, W]."""
+def read(view, seen, images, index, token=None):
+    """A feature and its pre-activation on [M, 3, H, W]: means over patches, or at one of all tokens."""
     view.module((images - 0.5) / 0.5)
-    return seen["act"][:, 1:, index].mean(1), seen["pre"][:, 1:, index].mean(1)
+    tokens = slice(1, None) if token is None else slice(token, token + 1)
+    return seen["act"][:, tokens, index].mean(1), seen["pre"][:, tokens, index].mean(1)
 
 
 def roughness(images):
@@ -72,12 +73,12 @@ def roughness(images):
     return total.mean()
 
 
-def measured_smoothness(view, layer):
+def measured_smoothness(view, layer, token):
     generator = generator_of(f"0 {layer}.mlp_act")
     start = torch.rand(4, 3, 32, 32, generator=generator).requires_grad_()
     with reading(view, layer) as seen:
         view.module((start - 0.5) / 0.5)
-    values = seen["pre"][:, 1:].mean(1)
+    values = seen["pre"][:, 1:].mean(1) if token is None else seen["pre"][:, token]
     probes = torch.randn(4, 64, generator=generator)
     (signal,) = torch.autograd.grad((values * probes).sum(), start)
     (rough,) = torch.autograd.grad(sum(roughness(x[None]) for x in start), start)
@@ -95,9 +96,9 @@ def turned(images, angle, zoom):
     return functional.grid_sample(images, torch.stack(grids), padding_mode="reflection", align_corners=False)
 
 
-def written_out(view, layer, index, config):
+def written_out(view, layer, index, config, token=None, at=""):
     """The recipe for one feature, with nothing of the package. -> pixels after each step, scores, dead steps."""
-    generator = generator_of(f"{config.seed} {layer}.mlp_act:{index}")
+    generator = generator_of(f"{config.seed} {layer}.mlp_act:{index}{at}")
     side, copies = 32 + 2 * config.margin, config.copies
     if config.canvas == "pixels":
         params = torch.rand(3, side, side, generator=generator)
@@ -115,7 +116,7 @@ def written_out(view, layer, index, config):
         return (colors @ planes.flatten(1)).reshape(planes.shape).sigmoid()
 
     params.requires_grad_()
-    smoothness = measured_smoothness(view, layer) if config.smoothness == "auto" else config.smoothness
+    smoothness = measured_smoothness(view, layer, token) if config.smoothness == "auto" else config.smoothness
     mean, square = torch.zeros_like(params), torch.zeros_like(params)
     pictures, scores, dead_steps = [], [], 0
     for step in range(config.steps):
@@ -135,7 +136,7 @@ def written_out(view, layer, index, config):
             dy, dx = torch.randint(-config.jitter, config.jitter + 1, (2,), generator=generator).tolist()
             images = torch.roll(images, (dy, dx), (2, 3))
         with reading(view, layer) as seen:
-            act, pre = read(view, seen, images, index)
+            act, pre = read(view, seen, images, index, token)
         scores.append(act.mean().item())
         dead_steps += scores[-1] <= 0
         target = pre.mean() if config.revive and scores[-1] <= 0 else act.mean()
@@ -153,8 +154,7 @@ def written_out(view, layer, index, config):
     return pictures, scores, dead_steps
 
 
-@pytest.fixture(scope="module")
-def late(tiny_folder):
+def made_late(tiny_folder, token=None):
     """A ViT whose feature 1.mlp_act:5 is dead on gray noise, but not far from firing."""
     view = load_model(str(tiny_folder("vit")), device="cpu")
     with torch.no_grad():
@@ -162,8 +162,13 @@ def late(tiny_folder):
         fc1.bias[5] = 0
         with reading(view, 1) as seen:
             gray = 0.5 + 0.1 * torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-            fc1.bias[5] = -0.1 - read(view, seen, gray, 5)[1].mean()
+            fc1.bias[5] = -0.1 - read(view, seen, gray, 5, token)[1].mean()
     return view
+
+
+@pytest.fixture(scope="module")
+def late(tiny_folder):
+    return made_late(tiny_folder)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +195,22 @@ def test_a_picture_is_its_recipe_written_out_in_plain_torch(preset, changes, lat
         torch.testing.assert_close(step.pixels[0].mean(), picture.mean(), atol=1e-4, rtol=0)
     assert int(found[-1].dead_steps[0]) == dead_steps
     if preset == "fast" and "revive" not in changes:
+        assert 0 < dead_steps < config.steps
+
+
+@pytest.mark.parametrize(("at", "token"), [("@cls", 0), ("@1,3", 1 + 1 * 4 + 3)])
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_a_picture_at_a_token_is_its_recipe_written_out_in_plain_torch(preset, at, token, tiny_folder):
+    view, config = made_late(tiny_folder, token), VisualizeConfig.preset(preset, steps=8 if preset == "fast" else 3)
+
+    found = list(visualize_steps(view, [f"1.mlp_act:5{at}"], config))
+
+    pictures, scores, dead_steps = written_out(view, 1, 5, config, token, at)
+    for step, picture, score in zip(found, pictures, scores, strict=True):
+        assert float(step.scores[0]) == pytest.approx(score, abs=1e-4)
+        assert ((step.pixels[0] - picture).abs() < 1e-3).float().mean() > 0.99
+    assert int(found[-1].dead_steps[0]) == dead_steps
+    if preset == "fast":
         assert 0 < dead_steps < config.steps
 
 

@@ -88,3 +88,13 @@ def test_values_beside_logits_are_those_without(vit):
     torch.testing.assert_close(acts[SITE].values, activations(vit, pixels, [SITE])[SITE].values)
     (gradient,) = torch.autograd.grad(acts[SITE].scores().sum() + logits.sum(), pixels)
     assert gradient.abs().sum() > 0
+
+
+def test_one_token_is_a_patch_or_the_first_prefix_token():
+    acts = made()
+
+    assert torch.equal(acts.at("cls"), acts.values[:, 0])
+    with pytest.raises(
+        ConfigError, match=r"^'1\.mlp_act' has no class token, only the patches of a grid of 2 rows and 3"
+    ):
+        made(n_prefix=0).at("cls")

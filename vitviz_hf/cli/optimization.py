@@ -33,7 +33,8 @@ def add_optimization_commands(verbs: Any) -> None:
         "words",
         nargs="+",
         metavar="[MODEL] FEATURE",
-        help="features, 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; minimize with --minimize",
+        help="features, at one token too (11.resid:5@cls, 5.mlp_act:10@3,4: row, column of a patch), 'logit:INDEX', "
+        "or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; minimize with --minimize",
     )
     visualize.add_argument("--minimize", action="store_true", help="minimize instead")
     visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
@@ -107,7 +108,7 @@ def _difference(before: Any, after: Any) -> str:
 def _single_feature(result: "Visualization") -> str | None:
     terms = result.recipe["objective"]
     address = str(terms[0].get("target", ""))
-    return address if len(terms) == 1 and terms[0]["weight"] == 1 and "." in address else None
+    return address if len(terms) == 1 and terms[0]["weight"] == 1 and "." in address and "@" not in address else None
 
 
 def _compared(result: "Visualization", reference: "Scores") -> str | None:

@@ -21,7 +21,7 @@ from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import Objective, Target, check_objective, to_objective
 from vitviz_hf.optimize.penalties import smoothness_weights, total_variation
 from vitviz_hf.optimize.recipe import Visualization, make_recipe
-from vitviz_hf.optimize.scores import Readout, score_pixels, transfer_scores
+from vitviz_hf.optimize.scores import Readout, check_sensitive, score_pixels, transfer_scores
 from vitviz_hf.reading.maps import name_precision
 
 
@@ -52,7 +52,7 @@ def visualize(
 
     Raises:
         SiteError: the model has no such site or feature.
-        ConfigError: a malformed objective.
+        ConfigError: a malformed objective, or one at a token that is not there, or that no picture changes.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (preset `paper`).
     """
@@ -82,6 +82,7 @@ def seeded_steps(
     """As `visualize_steps`, each picture with a seed of its own: it comes out as with that seed alone."""
     for objective in objectives:
         check_objective(view, objective)
+    check_sensitive(view, objectives)
     if objectives:
         yield from _optimize(view, list(objectives), config, seeds)
 

@@ -1,4 +1,7 @@
-"""What to maximize: weighted sums of features, directions and class logits. Bigger is better."""
+"""What to maximize: weighted sums of features, directions and class logits. Bigger is better.
+
+Features and directions count as the mean over patches, or at one token.
+"""
 
 import base64
 import difflib
@@ -10,16 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vitviz_hf.errors import ConfigError, FeatureError
+from vitviz_hf.errors import ConfigError, FeatureError, SiteError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.sites import KINDS, Feature, Site, parse_feature, parse_site
+from vitviz_hf.reading.recording import token_position
+from vitviz_hf.sites import KINDS, Feature, Site, Token, parse_feature, parse_site, parse_token
 
 MAX_TERMS = 64
+Place = tuple[Site | None, Token | None]
+"""Where a target is read: a site, None for the logits; and one of its tokens, None for the mean over patches."""
 
 
 class Target(Protocol):
-    """What an objective is a sum of: a `Feature`, `Direction` or `Logit`. Its text is its address."""
+    """What an objective is a sum of: `Feature`, `Direction`, either `AtToken`, or `Logit`. Its text is its address."""
 
     @property
     def site(self) -> Site | None:
@@ -57,6 +63,40 @@ class Direction:
         """The inverse of `to_json`; kinds as in `parse_site`."""
         vector = torch.frombuffer(bytearray(base64.b64decode(values["float32"])), dtype=torch.float32)
         return cls(parse_site(values["site"], kinds), tuple(vector.tolist()), str(values["name"]))
+
+
+@dataclass(frozen=True, slots=True)
+class AtToken:
+    """A feature or direction at one token: `11.resid:5@cls`, `5.mlp_act:10@3,4`.
+
+    At the class token of the last layer's `resid` it is what a classifier reads that does not take the mean over
+    patches. While a picture is optimized, turns, crops and shifts move it under the patch, so that what appears is
+    spread over the places that come to lie there.
+    """
+
+    target: Feature | Direction
+    token: Token
+    """Rows and columns are those of the site's own grid; hierarchical models have others in other layers."""
+
+    def __str__(self) -> str:
+        return f"{self.target}@{self._token}"
+
+    @property
+    def _token(self) -> str:
+        return self.token if self.token == "cls" else "{},{}".format(*self.token)
+
+    @property
+    def site(self) -> Site:
+        """Where the feature or direction is read."""
+        return self.target.site
+
+    def add_weights(self, weights: Any, factor: float) -> None:
+        """As those of the feature or direction."""
+        self.target.add_weights(weights, factor)
+
+    def to_json(self) -> dict[str, str]:
+        """As recipes have it: the token stands after the address, where versions that know none refuse it."""
+        return {k: f"{v}@{self._token}" if k in ("target", "site") else v for k, v in self.target.to_json().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +193,12 @@ def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objecti
         ConfigError: not of this form, or more than `MAX_TERMS` terms.
         SiteError: an address is malformed.
     """
-    term = r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+)"
+    term = r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.]+:\d+(?:@[\w,]+)?)"
     if not re.fullmatch(rf"\s*[+-]?\s*{term}(\s*[+-]\s*{term})*\s*", text):
         raise ConfigError(
             f"{text[:200]!r} is not an objective; write '5.mlp_act:10', '-5.mlp_act:10' to minimize, 'logit:207', "
-            "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'."
+            "or a sum such as '5.mlp_act:10 - 0.5*5.mlp_act:3'; '5.mlp_act:10@cls' is at the class token, "
+            "'5.mlp_act:10@3,4' at the patch in row 3, column 4."
         )
     parts = re.findall(rf"([+-]?)\s*{term}", text)
     if len(parts) > MAX_TERMS:
@@ -198,7 +239,7 @@ def check_objective(view: ModelView, objective: Objective) -> None:
     Raises:
         SiteError: no such site.
         FeatureError: no such feature or class, or a direction of another width.
-        ConfigError: nothing to maximize.
+        ConfigError: nothing to maximize, or no such token.
     """
     if not objective.terms:
         raise ConfigError("the objective has no terms.")
@@ -213,6 +254,9 @@ def _check_target(view: ModelView, target: Target) -> None:
         case Direction():
             if len(target.vector) != (size := find_tap(view, target.site).size):
                 raise FeatureError(f"'{target.site}' has {size} features; the direction has {len(target.vector)}.")
+        case AtToken():
+            _check_target(view, target.target)
+            token_position(find_tap(view, target.site), target.site, target.token)
         case Logit():
             if view.labels is None:
                 raise FeatureError(f"{view.model_id!r} has no classifier, so there is no '{target}'.")
@@ -225,6 +269,8 @@ def can_revive(view: ModelView, objective: Objective) -> bool:
     if len(objective.terms) != 1:
         return False
     weight, target = objective.terms[0]
+    if isinstance(target, AtToken):
+        target = target.target
     return (
         weight > 0
         and isinstance(target, Feature)
@@ -233,28 +279,37 @@ def can_revive(view: ModelView, objective: Objective) -> bool:
     )
 
 
-def readout(view: ModelView, objectives: Sequence[Objective]) -> dict[Site | None, Tensor]:
-    """Weights [N, F] of each objective on the features of each site that it reads; under None on the logits [N, K]."""
-    weights: dict[Site | None, Tensor] = {}
+def place_of(target: Target) -> Place:
+    """Where a target is read."""
+    return target.site, target.token if isinstance(target, AtToken) else None
+
+
+def readout(view: ModelView, objectives: Sequence[Objective]) -> dict[Place, Tensor]:
+    """Weights [N, F] of each objective on the features of each place that it reads; [N, K] on the logits."""
+    weights: dict[Place, Tensor] = {}
     for n, objective in enumerate(objectives):
         for factor, target in objective.terms:
-            site = target.site
-            if site not in weights:
+            site, _ = place = place_of(target)
+            if place not in weights:
                 size = len(view.labels or ()) if site is None else find_tap(view, site).size
-                weights[site] = torch.zeros(len(objectives), size, device=view.device)
-            target.add_weights(weights[site][n], factor)
+                weights[place] = torch.zeros(len(objectives), size, device=view.device)
+            target.add_weights(weights[place][n], factor)
     return weights
 
 
-def parse_target(address: str, kinds: Collection[str] | None = KINDS) -> Feature | Logit:
-    """A feature such as `5.mlp_act:10`, or a class such as `logit:207`; kinds as in `parse_site`.
+def parse_target(address: str, kinds: Collection[str] | None = KINDS) -> Target:
+    """A feature such as `5.mlp_act:10`, perhaps at a token, or a class such as `logit:207`; kinds as in `parse_site`.
 
     Raises:
         SiteError: neither.
     """
-    if match := re.fullmatch(r"logit:(\d+)", address):
+    whole, at, token = address.partition("@")
+    if match := re.fullmatch(r"logit:(\d+)", whole):
+        if at:
+            raise SiteError(f"{address!r}: a class has no tokens; write '{whole}'.")
         return Logit(int(match[1]))
-    return parse_feature(address, kinds)
+    feature = parse_feature(whole, kinds)
+    return AtToken(feature, parse_token(token)) if at else feature
 
 
 def target_from_json(values: Mapping[str, Any], kinds: Collection[str] | None = None) -> Target:
@@ -264,5 +319,7 @@ def target_from_json(values: Mapping[str, Any], kinds: Collection[str] | None = 
         SiteError: an address is malformed.
     """
     if "float32" in values:
-        return Direction.from_json(values, kinds)
+        site, at, token = str(values["site"]).partition("@")
+        direction = Direction.from_json({**values, "site": site}, kinds)
+        return AtToken(direction, parse_token(token)) if at else direction
     return parse_target(str(values["target"]), kinds)

@@ -12,12 +12,12 @@ from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.canvas import seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.objectives import Objective, Target
+from vitviz_hf.optimize.objectives import Objective, Place, Target, place_of
 from vitviz_hf.reading.recording import record, record_with_logits
-from vitviz_hf.sites import Site
+from vitviz_hf.sites import Site, Token
 
 
-def automatic_smoothness(view: ModelView, site: Site | None, strength: float) -> float:
+def automatic_smoothness(view: ModelView, site: Site | None, strength: float, token: Token | None = None) -> float:
     """Weight of total variation that balances gradients, measured on the model and site.
 
     The rule: `strength` times the gradient norm of a typical feature over the gradient norm of total variation, both
@@ -26,6 +26,7 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
 
     Args:
         site: None measures the logits.
+        token: where the features are read; None takes their means over patches.
     """
     generator = seeded_generator(0, str(site))
     noise = torch.rand(4, 3, *view.input_size, generator=generator).to(view.device)
@@ -36,7 +37,8 @@ def automatic_smoothness(view: ModelView, site: Site | None, strength: float) ->
         else:
             has_pre_act = site.kind == "mlp_act" and PRE_ACT in view.layers[site.layer].taps
             source = Site(site.layer, PRE_ACT) if has_pre_act else site
-            values = record(view, noise, [source])[source].in_float32().scores()
+            acts = record(view, noise, [source])[source].in_float32()
+            values = acts.scores() if token is None else acts.at(token)
         probes = torch.randn(values.shape, generator=generator).to(view.device)
         (signal,) = torch.autograd.grad((values * probes).sum(), noise)
         (roughness,) = torch.autograd.grad(total_variation(noise.unsqueeze(1)).sum(), noise)
@@ -48,13 +50,13 @@ def smoothness_weights(view: ModelView, objectives: list[Objective], config: Vis
     """Weight [N] of total variation for each objective: the config's, or measured."""
     if config.smoothness != "auto":
         return torch.full((len(objectives),), float(config.smoothness), device=view.device)
-    measured: dict[Site | None, float] = {}
+    measured: dict[Place, float] = {}
 
     def weight(term: tuple[float, Target]) -> float:
-        site = term[1].site
-        if site not in measured:
-            measured[site] = automatic_smoothness(view, site, config.auto_strength)
-        return abs(term[0]) * measured[site]
+        site, token = place = place_of(term[1])
+        if place not in measured:
+            measured[place] = automatic_smoothness(view, site, config.auto_strength, token)
+        return abs(term[0]) * measured[place]
 
     return torch.tensor([max(map(weight, o.terms)) for o in objectives], device=view.device)
 

@@ -32,7 +32,7 @@ class Visualization:
     pixels: Tensor
     """[3, H, W] in [0, 1], on the CPU."""
     score: float
-    """Value of the objective on the picture itself: mean over patches."""
+    """Value of the objective on the picture itself: mean over patches, or at the objective's token."""
     transfer_score: float
     """The same under transforms that were not optimized for, see `transfer_scores`."""
     dead_steps: int

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import seeded_generator
-from vitviz_hf.optimize.objectives import Objective, can_revive, readout
+from vitviz_hf.optimize.objectives import Objective, can_revive, place_of, readout
 from vitviz_hf.reading.recording import Acts, record, record_with_logits
-from vitviz_hf.sites import Site
+from vitviz_hf.sites import Site, Token
 
 
 def score_pixels(view: ModelView, objectives: Sequence[Objective], images: Tensor) -> Tensor:
@@ -37,16 +38,38 @@ def transfer_scores(view: ModelView, objectives: Sequence[Objective], pixels: Te
     return score_pixels(view, objectives, blurred).mean(1)
 
 
+def check_sensitive(view: ModelView, objectives: Sequence[Objective]) -> None:
+    """Raise if an objective reads the class token where it is the same for every picture, before the first attention.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for site in sorted({t.site for o in objectives for _, t in o.terms if t.site and place_of(t)[1] == "cls"}):
+        generator = seeded_generator(0, f"{site}@cls")
+        noise = torch.rand(1, 3, *view.input_size, generator=generator).to(view.device)
+        with torch.enable_grad():
+            noise.requires_grad_(True)
+            values = record(view, noise, [site])[site].at("cls").float()
+            probe = torch.randn(values.shape, generator=generator).to(view.device)
+            (gradient,) = torch.autograd.grad((values * probe).sum(), noise)
+        if not gradient.any():
+            raise ConfigError(
+                f"the class token is the same for every picture at '{site}', before its first attention; choose "
+                f"another kind, such as '{site.layer}.mlp_act', or a later layer."
+            )
+
+
 class Readout:
     """Values of objectives that share sites, each on its own images: [N, M, 3, H, W] -> [N, M]."""
 
     def __init__(self, view: ModelView, objectives: list[Objective]) -> None:
         self.view = view
         weights = readout(view, objectives)
-        self.logit_weights = weights.get(None)
-        self.weights = {site: w for site, w in weights.items() if site is not None}
+        self.logit_weights = weights.pop((None, None), None)
+        self.weights = {(site, token): w for (site, token), w in weights.items() if site is not None}
         self.revivable = torch.tensor([can_revive(view, o) for o in objectives], device=view.device)
-        self.pre_sites = {Site(s.layer, PRE_ACT): s for o in objectives if can_revive(view, o) for s in o.sites}
+        revivable = {place_of(o.terms[0][1]) for o in objectives if can_revive(view, o)}
+        self.pre_sites = {place: Site(place[0].layer, PRE_ACT) for place in self.weights if place in revivable}
         # torch 2.13 on a CPU: the gradient of a batch norm at rest is wrong for a single image where it arrives with
         # the colors last, as in XCiT. Two copies of the image have the same mean and the right gradient.
         batch_norms = any(isinstance(m, nn.BatchNorm2d) for m in view.module.modules())
@@ -61,21 +84,24 @@ class Readout:
 
     def _read(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         flat, copies = images.flatten(0, 1), images.shape[1]
-        wanted = set(self.weights) | set(self.pre_sites)
+        wanted = {site for site, _ in self.weights} | set(self.pre_sites.values())
         values = torch.zeros(images.shape[:2], device=images.device)
         if self.logit_weights is None:
             acts = record(self.view, flat, wanted)
         else:
             acts, logits = record_with_logits(self.view, flat, wanted)
             values = values + torch.einsum("nmk,nk->nm", logits.float().unflatten(0, (-1, copies)), self.logit_weights)
-        for site, weights in self.weights.items():
-            values = values + _mean_over_patches(acts[site], weights, copies)
+        for (site, token), weights in self.weights.items():
+            values = values + _weighted(acts[site], token, weights, copies)
         if not self.pre_sites:
             return values, None
-        pre = [_mean_over_patches(acts[p], self.weights[s], copies) for p, s in self.pre_sites.items()]
+        pre = [_weighted(acts[s], place[1], self.weights[place], copies) for place, s in self.pre_sites.items()]
         return values, torch.stack(pre).sum(0)
 
 
-def _mean_over_patches(acts: Acts, weights: Tensor, copies: int) -> Tensor:
+def _weighted(acts: Acts, token: Token | None, weights: Tensor, copies: int) -> Tensor:
+    """Weighted sum of the features at a token, or of their means over patches."""
+    if token is not None:
+        return torch.einsum("nmf,nf->nm", acts.at(token).float().unflatten(0, (-1, copies)), weights)
     patches = acts.patches.float().unflatten(0, (-1, copies))
     return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)

@@ -13,7 +13,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.models.hooks import Reader, read_inputs_and_outputs
 from vitviz_hf.models.measure import Tap
 from vitviz_hf.models.view import ModelView, check_index, find_tap, run, to_site
-from vitviz_hf.sites import Feature, Site
+from vitviz_hf.sites import Feature, Site, Token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,19 +53,36 @@ class Acts:
         """Score of every feature: `mean` or `max` over patch tokens, [B, F]."""
         return self.patches.mean(dim=1) if reduce == "mean" else self.patches.amax(dim=1)
 
-    def at(self, patch: tuple[int, int]) -> Tensor:
-        """Every feature at one patch (row, column) of the grid, [B, F].
+    def at(self, token: Token) -> Tensor:
+        """Every feature at one patch (row, column) of the grid, or at the first prefix token (`cls`), [B, F].
 
         Raises:
-            ConfigError: outside the grid.
+            ConfigError: outside the grid, or there are no prefix tokens.
         """
-        rows, cols = self.tap.patch_grid
-        row, col = patch
-        if not (0 <= row < rows and 0 <= col < cols):
+        return self.values[:, token_position(self.tap, self.site, token)]
+
+
+def token_position(tap: Tap, site: Site, token: Token) -> int:
+    """Place of a token among all that a tap reads, T.
+
+    Raises:
+        ConfigError: outside the grid, or there are no prefix tokens.
+    """
+    rows, cols = tap.patch_grid
+    if token == "cls":
+        if not tap.n_prefix:
             raise ConfigError(
-                f"patch {row},{col} is outside the grid of {rows} rows (0-{rows - 1}) and {cols} columns."
+                f"'{site}' has no class token, only the patches of a grid of {rows} rows and {cols} columns; leave "
+                "'@cls' out for their mean, or name one of them, such as '@0,0'."
             )
-        return self.patches[:, row * cols + col]
+        return 0
+    row, col = token
+    if not (0 <= row < rows and 0 <= col < cols):
+        raise ConfigError(
+            f"patch {row},{col} is outside the grid of {rows} rows (0-{rows - 1}) and {cols} columns (0-{cols - 1}) "
+            f"of '{site}'."
+        )
+    return tap.n_prefix + row * cols + col
 
 
 class _Done(BaseException):

@@ -176,8 +176,8 @@ class Api:
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            feature: address such as 5.mlp_act:10, logit:207 or logit:tabby, or a sum of them; a minus in front
-                minimizes.
+            feature: address such as 5.mlp_act:10, at the class token (5.mlp_act:10@cls) or a patch (5.mlp_act:10@3,4:
+                row, column), logit:207 or logit:tabby, or a sum of them; a minus in front minimizes.
             preset: auto, paper, paper-clip, fourier or fast.
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.

@@ -86,7 +86,8 @@ class OptimizeTab:
             elem_id="objective",
             max_lines=1,
             info="layer.kind:index, a class such as logit:17 or logit:tabby, or a sum such as "
-            "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes",
+            "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes; @cls behind it is at the class token, @3,4 at "
+            "the patch in row 3, column 4 (from 0)",
         )
         self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
