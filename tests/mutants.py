@@ -134,9 +134,9 @@ MUTANTS = [
         ),
         (
             "rows and columns of a patch are exchanged",
-            "return self.patches[:, row * cols + col]",
-            "return self.patches[:, col * cols + row]",
-            "models/view::top_features_rank_scores_and_patches",
+            "tap.n_prefix + row * cols + col",
+            "tap.n_prefix + col * cols + row",
+            "optimize/at_token::the_score_is_the_value_at_that_token",
         ),
         (
             "the patches of a map are laid out by columns",
@@ -200,8 +200,8 @@ MUTANTS = [
         ),
         (
             "terms on one feature overwrite each other",
-            "weights[site][n], factor)",
-            "weights[site][n].zero_(), factor**2)",
+            "weights[place][n], factor)",
+            "weights[place][n].zero_(), factor**2)",
             "optimize/loop::an_objective_is_the_weighted_sum_of_its_targets",
         ),
     ),
@@ -212,6 +212,138 @@ MUTANTS = [
             '"name": self.name}',
             '"name": str(self)}',
             "optimize/recipe::an_objective_in_a_recipe_is_as_it_always_was_and_comes_back_the_same",
+        ),
+    ),
+    *_of(
+        "optimize/objectives",
+        (
+            "an objective at a token is the mean over patches",
+            "target.token if isinstance(target, AtToken) else None",
+            "None",
+            "optimize/at_token::the_score_is_the_value_at_that_token",
+        ),
+        (
+            "a recipe forgets the token",
+            'f"{v}@{self._token}" if k in',
+            "v if k in",
+            "optimize/at_token::an_address_at_a_token_is_read_back",
+        ),
+        (
+            "the column is told before the row",
+            '"{},{}".format(*self.token)',
+            '"{1},{0}".format(*self.token)',
+            "optimize/at_token::an_address_at_a_token_is_read_back",
+        ),
+        (
+            "a direction comes back without its token",
+            "return AtToken(direction, parse_token(token)) if at else direction",
+            "return direction",
+            "optimize/at_token::addresses_recipes_and_file_names_tell_features_directions_and_tokens_apart",
+        ),
+        (
+            "a class has tokens",
+            "        if at:\n            raise",
+            "        if False:\n            raise",
+            "optimize/at_token::what_is_no_token_is_refused",
+        ),
+        (
+            "a token that is not there is not refused",
+            "            token_position(find_tap(view, target.site), target.site, target.token)\n",
+            "",
+            "optimize/at_token::a_token_that_is_not_there_is_refused_before_anything_runs",
+        ),
+        (
+            "what is silent at a token stays so",
+            "    if isinstance(target, AtToken):\n        target = target.target",
+            "    if isinstance(target, AtToken):\n        return False",
+            "optimize/at_token::tokens_are_revived_and_dead_as_features_are",
+        ),
+    ),
+    *_of(
+        "reading/recording",
+        (
+            "prefix tokens are counted as patches",
+            "return tap.n_prefix + row * cols + col",
+            "return row * cols + col",
+            "optimize/at_token::the_score_is_the_value_at_that_token",
+        ),
+        (
+            "a patch is counted as if the grid were square",
+            "tap.n_prefix + row * cols + col",
+            "tap.n_prefix + row * rows + col",
+            "optimize/at_token::the_class_token_is_the_first_of_several_prefix_tokens_and_patches_come_after_them",
+        ),
+        (
+            "the class token is the last of the prefix tokens",
+            "        return 0\n",
+            "        return tap.n_prefix - 1\n",
+            "optimize/at_token::the_class_token_is_the_first_of_several_prefix_tokens_and_patches_come_after_them",
+        ),
+        (
+            "the first patch stands for a class token that is not there",
+            "if not tap.n_prefix:",
+            "if False:",
+            "optimize/at_token::a_token_that_is_not_there_is_refused_before_anything_runs",
+        ),
+    ),
+    *_of(
+        "optimize/scores",
+        (
+            "a token is revived by the mean over patches",
+            "_weighted(acts[s], place[1], ",
+            "_weighted(acts[s], None, ",
+            "optimize/recipe::a_picture_at_a_token_is_its_recipe_written_out_in_plain_torch",
+        ),
+        (
+            "a class token that no picture changes is optimized",
+            "if not gradient.any():",
+            "if False:",
+            "optimize/at_token::a_class_token_that_has_seen_nothing_yet_is_refused",
+        ),
+    ),
+    *_of(
+        "optimize/penalties",
+        (
+            "smoothness at a token is that of the mean over patches",
+            "acts.scores() if token is None else acts.at(token)",
+            "acts.scores()",
+            "optimize/at_token::smoothness_is_measured_at_the_token",
+        ),
+    ),
+    *_of(
+        "optimize/loop",
+        (
+            "nobody asks whether a picture changes the class token",
+            "    check_sensitive(view, objectives)\n",
+            "",
+            "optimize/at_token::a_class_token_that_has_seen_nothing_yet_is_refused",
+        ),
+    ),
+    *_of(
+        "sites",
+        (
+            "the column is read before the row",
+            "return int(match[1]), int(match[2])",
+            "return int(match[2]), int(match[1])",
+            "optimize/at_token::an_address_at_a_token_is_read_back",
+        ),
+    ),
+    *_of(
+        "cli/optimization",
+        (
+            "a value at a token is compared with means over patches",
+            ' and "@" not in address else None',
+            " else None",
+            "cli/cli::tokens_are_visualized_and_only_what_is_a_mean_is_compared_with_photographs",
+        ),
+    ),
+    *_of(
+        "ui/growing",
+        (
+            "means over patches of photographs stand beside a value at a token",
+            "isinstance(wanted.terms[0][1], Feature)",
+            "wanted.terms[0][1].site",
+            "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
     ),
     *_of(

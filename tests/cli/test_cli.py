@@ -176,6 +176,26 @@ def test_visualize_then_replay(model, tmp_path, capsys):
     assert (tmp_path / "again.png").read_bytes()[:100] == (out / "1.mlp_act-5.png").read_bytes()[:100]
 
 
+def test_tokens_are_visualized_and_only_what_is_a_mean_is_compared_with_photographs(model, tmp_path, capsys):
+    out, options = tmp_path / "out", ["--preset", "fast", "--steps", "2", "--margin", "4"]
+    addresses = ["1.mlp_act:5", "1.mlp_act:5@cls", "1.mlp_act:5@3,2", "2.resid:1@cls - 0.5*2.resid:1"]
+
+    assert main(["visualize", model, *addresses, *options, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert main(["replay", str(out / "1.mlp_act-5-3-2.png")]) == 0
+    again = capsys.readouterr()
+
+    assert sorted(p.name for p in out.iterdir()) == [
+        "1.mlp_act-5-3-2.png",
+        "1.mlp_act-5-cls.png",
+        "1.mlp_act-5.png",
+        "2.resid-1-cls---0.5-2.resid-1.png",
+    ]
+    compared = [line for line in told.splitlines() if "built-in photographs" in line]
+    assert len(compared) == 1 and compared[0].startswith("1.mlp_act:5: picture")
+    assert again.out.startswith("identical; score") and again.err.startswith("1.mlp_act:5@3,2 of ")
+
+
 def test_nothing_is_overwritten_and_no_time_is_lost(model, tmp_path, capsys):
     (tmp_path / "1.mlp_act-5.png").write_text("mine")
 
@@ -195,6 +215,9 @@ def test_nothing_is_overwritten_and_no_time_is_lost(model, tmp_path, capsys):
         (["top", "MODEL", "--image", "PICTURE", "--patch", "1"], "--patch must be ROW,COLUMN such as 3,4; got '1'"),
         (["visualize", "MODEL", "1.mlp_act:999", "--out", "o"], "has 64 features (0-63); got 999"),
         (["visualize", "MODEL", "1.mlp_act:5", "--steps", "many", "--out", "o"], "steps must be a whole number"),
+        (["visualize", "MODEL", "1.mlp_act:5@4,0", "--out", "o"], "patch 4,0 is outside the grid of 4 rows (0-3)"),
+        (["visualize", "MODEL", "1.mlp_act:5@top", "--out", "o"], "write '@cls', or '@ROW,COLUMN' of a patch"),
+        (["visualize", "MODEL", "0.attn_k:5@cls", "--out", "o"], "is the same for every picture at '0.attn_k'"),
         (["visualize", "MODEL", "1.mlp_act:5", "--size", "30x32", "--out", "o"], "multiple of 8"),
         (["visualize", "MODEL", "1.mlp_act:5", "--device", "warp", "--out", "o"], "device 'warp' cannot be used"),
         (["replay", "nowhere.png"], "carries no vitviz recipe"),

@@ -1,6 +1,8 @@
 """Several pictures at once, the tray of a session, the growth as an animation."""
 
+import html
 import io
+import re
 from types import SimpleNamespace
 
 import gradio as gr
@@ -94,6 +96,38 @@ def test_several_stopped_pictures_are_kept_each_with_its_own_step(app, tab, monk
     for path in paths:
         assert np.abs(np.asarray(replay(path).image, int) - np.asarray(open_image(path), int)).max() <= 1
     assert Image.open(last[tab.growth]["value"]).n_frames >= 2
+
+
+@pytest.mark.parametrize("at", ["cls", "3,2"])
+def test_a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it(at, app, tab, vit):
+    address = f"1.mlp_act:3@{at}"
+    config = VisualizeConfig.preset("fast", steps=4, seed=5)
+    alone = visualize(vit, [address], config)[0]
+
+    values, mean = made(app, tab, address), made(app, tab)
+
+    path = values[tab.downloads[0]]["value"]
+    assert np.array_equal(np.asarray(open_image(path)), np.asarray(alone.image))
+    assert path.endswith(f"1.mlp_act-3-{at.replace(',', '-')}.png") and read_recipe(path)["address"] == address
+    assert values[tab.status].startswith(f"**{address}** after 4 steps: score {alone.score:.3g};")
+    assert "photographs" not in values[tab.status] and "photographs" in mean[tab.status]
+    assert tab.show_card(app.model.value, address) == "" != tab.show_card(app.model.value, "1.mlp_act:3")
+    assert values[tab.kept_pictures][0].address == address
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("1.mlp_act:3@4,0", r"patch 4,0 is outside the grid of 4 rows \(0-3\) .* of '1\.mlp_act'"),
+        ("1.mlp_act:3@here", "'@here' is not a token; write '@cls', or '@ROW,COLUMN'"),
+        ("logit:dog@cls", "'logit:1@cls': a class has no tokens; write 'logit:1'"),
+    ],
+)
+def test_a_token_that_is_not_there_is_told(address, message, app, tab):
+    with pytest.raises(gr.Error) as told:
+        made(app, tab, address)
+
+    assert re.search(message, html.unescape(str(told.value)))
 
 
 @pytest.mark.parametrize(

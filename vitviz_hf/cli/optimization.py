@@ -33,8 +33,8 @@ def add_optimization_commands(verbs: Any) -> None:
         "words",
         nargs="+",
         metavar="[MODEL] FEATURE",
-        help="features, at one token too (11.resid:5@cls, 5.mlp_act:10@3,4: row, column of a patch), 'logit:INDEX', "
-        "or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; minimize with --minimize",
+        help="features (5.mlp_act:10), also at the class token (11.resid:5@cls) or a patch (5.mlp_act:10@3,4: row, "
+        "column), 'logit:INDEX', or sums in quotes: '5.mlp_act:10 - 0.5*5.mlp_act:3'; minimize with --minimize",
     )
     visualize.add_argument("--minimize", action="store_true", help="minimize instead")
     visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")

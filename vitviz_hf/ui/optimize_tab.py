@@ -85,9 +85,9 @@ class OptimizeTab:
             label="Feature",
             elem_id="objective",
             max_lines=1,
-            info="layer.kind:index, a class such as logit:17 or logit:tabby, or a sum such as "
-            "5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front minimizes; @cls behind it is at the class token, @3,4 at "
-            "the patch in row 3, column 4 (from 0)",
+            info="layer.kind:index, with @cls at the class token or @3,4 at one patch (row, column from 0); a class "
+            "such as logit:17 or logit:tabby; or a sum such as 5.mlp_act:10 - 0.5*5.mlp_act:3; a minus in front "
+            "minimizes",
         )
         self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
