@@ -69,6 +69,21 @@ def test_a_link_reopens_the_same_view(page, url):
     assert text(page, "#map-facts") == facts
 
 
+def test_back_returns_to_the_tab_before_and_then_leaves(page, url):
+    page.goto("about:blank")
+    opened(page, url, "?tab=nonsense")
+    page.wait_for_function("location.search.includes('tab=maps')")
+    page.get_by_role("tab", name="Make a picture").click()
+    page.wait_for_function("location.search.includes('tab=optimize')")
+    page.go_back()
+    wait_for_text(page, "#map-facts", "values")
+    assert page.get_by_role("tab", name="Your picture").get_attribute("aria-selected") == "true"
+    page.wait_for_function("location.search.includes('tab=maps')")
+    wait_until_idle(page)
+    page.go_back()
+    assert page.url == "about:blank"
+
+
 def test_a_patch_keeps_its_place_on_the_coarser_grid_of_a_later_layer(page, url):
     opened(page, url, "?model=tiny/swin&layer=0&patch=8,12")
     wait_for_text(page, "#rank-status", "Layer 0, mlp_act, patch 8,12")

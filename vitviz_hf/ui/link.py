@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_PLACE = ("tab", "model", "feature")
 OWN_PHOTO = "own"
 """In the link for a picture of one's own, which is not in it."""
 
@@ -41,7 +42,8 @@ def link_js(keys: Mapping[str, str]) -> str:
     """Keeps the address bar in step with the components of these keys, {key: what is written for an empty value}.
 
     A Space's page is told as well, since the app lives in a frame there. Until the page has read its own link, nothing
-    may write it: the request that opens the page sends the address bar as it is then.
+    may write it: the request that opens the page sends the address bar as it is then. Another tab, model or feature is
+    a place that the browser's Back returns to; other choices are not, nor is what the page fills in by itself.
     """
     return f"""(...values) => {{
   if (!window.vitvizOpened) return;
@@ -50,9 +52,16 @@ def link_js(keys: Mapping[str, str]) -> str:
     const value = values[i] ?? "";
     if (value !== "" || empty) query.set(key, value === "" ? empty : value);
   }});
-  history.replaceState(null, "", "?" + query.toString());
+  const before = new URLSearchParams(location.search);
+  const differs = (key) => before.get(key) && before.get(key) !== query.get(key);
+  const moved = window.vitvizLinked && {json.dumps(_PLACE)}.some(differs);
+  window.vitvizLinked = true;
+  history[moved ? "pushState" : "replaceState"](null, "", "?" + query.toString());
   if (window.parent !== window) window.parent.postMessage({{queryString: query.toString()}}, "*");
 }}"""
 
 
-OPENED_JS = "() => { window.vitvizOpened = true; }"
+OPENED_JS = """() => {
+  window.vitvizOpened = true;
+  window.addEventListener("popstate", () => location.reload());
+}"""
