@@ -15,6 +15,7 @@ from vitviz_hf import (
     Objective,
     Site,
     VisualizeConfig,
+    activations,
     at_size,
     parse_feature,
     parse_objective,
@@ -319,8 +320,12 @@ def test_tokens_are_revived_and_dead_as_features_are(trained, tiny_view):
 
 @pytest.mark.slow
 def test_the_class_token_that_the_head_reads_is_excited_in_a_real_model(builtin):
-    config = VisualizeConfig.preset("fast", steps=20)
-    first, *_, last = visualize_steps(builtin, ["11.resid:5@cls", "11.resid:5"], config)
+    config = VisualizeConfig.preset("fast", steps=20, copies=2)
 
-    assert (last.scores > first.scores + 0.2).all()
-    assert (last.pixels[0] - last.pixels[1]).abs().max() > 0.1
+    first, *_, last = visualize_steps(builtin, ["11.resid:5@cls"], config)
+
+    pixels = torch.cat([first.pixels, last.pixels])
+    before, after = activations(builtin, pixels, ["11.resid"])[Site(11, "resid")].values[:, 0, 5].tolist()
+    assert after > before + 0.2
+    found = score_pixels(builtin, [parse_objective("11.resid:5@cls")], last.pixels[:, None])
+    assert float(found) == pytest.approx(after, abs=1e-3)
