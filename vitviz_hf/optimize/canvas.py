@@ -6,14 +6,18 @@ from hashlib import sha256
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
+from vitviz_hf.optimize.config import VisualizeConfig
 
 # isort: split
 
 
 # Correlation of RGB over ImageNet photographs, as in lucid (Olah et al. 2017, "Feature Visualization", appendix).
 _COLOR = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+_DARKEST = 0.02
+"""Of a photograph that is a start: black itself would need an infinite value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,25 @@ class Canvas:
     """Called on the parameters after every step."""
 
 
+def make_canvas(
+    config: VisualizeConfig,
+    size: tuple[int, int],
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+    start: Sequence[Tensor] = (),
+) -> Canvas:
+    """The canvas of some options: the input size with the margin around it.
+
+    Args:
+        start: photographs [3, *size] in [0, 1]; their margin shows them mirrored.
+    """
+    grown = (size[0] + 2 * config.margin, size[1] + 2 * config.margin)
+    if config.canvas == "pixels":
+        return pixel_canvas(grown, generators, device)
+    padded = [functional.pad(p[None], [config.margin] * 4, mode="reflect")[0] for p in start]
+    return fourier_canvas(grown, generators, device, padded)
+
+
 def pixel_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], device: torch.device) -> Canvas:
     """Free pixels, uniform noise in [0, 1] at the start, kept in [0, 1].
 
@@ -37,8 +60,16 @@ def pixel_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], d
     return Canvas(torch.stack(start).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
 
 
-def fourier_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], device: torch.device) -> Canvas:
+def fourier_canvas(
+    size: tuple[int, int],
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+    start: Sequence[Tensor] = (),
+) -> Canvas:
     """Spectrum of decorrelated colors, scaled by 1/frequency, so that steps favor no frequency or color.
+
+    Args:
+        start: a photograph [3, H, W] in [0, 1] for each image, in the place of noise.
 
     Source: Olah et al. 2017, "Feature Visualization", distill.pub, "preconditioning".
     """
@@ -53,9 +84,24 @@ def fourier_canvas(size: tuple[int, int], generators: Sequence[torch.Generator],
         planes = torch.fft.irfft2(spectrum, s=size) / 4
         return torch.einsum("cd,ndhw->nchw", color, planes).sigmoid()
 
+    def to_params(photograph: Tensor) -> Tensor:
+        values = photograph.to(device).clamp(_DARKEST, 1 - _DARKEST).logit()
+        planes = torch.einsum("dc,chw->dhw", torch.linalg.inv(color), values)
+        return torch.view_as_real(torch.fft.rfft2(planes * 4) / scale)
+
     shape = (3, height, width // 2 + 1, 2)
-    start = [0.01 * torch.randn(shape, generator=g) for g in generators]
-    return Canvas(torch.stack(start).to(device), to_pixels, lambda p: None)
+    first = [0.01 * torch.randn(shape, generator=g).to(device) for g in generators]
+    return Canvas(torch.stack([to_params(p) for p in start] or first), to_pixels, lambda p: None)
+
+
+def stretch(pixels: Tensor, contrast: float) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1] whose gray values deviate less than by `contrast`, drawn apart around the mean.
+
+    Colors keep their place in the picture; what would leave [0, 1] stays at its end.
+    """
+    gain = (contrast / pixels.mean(1).flatten(1).std(1).clamp_min(1e-6)).clamp_min(1)[:, None, None, None]
+    mean = pixels.mean((2, 3), keepdim=True)
+    return (mean + (pixels - mean) * gain).clamp(0, 1)
 
 
 def seeded_generator(seed: int, address: str) -> torch.Generator:

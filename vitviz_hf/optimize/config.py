@@ -7,13 +7,13 @@ from typing import Any, Literal
 from vitviz_hf.config import Checked, knob
 from vitviz_hf.errors import ConfigError
 
-PresetName = Literal["paper", "paper-clip", "fourier", "fast"]
+PresetName = Literal["paper", "paper-clip", "fourier", "fast", "aligned", "accent"]
 """Names of `PRESETS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualizeConfig(Checked):
-    """Every knob of feature visualization; the defaults are the preset `fourier`.
+    """Every knob of feature visualization. An option that came later is off by default: old recipes stay as they are.
 
     Start from a preset: `VisualizeConfig.preset("paper", steps=60, seed=0)`.
 
@@ -38,13 +38,16 @@ class VisualizeConfig(Checked):
     smoothness: float | Literal["auto"] = knob("auto", "weight of total variation, or 'auto': measured", 0, 1e6)
     auto_strength: float = knob(1.0, "with smoothness auto: its gradient relative to a typical feature's", 0, 1e6)
     revive: bool = knob(True, "while a feature does not fire, maximize the input of its activation function")
+    contrast: float = knob(0.0, "least deviation of gray values to show pictures with, 0.25 as photographs", 0, 0.5)
+    align: float = knob(0.0, "pull to the statistics of images that excite the feature, which must be given", 0, 1e3)
+    keep: float = knob(0.0, "weight of a photograph, which must be given, where the feature does not fire", 0, 1e3)
     autocast: bool = knob(False, "run the model in bfloat16 (for GPUs)")
     batch: int = knob(64, "images in one forward pass; a limit for memory, not for the result", 1, 4096)
     seed: int = knob(0, "same seed, same picture", 0, 2**53)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "VisualizeConfig":
-        """`paper`, `paper-clip`, `fourier` or `fast`, with some values changed.
+        """A preset of `PRESETS`, with some values changed.
 
         Raises:
             ConfigError: unknown preset or option, or a value outside its range.
@@ -87,10 +90,23 @@ _PAPER: Mapping[str, Any] = {
     "smoothness": 4e-3,
     "revive": False,
 }
+_SHOWN = {"contrast": 0.25}
+# With one copy or a larger learning rate the deepest feature of benchmarks/presets.py loses half its score.
+_FAST: Mapping[str, Any] = {**_SHOWN, "steps": 80, "copies": 2}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": _PAPER,
     "paper-clip": {**_PAPER, "learning_rate": 1.0, "smoothness": 0.4},
-    "fourier": {},
-    # With one copy or a larger learning rate the deepest feature of benchmarks/presets.py loses half its score.
-    "fast": {"steps": 80, "copies": 2},
+    "fourier": _SHOWN,
+    "fast": _FAST,
+    "aligned": {**_FAST, "align": 15.0, "noise": 0.0, "auto_strength": 0.3},
+    "accent": {**_FAST, "contrast": 0.0, "keep": 1.0, "noise": 0.0},
 }
+WHEN: Mapping[str, str] = {
+    "paper": "the recipe of arXiv:2212.06727 for ViT, to compare with its figures",
+    "paper-clip": "the same for CLIP",
+    "fourier": "the best picture without real images, on a GPU",
+    "fast": "the same in a fifteenth of the passes, on a CPU",
+    "aligned": "a picture like the images that excite the feature most, which go into it",
+    "accent": "a photograph, changed until it excites the feature",
+}
+"""When to take which of `PRESETS`."""

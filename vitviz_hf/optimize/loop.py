@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -16,8 +17,9 @@ from torchvision.transforms.v2 import functional as tv
 from vitviz_hf.errors import NonFiniteError
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
-from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas, seeded_generator
+from vitviz_hf.optimize.canvas import make_canvas, seeded_generator, stretch
 from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import Guide, Photographs, check_guides, misfit
 from vitviz_hf.optimize.objectives import Objective, Target, check_objective, to_objective
 from vitviz_hf.optimize.penalties import smoothness_weights, total_variation
 from vitviz_hf.optimize.recipe import Visualization, make_recipe
@@ -32,33 +34,39 @@ class Step:
     index: int
     """0 to `config.steps - 1`."""
     pixels: Tensor
-    """[N, 3, H, W] in [0, 1] at the model's input size."""
+    """[N, 3, H, W] in [0, 1] at the model's input size, with the contrast to show them with."""
     scores: Tensor
     """[N], mean over the augmented copies of this step."""
     dead_steps: Tensor
     """[N], steps so far in which the feature did not fire (see `VisualizeConfig.revive`)."""
+    guides: Sequence[Guide] = ()
+    """Real images that go into the pictures."""
 
 
 def visualize(
     view: ModelView,
     objectives: Sequence[Objective | Target | str],
     config: VisualizeConfig | None = None,
+    guides: Sequence[Guide] = (),
 ) -> list[Visualization]:
     """Optimize one picture for each objective; several share the batches and come out as they would alone.
 
     Args:
         objectives: features, directions, logits, sums of them, or their text (see `parse_objective`).
         config: default: preset `fast` on a CPU, `fourier` elsewhere.
+        guides: real images for each objective, which the presets `aligned` (see `guide_by_images`) and `accent` (see
+            `guide_by_photograph`) need.
 
     Raises:
         SiteError: the model has no such site or feature.
-        ConfigError: a malformed objective, or one at a token that is not there, or that no picture changes.
+        ConfigError: guides are missing or not used; a malformed objective, or one at a token that is not there, or that
+            no picture changes.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (preset `paper`).
     """
     config, wanted = config or default_config(view), [to_objective(o, view.kinds) for o in objectives]
     step = None
-    for step in visualize_steps(view, wanted, config):  # noqa: B007
+    for step in visualize_steps(view, wanted, config, guides):  # noqa: B007
         pass
     return [] if step is None else finish(view, wanted, config, step)
 
@@ -69,22 +77,30 @@ def default_config(view: ModelView) -> VisualizeConfig:
 
 
 def visualize_steps(
-    view: ModelView, objectives: Sequence[Objective | Target | str], config: VisualizeConfig
+    view: ModelView,
+    objectives: Sequence[Objective | Target | str],
+    config: VisualizeConfig,
+    guides: Sequence[Guide] = (),
 ) -> Iterator[Step]:
     """As `visualize`, one step at a time. Abandoning the iterator leaves the model as it was."""
     wanted = [to_objective(o, view.kinds) for o in objectives]
-    yield from seeded_steps(view, wanted, config, [config.seed] * len(wanted))
+    yield from seeded_steps(view, wanted, config, [config.seed] * len(wanted), guides)
 
 
 def seeded_steps(
-    view: ModelView, objectives: Sequence[Objective], config: VisualizeConfig, seeds: Sequence[int]
+    view: ModelView,
+    objectives: Sequence[Objective],
+    config: VisualizeConfig,
+    seeds: Sequence[int],
+    guides: Sequence[Guide] = (),
 ) -> Iterator[Step]:
     """As `visualize_steps`, each picture with a seed of its own: it comes out as with that seed alone."""
     for objective in objectives:
         check_objective(view, objective)
     check_sensitive(view, objectives)
+    check_guides(config, objectives, guides)
     if objectives:
-        yield from _optimize(view, list(objectives), config, seeds)
+        yield from _optimize(view, list(objectives), config, seeds, guides)
 
 
 def finish(
@@ -116,36 +132,39 @@ def finish(
             score=score,
             transfer_score=transferred,
             dead_steps=int(dead),
-            recipe=make_recipe(view, objective, own, score, transferred, int(dead)) | _stopped(step, own),
+            recipe=make_recipe(view, objective, own, score, transferred, int(dead)) | _also(step, own, guide),
         )
-        for picture, objective, own, score, transferred, dead in zip(
-            step.pixels, objectives, configs, scores, transfer, step.dead_steps.tolist(), strict=True
+        for picture, objective, own, score, transferred, dead, guide in zip(
+            step.pixels,
+            objectives,
+            configs,
+            scores,
+            transfer,
+            step.dead_steps.tolist(),
+            step.guides or repeat(None, len(objectives)),
+            strict=True,
         )
     ]
 
 
-def _stopped(step: Step, config: VisualizeConfig) -> dict[str, int]:
-    return {"stopped_after": step.index + 1} if step.index + 1 < config.steps else {}
+def _also(step: Step, config: VisualizeConfig, guide: Guide | None) -> dict[str, Any]:
+    stopped = {"stopped_after": step.index + 1} if step.index + 1 < config.steps else {}
+    return stopped | ({"guide": guide.to_json()} if guide else {})
 
 
 def _optimize(
-    view: ModelView, objectives: list[Objective], config: VisualizeConfig, seeds: Sequence[int]
+    view: ModelView,
+    objectives: list[Objective],
+    config: VisualizeConfig,
+    seeds: Sequence[int],
+    guides: Sequence[Guide],
 ) -> Iterator[Step]:
     generators = [seeded_generator(seed, str(o)) for seed, o in zip(seeds, objectives, strict=True)]
-    size = (view.input_size[0] + 2 * config.margin, view.input_size[1] + 2 * config.margin)
-    canvas = (fourier_canvas if config.canvas == "fourier" else pixel_canvas)(size, generators, view.device)
+    start = [g.photograph for g in guides] if config.keep else []
+    canvas = make_canvas(config, view.input_size, generators, view.device, start)
     params = canvas.params.requires_grad_(True)
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
-    smoothness = smoothness_weights(view, objectives, config)
-    chunks = [
-        (
-            torch.tensor(rows, device=view.device),
-            Readout(view, [objectives[r] for r in rows]),
-            [generators[r] for r in rows],
-        )
-        for rows in _chunks(objectives, config)
-    ]
-    precision = torch.autocast(view.device.type, torch.bfloat16) if config.autocast else nullcontext()
+    chunks = [_Chunk(view, objectives, config, rows, generators, guides) for rows in _chunks(objectives, config)]
     dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
     for index in range(config.steps):
         progress = index / config.steps
@@ -153,25 +172,62 @@ def _optimize(
             optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
         scores = torch.zeros(len(objectives), device=view.device)
         with torch.enable_grad():
-            for rows, read, own in chunks:
-                pixels = canvas.to_pixels(params[rows])
-                images = _augment(pixels, view.input_size, config, progress, own)
-                with precision:
-                    values, pre_values = read(images)
-                scores[rows] = values.detach().mean(1)
-                dead = read.revivable & (scores[rows] <= 0)
-                dead_steps[rows] += dead
-                target = values.mean(1)
-                if config.revive and pre_values is not None:
-                    target = torch.where(dead, pre_values.mean(1), target)
-                roughness = total_variation(images) if config.smoothness else 0.0 * target
-                (smoothness[rows] * roughness - target).sum().backward()
+            for chunk in chunks:
+                loss, values, dead = chunk.loss(canvas.to_pixels(params[chunk.rows]), progress)
+                scores[chunk.rows] = values
+                dead_steps[chunk.rows] += dead
+                loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             canvas.constrain(params)
-            pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size)).detach()
-        yield Step(index, pixels.clone(), scores, dead_steps.clone())
+            pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size))
+        yield Step(index, stretch(pixels, config.contrast), scores, dead_steps.clone(), guides)
+
+
+class _Chunk:
+    """Pictures that are run together, and what is minimized for them."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        objectives: Sequence[Objective],
+        config: VisualizeConfig,
+        rows: Sequence[int],
+        generators: Sequence[torch.Generator],
+        guides: Sequence[Guide],
+    ) -> None:
+        self.view, self.config = view, config
+        self.rows = torch.tensor(rows, device=view.device)
+        self.generators = [generators[r] for r in rows]
+        self.guides = [guides[r] for r in rows] if guides else []
+        own = [objectives[r] for r in rows]
+        self.read = Readout(view, own, list(self.guides[0].moments) if config.align else ())
+        self.smoothness = smoothness_weights(view, own, config)
+        if self.guides:
+            self.best = torch.tensor([g.best for g in self.guides], device=view.device)
+        self.photographs = Photographs(view, own, self.guides, config.margin) if config.keep else None
+
+    def loss(self, pixels: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of canvases [n, 3, h, w]: what is minimized, the scores [n], and which features do not fire [n]."""
+        config = self.config
+        images = _augment(pixels, self.view.input_size, config, progress, self.generators)
+        precision = torch.autocast(self.view.device.type, torch.bfloat16) if config.autocast else nullcontext()
+        with precision:
+            read = self.read(images)
+        scores = read.values.detach().mean(1)
+        dead = self.read.revivable & (scores <= 0)
+        target = read.values.mean(1)
+        if config.align:
+            target = self.best * torch.tanh(target / self.best)  # the best image has as much, the rest is pulled
+        if config.revive and read.pre_values is not None:
+            target = torch.where(dead, read.pre_values.mean(1), target)
+        if config.align:
+            target = target - config.align * self.best * misfit(read.patches, self.guides)
+        if self.photographs:
+            target = target - config.keep * self.photographs.left(pixels)
+        roughness = total_variation(images) if config.smoothness else 0.0 * target
+        return (self.smoothness * roughness - target).sum(), scores, dead
 
 
 def _chunks(objectives: list[Objective], config: VisualizeConfig) -> list[list[int]]:

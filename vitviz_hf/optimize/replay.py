@@ -13,6 +13,7 @@ from PIL import Image
 from vitviz_hf.errors import RecipeError, VitvizError
 from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import Guide
 from vitviz_hf.optimize.loop import finish, visualize_steps
 from vitviz_hf.optimize.objectives import Objective
 from vitviz_hf.optimize.recipe import (
@@ -45,6 +46,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     try:
         objective = Objective.from_json(recipe["objective"], view.kinds if view else KINDS)
         config = VisualizeConfig.from_dict(recipe["config"])
+        guides = [Guide.from_json(recipe["guide"])] if "guide" in recipe else []
         after = int(recipe.get("stopped_after", config.steps))
         if not 1 <= after <= config.steps:
             raise RecipeError(f"the picture is said to be of step {after} of {config.steps}.")
@@ -65,5 +67,5 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
         view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
         if difference := view.identity.difference(recipe):
             raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
-    step = next(islice(visualize_steps(view, [objective], config), after - 1, None))
+    step = next(islice(visualize_steps(view, [objective], config, guides), after - 1, None))
     return finish(view, [objective], config, step)[0]

@@ -1,6 +1,7 @@
 """Objectives as numbers of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
 
@@ -22,7 +23,7 @@ from vitviz_hf.sites import Site, Token
 def score_pixels(view: ModelView, objectives: Sequence[Objective], images: Tensor) -> Tensor:
     """Objective n on each of its images [N, M, 3, H, W] in [0, 1] -> [N, M], without gradients."""
     with torch.no_grad():
-        values = [Readout(view, [o])(image[None])[0] for o, image in zip(objectives, images, strict=True)]
+        values = [Readout(view, [o])(image[None]).values for o, image in zip(objectives, images, strict=True)]
     return torch.cat(values)
 
 
@@ -59,11 +60,22 @@ def check_sensitive(view: ModelView, objectives: Sequence[Objective]) -> None:
             )
 
 
-class Readout:
-    """Values of objectives that share sites, each on its own images: [N, M, 3, H, W] -> [N, M]."""
+class Read(NamedTuple):
+    """What a `Readout` reads on M images of each of N objectives."""
 
-    def __init__(self, view: ModelView, objectives: list[Objective]) -> None:
-        self.view = view
+    values: Tensor
+    """[N, M]"""
+    pre_values: Tensor | None
+    """[N, M] values of the activation's inputs, where a feature can be revived."""
+    patches: dict[Site, Tensor]
+    """[N, M, P, F] at the sites that were asked for beside."""
+
+
+class Readout:
+    """Values of objectives that share sites, each on its own images [N, M, 3, H, W]."""
+
+    def __init__(self, view: ModelView, objectives: list[Objective], beside: Collection[Site] = ()) -> None:
+        self.view, self.beside = view, beside
         weights = readout(view, objectives)
         self.logit_weights = weights.pop((None, None), None)
         self.weights = {(site, token): w for (site, token), w in weights.items() if site is not None}
@@ -75,16 +87,16 @@ class Readout:
         batch_norms = any(isinstance(m, nn.BatchNorm2d) for m in view.module.modules())
         self.twice = batch_norms and view.device.type == "cpu"
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Values, and values of the activation's inputs where a feature can be revived."""
+    def __call__(self, images: Tensor) -> Read:
+        """Without `twice` one forward pass for all."""
         if self.twice and images.shape[:2] == (1, 1):
-            values, pre = self._read(images.expand(1, 2, -1, -1, -1))
-            return values.mean(1, keepdim=True), None if pre is None else pre.mean(1, keepdim=True)
+            values, pre, patches = self._read(images.expand(1, 2, -1, -1, -1))
+            return Read(values.mean(1, keepdim=True), None if pre is None else pre.mean(1, keepdim=True), patches)
         return self._read(images)
 
-    def _read(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, images: Tensor) -> Read:
         flat, copies = images.flatten(0, 1), images.shape[1]
-        wanted = {site for site, _ in self.weights} | set(self.pre_sites.values())
+        wanted = {site for site, _ in self.weights} | set(self.pre_sites.values()) | set(self.beside)
         values = torch.zeros(images.shape[:2], device=images.device)
         if self.logit_weights is None:
             acts = record(self.view, flat, wanted)
@@ -93,10 +105,11 @@ class Readout:
             values = values + torch.einsum("nmk,nk->nm", logits.float().unflatten(0, (-1, copies)), self.logit_weights)
         for (site, token), weights in self.weights.items():
             values = values + _weighted(acts[site], token, weights, copies)
+        patches = {s: acts[s].patches.float().unflatten(0, (-1, copies)) for s in self.beside}
         if not self.pre_sites:
-            return values, None
+            return Read(values, None, patches)
         pre = [_weighted(acts[s], place[1], self.weights[place], copies) for place, s in self.pre_sites.items()]
-        return values, torch.stack(pre).sum(0)
+        return Read(values, torch.stack(pre).sum(0), patches)
 
 
 def _weighted(acts: Acts, token: Token | None, weights: Tensor, copies: int) -> Tensor:
