@@ -31,7 +31,7 @@ WINGS = [
 FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
-    "optimize": ["config canvas transforms objectives", "penalties scores recipe", "loop", "replay"],
+    "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page"],
     "experiments": [
         "config tables figures masks verdict",

@@ -94,16 +94,6 @@ def fourier_canvas(
     return Canvas(torch.stack([to_params(p) for p in start] or first), to_pixels, lambda p: None)
 
 
-def stretch(pixels: Tensor, contrast: float) -> Tensor:
-    """Pictures [N, 3, H, W] in [0, 1] whose gray values deviate less than by `contrast`, drawn apart around the mean.
-
-    Colors keep their place in the picture; what would leave [0, 1] stays at its end.
-    """
-    gain = (contrast / pixels.mean(1).flatten(1).std(1).clamp_min(1e-6)).clamp_min(1)[:, None, None, None]
-    mean = pixels.mean((2, 3), keepdim=True)
-    return (mean + (pixels - mean) * gain).clamp(0, 1)
-
-
 def seeded_generator(seed: int, address: str) -> torch.Generator:
     """Of the CPU, so that draws are the same whatever device makes the picture."""
     digest = sha256(f"{seed} {address}".encode()).digest()

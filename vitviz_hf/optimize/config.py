@@ -38,7 +38,9 @@ class VisualizeConfig(Checked):
     smoothness: float | Literal["auto"] = knob("auto", "weight of total variation, or 'auto': measured", 0, 1e6)
     auto_strength: float = knob(1.0, "with smoothness auto: its gradient relative to a typical feature's", 0, 1e6)
     revive: bool = knob(True, "while a feature does not fire, maximize the input of its activation function")
-    contrast: float = knob(0.0, "least deviation of gray values to show pictures with, 0.25 as photographs", 0, 0.5)
+    contrast: float = knob(
+        0.0, "deviation of gray values to which copies and the picture are stretched, 0.25 as photographs", 0, 0.5
+    )
     align: float = knob(0.0, "pull to the statistics of images that excite the feature, which must be given", 0, 1e3)
     keep: float = knob(0.0, "weight of a photograph, which must be given, where the feature does not fire", 0, 1e3)
     autocast: bool = knob(False, "run the model in bfloat16 (for GPUs)")

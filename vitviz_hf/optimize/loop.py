@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from vitviz_hf.errors import NonFiniteError
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
-from vitviz_hf.optimize.canvas import make_canvas, seeded_generator, stretch
+from vitviz_hf.optimize.canvas import make_canvas, seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import Guide, Photographs, check_guides, misfit
 from vitviz_hf.optimize.objectives import Objective, Target, check_objective, to_objective
@@ -182,7 +182,7 @@ def _optimize(
         with torch.no_grad():
             canvas.constrain(params)
             pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size))
-        yield Step(index, stretch(pixels, config.contrast), scores, dead_steps.clone(), guides)
+        yield Step(index, transforms.stretch(pixels, config.contrast), scores, dead_steps.clone(), guides)
 
 
 class _Chunk:
@@ -214,7 +214,9 @@ class _Chunk:
         images = _augment(pixels, self.view.input_size, config, progress, self.generators)
         precision = torch.autocast(self.view.device.type, torch.bfloat16) if config.autocast else nullcontext()
         with precision:
-            read = self.read(images)
+            read = self.read(
+                transforms.contrast(images, config.contrast, self.generators) if config.contrast else images
+            )
         scores = read.values.detach().mean(1)
         dead = self.read.revivable & (scores <= 0)
         target = read.values.mean(1)

@@ -25,6 +25,27 @@ def color_shift(images: Tensor, strength: float, generators: Generators) -> Tens
     return (images - mean) / log_std.exp()
 
 
+def contrast(images: Tensor, least: float, generators: Generators) -> Tensor:
+    """Each copy with the contrast it has, or more, up to `least` (see `stretch`), by a power U(0, 1) of the gain."""
+    power = torch.stack([torch.rand(images.shape[1], generator=g) for g in generators])
+    flat = images.flatten(0, 1)
+    return stretch(flat, least, to_device(power, images.device).flatten()).view_as(images)
+
+
+def stretch(images: Tensor, least: float, power: Tensor | None = None) -> Tensor:
+    """Images [N, 3, H, W] in [0, 1] whose gray values deviate by less than `least`, drawn apart around their mean.
+
+    What would leave [0, 1] stays at its end.
+
+    Args:
+        power: [N] of the gain; None: 1.
+    """
+    gain = (least / images.mean(1).flatten(1).std(1).clamp_min(1e-6)).clamp_min(1)
+    gain = gain if power is None else gain**power
+    mean = images.mean((2, 3), keepdim=True)
+    return (mean + (images - mean) * gain[:, None, None, None]).clamp(0, 1)
+
+
 def noise(images: Tensor, std: float, per: str, generators: Generators) -> Tensor:
     """Additive Gaussian noise, one draw per pixel (the paper) or one per copy and color (its code)."""
     shape = images.shape[1:] if per == "pixel" else (images.shape[1], 3, 1, 1)
