@@ -27,7 +27,7 @@ from vitviz_hf import (
 from vitviz_hf.cli.main import main
 from vitviz_hf.cli.options import describe
 from vitviz_hf.errors import RecipeError
-from vitviz_hf.optimize import objectives
+from vitviz_hf.optimize import objectives, transforms
 from vitviz_hf.optimize import recipe as recipes
 from vitviz_hf.optimize import replay as replaying
 from vitviz_hf.optimize.config import PRESETS, PresetName
@@ -96,6 +96,14 @@ def turned(images, angle, zoom):
     return functional.grid_sample(images, torch.stack(grids), padding_mode="reflection", align_corners=False)
 
 
+def drawn_apart(images, least, power=1.0):
+    """Images [M, 3, H, W] whose gray values deviate by `least` or more, by a power of the gain."""
+    gray = images.mean(1).flatten(1)
+    gain = torch.clamp(least / gray.std(1), min=1) ** power
+    color = images.flatten(2).mean(2)[:, :, None, None]
+    return (color + (images - color) * gain[:, None, None, None]).clamp(0, 1)
+
+
 def written_out(view, layer, index, config, token=None, at=""):
     """The recipe for one feature, with nothing of the package. -> pixels after each step, scores, dead steps."""
     generator = generator_of(f"{config.seed} {layer}.mlp_act:{index}{at}")
@@ -135,8 +143,11 @@ def written_out(view, layer, index, config, token=None, at=""):
         if config.jitter:
             dy, dx = torch.randint(-config.jitter, config.jitter + 1, (2,), generator=generator).tolist()
             images = torch.roll(images, (dy, dx), (2, 3))
+        looked_at = images
+        if config.contrast:
+            looked_at = drawn_apart(images, config.contrast, torch.rand(copies, generator=generator))
         with reading(view, layer) as seen:
-            act, pre = read(view, seen, images, index, token)
+            act, pre = read(view, seen, looked_at, index, token)
         scores.append(act.mean().item())
         dead_steps += scores[-1] <= 0
         target = pre.mean() if config.revive and scores[-1] <= 0 else act.mean()
@@ -150,7 +161,8 @@ def written_out(view, layer, index, config, token=None, at=""):
             if config.canvas == "pixels":
                 params.clamp_(0, 1)
             inner = slice(config.margin, side - config.margin)
-            pictures.append(canvas()[:, inner, inner].clone())
+            shown = canvas()[:, inner, inner].clone()
+            pictures.append(drawn_apart(shown[None], config.contrast)[0] if config.contrast else shown)
     return pictures, scores, dead_steps
 
 
@@ -180,6 +192,7 @@ def late(tiny_folder):
         ("fourier", {}),
         ("fast", {"steps": 8}),
         ("fast", {"steps": 5, "revive": False, "jitter": 6}),
+        ("fast", {"steps": 8, "contrast": 0.0}),
     ],
 )
 def test_a_picture_is_its_recipe_written_out_in_plain_torch(preset, changes, late):
@@ -410,6 +423,20 @@ def test_a_recipe_of_the_cpu_is_followed_on_the_cpu_though_there_is_a_better_dev
     replay(saved(tmp_path / "a.png", recipe))
 
     assert asked[0][2:] == (torch.device("cpu"), torch.float32)
+
+
+def test_an_old_recipe_without_the_newer_options_gives_the_picture_that_it_gave(vit, tmp_path, monkeypatch):
+    old = VisualizeConfig.preset("fast", steps=3, copies=2, margin=4, contrast=0.0)
+    made = visualize(vit, ["1.mlp_act:5"], old)[0]
+    newer = ("contrast", "align", "keep")
+    recipe = {**made.recipe, "config": {k: v for k, v in made.recipe["config"].items() if k not in newer}}
+    monkeypatch.setattr(transforms, "stretch", lambda *_: pytest.fail("an old picture has the contrast that it has"))
+
+    again = replay(saved(tmp_path / "a.png", recipe), vit)
+
+    assert torch.equal(again.pixels, made.pixels) and again.recipe == made.recipe
+    picture, _, _ = written_out(vit, 1, 5, old)
+    torch.testing.assert_close(again.pixels, picture[-1], atol=1e-4, rtol=0)
 
 
 def test_an_unknown_dtype_is_refused(recipe, tmp_path):
