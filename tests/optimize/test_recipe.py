@@ -73,16 +73,16 @@ def roughness(images):
     return total.mean()
 
 
-def measured_smoothness(view, layer, token):
+def measured_smoothness(view, layer, token, side=32):
     generator = generator_of(f"0 {layer}.mlp_act")
-    start = torch.rand(4, 3, 32, 32, generator=generator).requires_grad_()
+    start = torch.rand(4, 3, side, side, generator=generator).requires_grad_()
     with reading(view, layer) as seen:
         view.module((start - 0.5) / 0.5)
     values = seen["pre"][:, 1:].mean(1) if token is None else seen["pre"][:, token]
-    probes = torch.randn(4, 64, generator=generator)
+    probes = torch.randn(values.shape, generator=generator)
     (signal,) = torch.autograd.grad((values * probes).sum(), start)
     (rough,) = torch.autograd.grad(sum(roughness(x[None]) for x in start), start)
-    return float(signal.norm() / 8 / rough.norm())
+    return float(signal.norm() / math.sqrt(values.shape[1]) / rough.norm())
 
 
 def turned(images, angle, zoom):
@@ -104,6 +104,24 @@ def drawn_apart(images, least, power=1.0):
     return (color + (images - color) * gain[:, None, None, None]).clamp(0, 1)
 
 
+def canvas_of(side, generator, photograph=None):
+    """Parameters of a square spectrum, drawn or of a photograph, and how they become pixels."""
+    rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
+    scale = side / (rows**2 + cols**2).sqrt().clamp_min(1 / side)
+    colors = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+    colors = colors / colors.norm(dim=0).max()
+
+    def show(params):
+        planes = torch.fft.irfft2(torch.view_as_complex(params) * scale, s=(side, side)) / 4
+        return (colors @ planes.flatten(1)).reshape(planes.shape).sigmoid()
+
+    if photograph is None:
+        return 0.01 * torch.randn(3, side, side // 2 + 1, 2, generator=generator), show
+    light = photograph.clamp(0.02, 0.98)
+    planes = torch.linalg.solve(colors, (light / (1 - light)).log().flatten(1)).reshape(photograph.shape)
+    return torch.view_as_real(torch.fft.rfft2(4 * planes) / scale).clone(), show
+
+
 def written_out(view, layer, index, config, token=None, at=""):
     """The recipe for one feature, with nothing of the package. -> pixels after each step, scores, dead steps."""
     generator = generator_of(f"{config.seed} {layer}.mlp_act:{index}{at}")
@@ -111,17 +129,10 @@ def written_out(view, layer, index, config, token=None, at=""):
     if config.canvas == "pixels":
         params = torch.rand(3, side, side, generator=generator)
     else:
-        params = 0.01 * torch.randn(3, side, side // 2 + 1, 2, generator=generator)
-        rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
-        scale = side / (rows**2 + cols**2).sqrt().clamp_min(1 / side)
-        colors = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
-        colors = colors / colors.norm(dim=0).max()
+        params, show = canvas_of(side, generator)
 
     def canvas():
-        if config.canvas == "pixels":
-            return params
-        planes = torch.fft.irfft2(torch.view_as_complex(params) * scale, s=(side, side)) / 4
-        return (colors @ planes.flatten(1)).reshape(planes.shape).sigmoid()
+        return params if config.canvas == "pixels" else show(params)
 
     params.requires_grad_()
     smoothness = measured_smoothness(view, layer, token) if config.smoothness == "auto" else config.smoothness

@@ -22,6 +22,8 @@ from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site, parse_site
 
+N_IMAGES = 9
+"""Of those that excite a feature most, as many as are taken where nobody chooses them."""
 _UNIFORM = 0.3
 
 
@@ -47,7 +49,7 @@ class Guide:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Guide":
         """The inverse of `to_json`."""
-        moments = {parse_site(s, None): _unpack(m) for s, m in values["moments"].items()}
+        moments = {parse_site(s, None): _unpack(m) for s, m in dict(values["moments"]).items()}
         start = base64.b64decode(values.get("start", ""))
         return cls(int(values["images"]), float(values["best"]), moments, start)
 
@@ -102,9 +104,18 @@ def guide_by_photograph(view: ModelView, target: Objective | Target | str, photo
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, photograph)
-    start = encode(pixels_to_image(photograph), "JPEG", quality=95)
+    start = encode(pixels_to_image(photograph), "JPEG", quality=95, subsampling=0)
     score = float(score_pixels(view, [objective], photograph[None, None].to(view.device)))
     return Guide(1, score, start=start)
+
+
+def guide_by(view: ModelView, target: Objective | Target | str, images: Tensor, config: VisualizeConfig) -> Guide:
+    """What the options need of images [N, 3, H, W], the best first: the statistics of all, or the first one.
+
+    Raises:
+        ConfigError: as `guide_by_images` and `guide_by_photograph`.
+    """
+    return guide_by_images(view, target, images) if config.align else guide_by_photograph(view, target, images[0])
 
 
 def check_guides(
@@ -124,8 +135,8 @@ def check_guides(
         raise ConfigError("real images were given, but the options use none; take the preset 'aligned' or 'accent'.")
     if needs and (len(guides) != len(objectives) or any(not (g.moments if config.align else g.start) for g in guides)):
         raise ConfigError(
-            f"these options need {needs}, for each of {len(objectives)} objectives; got {len(guides)} guides: make them "
-            f"with {'guide_by_images' if config.align else 'guide_by_photograph'}."
+            f"these options need {needs}, for each of {len(objectives)} objectives; got {len(guides)} guides; make "
+            f"them with {'guide_by_images' if config.align else 'guide_by_photograph'}."
         )
     for objective, guide in zip(objectives, guides, strict=False):
         if config.keep:
