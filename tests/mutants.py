@@ -115,7 +115,7 @@ MUTANTS = [
             "what lies below 0 counts too",
             "_maps(view, objective, images).clamp_min(0)",
             "_maps(view, objective, images).abs()",
-            "optimize/guides::moments_count_patches_by_how_much_they_excite_the_feature",
+            "optimize/guides::without_a_map_images_count_by_their_scores",
         ),
         (
             "the deviation is a variance",
@@ -202,7 +202,7 @@ MUTANTS = [
             "the photograph is not kept",
             "config.keep * self.photographs.left(pixels)",
             "0 * self.photographs.left(pixels)",
-            "optimize/guides::a_guided_picture_is_its_recipe_written_out_in_plain_torch",
+            "optimize/guides::the_more_a_photograph_is_kept_the_nearer_the_picture_stays",
         ),
         (
             "a picture that is not stretched is rounded",
@@ -572,14 +572,14 @@ MUTANTS = [
         ),
         (
             "dead features are not revived",
-            "torch.where(dead, pre_values.mean(1), target)",
+            "torch.where(dead, read.pre_values.mean(1), target)",
             "torch.where(dead, target, target)",
             "optimize/loop::a_dead_feature_comes_alive_with_revive_and_stays_dead_without",
         ),
         (
             "features of other sites share a picture's copies",
-            "[generators[r] for r in rows],",
-            "[generators[0] for r in rows],",
+            "[generators[r] for r in rows]",
+            "[generators[0] for r in rows]",
             "optimize/loop::features_in_a_batch_get_the_picture_they_get_alone",
         ),
     ),

@@ -123,11 +123,12 @@ def test_moments_count_patches_by_how_much_they_excite_the_feature(sign, at, tra
 def test_without_a_map_images_count_by_their_scores(address, trained, photographs):
     vector = torch.randn(48, generator=torch.Generator().manual_seed(2))
     target = Direction(Site(1, "resid"), tuple(vector.tolist())) if address == "direction" else address
-    images = best_of(trained, target, photographs, 30)[[0, 1, 29]]  # the last one may lie below 0
+    images = best_of(trained, target, photographs, 40)[[0, 1, 39]]
 
     guide = guide_by_images(trained, target, images)
 
     scores = score_pixels(trained, [to_objective(target)], images[None])[0].double().numpy()
+    assert scores[0] > 0 and (scores[2] < 0 or address[0] == "2")
     last = 1 if address == "direction" else 2
     assert list(guide.moments) == [Site(i, "resid") for i in range(last + 1)]
     values = outputs(trained, images, ["vit.layers.1"])["vit.layers.1"][:, 1:].double().numpy()
@@ -368,6 +369,16 @@ def test_the_pull_brings_the_statistics_near_those_of_the_images(trained, photog
         return float(misfit({Site(i, "resid"): found[f"vit.layers.{i}"][None, :, 1:] for i in range(3)}, [guide])[0])
 
     assert apart(pulled) < 0.8 * apart(alone)
+
+
+def test_the_more_a_photograph_is_kept_the_nearer_the_picture_stays(trained, photographs):
+    guide = guide_for(trained, FEATURE, photographs, ACCENT)
+    left = [
+        float((visualize(trained, [FEATURE], c, [guide])[0].pixels - guide.photograph).abs().mean())
+        for c in (VisualizeConfig.preset("accent", steps=15, copies=1, keep=k) for k in (1e-3, 1e3))
+    ]
+
+    assert left[1] < 0.7 * left[0]
 
 
 # Errors
