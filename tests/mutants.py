@@ -1139,6 +1139,75 @@ MUTANTS = [
             "experiments/accuracy/occlusion::every_row_is_that_of_tiles_changed_by_hand",
         ),
     ),
+    *_of(
+        "experiments/pictures/agreement",
+        (
+            "pictures are guided by the images that are asked about",
+            "exemplars(photographs, feature, N_IMAGES)]",
+            "photographs.ranked(feature, helps=False)[:N_IMAGES]]",
+            "experiments/pictures/guided::pictures_of_agreement_are_guided_by_the_half_that_helps",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/realism",
+        (
+            "all photographs are compared",
+            "permutation(len(photographs))[:_FOR_DISTANCE]",
+            "permutation(len(photographs))",
+            "experiments/pictures/guided::the_distance_is_to_a_thousand_photographs_at_most_whose_kernel_is_computed_once",
+        ),
+        (
+            "the first photographs are compared",
+            "np.random.default_rng(seed).permutation(len(photographs))[:_FOR_DISTANCE]",
+            "np.arange(len(photographs))[:_FOR_DISTANCE]",
+            "experiments/pictures/guided::the_distance_is_to_a_thousand_photographs_at_most_whose_kernel_is_computed_once",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/choosing",
+        (
+            "a preset is taken whose images are not there",
+            "if needs := needed(config):",
+            "if needs := '':",
+            "experiments/pictures/guided::experiments_without_real_images_refuse_presets_that_need_them",
+        ),
+        (
+            "one image is searched where nine are taken",
+            "k = max(k, N_IMAGES) if needed(how) else k",
+            "k = k",
+            "experiments/pictures/guided::triplets_are_guided_by_the_images_of_their_atlas",
+        ),
+    ),
+    *_of(
+        "atlas/guiding",
+        (
+            "all pictures have the images of a site's first feature",
+            "atlas.hits(feature)[:N_IMAGES]",
+            "atlas.hits(Feature(feature.site, 0))[:N_IMAGES]",
+            "cli/guides::pictures_are_guided_by_the_images_that_an_atlas_stores_of_each_feature",
+        ),
+        (
+            "a token's picture is of the mean",
+            "target or feature, torch",
+            "feature, torch",
+            "cli/guides::pictures_are_guided_by_the_images_that_an_atlas_stores_of_each_feature",
+        ),
+    ),
+    *_of(
+        "cli/optimization",
+        (
+            "images that the preset does not use are opened and forgotten",
+            "if wrong := [name for name in given if name not in fitting]:",
+            "if wrong := [name for name in given if not fitting]:",
+            "cli/guides::real_images_that_do_not_fit_are_told_before_the_model_is_loaded",
+        ),
+        (
+            "a folder's files are left out but the first",
+            "if p.suffix.lower() in SUFFIXES) if folder.is_dir()",
+            "if p.suffix.lower() in SUFFIXES)[:1] if folder.is_dir()",
+            "cli/guides::pictures_are_guided_by_files_and_folders_and_say_so",
+        ),
+    ),
 ]
 
 

@@ -48,11 +48,7 @@ def add_atlas_commands(verbs: Any) -> None:
     build = add_verb(tasks, "build", _atlas_build, "optimize pictures for features of an atlas; what exists is kept")
     build.add_argument("atlas", metavar="ATLAS")
     build.add_argument("features", nargs="+", metavar="FEATURE", help="5.mlp_act:10, or a range 5.mlp_act:0-63")
-    add_preset(build)
-    assert build.epilog
-    build.epilog += (
-        "\n\nReal images are the atlas's own: aligned takes up to nine of each feature, accent the best one."
-    )
+    add_preset(build, "\n\nReal images are the atlas's own: for aligned up to nine of each feature, for accent one.")
     build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
     name.add_argument("atlas", metavar="ATLAS")
