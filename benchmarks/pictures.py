@@ -41,12 +41,13 @@ from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.pictures.agreement import (
     Judged,
     embed_all,
+    guide_of,
     judge_pictures,
     layers_of,
     table_of_shares,
 )
 from vitviz_hf.experiments.pictures.judge import Judge, open_judge
-from vitviz_hf.experiments.pictures.realism import kernel_distance
+from vitviz_hf.experiments.pictures.realism import distance_to
 from vitviz_hf.experiments.pictures.trials import (
     Depths,
     Photographs,
@@ -62,14 +63,15 @@ from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
+from vitviz_hf.optimize.guides import needed
 from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import open_source
 
 DRAWN = 20
 """Features of a layer for which candidates are drawn, however many are wanted: the first are always the same."""
 BATCH = 64
-FOR_SPECTRUM, FOR_KID = 512, 2000
-"""Photographs whose mean spectrum is taken, and those that pictures are compared with."""
+FOR_SPECTRUM = 512
+"""Photographs whose mean spectrum is taken."""
 SHEET, ROW, LARGEST = 150, 176, 1_000_000
 """Side of a picture in a recipe's sheet and in a comparison, in pixels; size of a file in bytes."""
 Pictures = dict[Feature, Tensor]
@@ -94,8 +96,9 @@ class Recipe:
 def preset(
     name: str, view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int
 ) -> Image.Image:
-    # A preset that needs photographs of the feature takes `exemplars(photographs, feature)`, of the half that helps.
-    return visualize(view, [feature], VisualizeConfig.preset(name, steps=steps, seed=seed))[0].image
+    config = VisualizeConfig.preset(name, steps=steps, seed=seed)
+    guides = [guide_of(view, photographs, feature, config)] if needed(config) else []
+    return visualize(view, [feature], config, guides)[0].image
 
 
 class Tokens(nn.Module):
@@ -370,7 +373,7 @@ def table_of(
     """A row for each recipe, then one for each way to do without an optimized picture of the feature."""
     reference = "fast" if "fast" in found else next(iter(found))
     base, natural = found[reference].shares("picture"), photographs.seen(depths)
-    some = natural[np.random.default_rng(seed).permutation(len(natural))[:FOR_KID]]
+    to_natural = distance_to(natural, seed)
     rows: list[tuple[Cell, ...]] = []
     for name, own in found.items():
         pixels, n = torch.cat(list(own.pictures.values())), len(own.judged)
@@ -378,7 +381,7 @@ def table_of(
         tables = tables_of(own.judged, seed)
         measures = [
             *(float(np.median([getattr(o, what) for o in own.judged])) for what in ("transfer", "rank", "percentile")),
-            1000 * kernel_distance(seen, some) if n > 1 else None,
+            1000 * to_natural(seen) if n > 1 else None,
             *looks[6:8].tolist(),
             own.seconds,
         ]

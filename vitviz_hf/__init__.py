@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vitviz_hf.models.view import to_pixels as to_pixels
     from vitviz_hf.models.view import with_taps as with_taps
     from vitviz_hf.optimize.config import VisualizeConfig as VisualizeConfig
+    from vitviz_hf.optimize.guides import Guide as Guide
+    from vitviz_hf.optimize.guides import guide_by_images as guide_by_images
+    from vitviz_hf.optimize.guides import guide_by_photograph as guide_by_photograph
     from vitviz_hf.optimize.loop import Step as Step
     from vitviz_hf.optimize.loop import visualize as visualize
     from vitviz_hf.optimize.loop import visualize_steps as visualize_steps
@@ -64,6 +67,7 @@ _HOMES = {
     "Direction": "optimize.objectives",
     "ExtraTap": "models.taps",
     "Feature": "sites",
+    "Guide": "optimize.guides",
     "Logit": "optimize.objectives",
     "ModelView": "models.view",
     "Objective": "optimize.objectives",
@@ -80,6 +84,8 @@ _HOMES = {
     "attention_weights": "reading.attention",
     "classify": "reading.classification",
     "feature_page": "atlas.page",
+    "guide_by_images": "optimize.guides",
+    "guide_by_photograph": "optimize.guides",
     "imagenet_labels": "reading.classification",
     "joint_attention": "reading.attention",
     "list_sites": "models.view",

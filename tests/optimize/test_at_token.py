@@ -1,6 +1,7 @@
 """Objectives at the class token and at single patches, against plain hooks on the model's own modules."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def some_images(n=3, size=(64, 64)):
 @pytest.mark.parametrize(("at", "token"), [("cls", CLS), ("5,2", PATCH)])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_the_score_is_the_value_at_that_token(layer, at, token, trained):
-    results = visualize(trained, [f"{layer}.mlp_act:9@{at}", f"{layer}.resid:7@{at}"], QUICK)
+    config = replace(QUICK, contrast=0.0)
+    results = visualize(trained, [f"{layer}.mlp_act:9@{at}", f"{layer}.resid:7@{at}"], config)
 
     for result, module, read, index in zip(results, ("mlp.fc2", ""), (inputs_of, outputs_of), (9, 7), strict=True):
         own = trained.module.vit.layers[layer].get_submodule(module)
@@ -272,7 +274,7 @@ def test_layers_with_other_grids_have_other_patches(tiny_view):
 
 def test_every_family_has_its_tokens_optimized(view):
     last = len(view.layers) - 1
-    still = {"rotate": 0.0, "zoom": 0.0, "noise": 0.0, "smoothness": 0.0, "margin": 0, "revive": False}
+    still = {"rotate": 0.0, "zoom": 0.0, "noise": 0.0, "smoothness": 0.0, "margin": 0, "revive": False, "contrast": 0.0}
     config = VisualizeConfig.preset("fourier", steps=3, copies=1, learning_rate=0.01, **still)
     tap = view.layers[last].taps["resid"]
     texts = [f"{last}.resid:3@{tap.patch_grid[0] - 1},0"] + [f"{last}.resid:3@cls"] * bool(tap.n_prefix)
@@ -299,7 +301,7 @@ def test_a_class_token_that_has_seen_nothing_yet_is_refused(kind, trained):
 
 def test_a_patch_of_the_last_layer_is_excited_by_its_surroundings_too(trained):
     pixels = some_images(1).requires_grad_(True)
-    values, _ = Readout(trained, [parse_objective("2.mlp_act:5@5,2")])(pixels[None])
+    values = Readout(trained, [parse_objective("2.mlp_act:5@5,2")])(pixels[None]).values
 
     (gradient,) = torch.autograd.grad(values.sum(), pixels)
 

@@ -16,6 +16,8 @@ from vitviz_hf import (
     VisualizeConfig,
     activations,
     at_size,
+    guide_by_images,
+    guide_by_photograph,
     load_model,
     parse_feature,
     parse_objective,
@@ -41,11 +43,26 @@ def seeded(n, seed=0):
     return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
+def guides_for(view, addresses, config):
+    """Of noise, other images for each address; none where the options use none."""
+    size = (3, *view.input_size)
+    guides = []
+    for i, address in enumerate(addresses):
+        noise = torch.rand(40, *size, generator=torch.Generator().manual_seed(i))
+        scores = score_pixels(view, [to_objective(address, view.kinds)], noise[None])[0]
+        images = noise[scores.argsort(descending=True)[:3]]
+        if config.align:
+            guides.append(guide_by_images(view, address, images))
+        elif config.keep:
+            guides.append(guide_by_photograph(view, address, images[0]))
+    return guides
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_score_rises_in_three_steps_for_every_family(family, tiny_view):
     view = tiny_view(family)
     last = len(view.layers) - 1
-    still = {"rotate": 0.0, "zoom": 0.0, "noise": 0.0, "smoothness": 0.0, "margin": 0, "revive": False}
+    still = {"rotate": 0.0, "zoom": 0.0, "noise": 0.0, "smoothness": 0.0, "margin": 0, "revive": False, "contrast": 0.0}
     config = VisualizeConfig.preset("fourier", steps=3, copies=1, learning_rate=0.01, **still)
 
     for address in ("1.mlp_act:5", f"{last}.resid:3"):
@@ -69,11 +86,12 @@ def test_every_kind_can_be_optimized(kind, vit):
 def test_features_in_a_batch_get_the_picture_they_get_alone(preset, vit):
     config = VisualizeConfig.preset(preset, steps=5, copies=2, jitter=3, seed=4)
     addresses = ["1.mlp_act:5", "1.mlp_act:6", "2.attn_q:1", "1.mlp_act:5 - 2.resid:3"]
+    guides = guides_for(vit, addresses, config)
 
-    together = visualize(vit, addresses, config)
+    together = visualize(vit, addresses, config, guides)
 
-    for address, result in zip(addresses, together, strict=True):
-        alone = visualize(vit, [address], config)[0]
+    for i, (address, result) in enumerate(zip(addresses, together, strict=True)):
+        alone = visualize(vit, [address], config, guides[i : i + 1])[0]
         torch.testing.assert_close(result.pixels, alone.pixels, rtol=1e-3, atol=1e-4)
 
 
@@ -280,6 +298,7 @@ def test_more_smoothness_gives_a_smoother_picture(vit):
         {"noise": 0.9},
         {"jitter": 5},
         {"smoothness": 1.0},
+        {"contrast": 0.4},
         {"auto_strength": 50.0},
         {"canvas": "pixels"},
         {"margin": 8},
@@ -449,6 +468,7 @@ def test_transforms_keep_shape_and_do_not_mix_pictures(seed, n, copies):
     changes = [
         lambda x, g: transforms.color_shift(x, 1.0, g),
         lambda x, g: transforms.noise(x, 0.5, "pixel", g),
+        lambda x, g: transforms.contrast(x, 0.4, g),
         lambda x, g: transforms.noise(x, 0.5, "color", g),
         lambda x, g: transforms.jitter(x, 5, g),
         lambda x, g: transforms.rotate_and_scale(x, 20, 0.2, g),
@@ -496,8 +516,7 @@ def test_canvases_start_as_pictures_in_range(make):
 @pytest.mark.slow
 def test_known_features_of_the_builtin_model_come_alive_and_transfer(builtin):
     """Two deep features that stay dead in noise without the rule."""
-    config = VisualizeConfig.preset("fast", steps=30)
-    results = visualize(builtin, ["10.mlp_act:702", "5.mlp_act:1123"], config)
+    results = visualize(builtin, ["10.mlp_act:702", "5.mlp_act:1123"], VisualizeConfig.preset("fast"))
 
     for result in results:
         assert result.alive

@@ -27,7 +27,7 @@ from vitviz_hf import (
 from vitviz_hf.cli.main import main
 from vitviz_hf.cli.options import describe
 from vitviz_hf.errors import RecipeError
-from vitviz_hf.optimize import objectives
+from vitviz_hf.optimize import objectives, transforms
 from vitviz_hf.optimize import recipe as recipes
 from vitviz_hf.optimize import replay as replaying
 from vitviz_hf.optimize.config import PRESETS, PresetName
@@ -73,16 +73,16 @@ def roughness(images):
     return total.mean()
 
 
-def measured_smoothness(view, layer, token):
+def measured_smoothness(view, layer, token, side=32):
     generator = generator_of(f"0 {layer}.mlp_act")
-    start = torch.rand(4, 3, 32, 32, generator=generator).requires_grad_()
+    start = torch.rand(4, 3, side, side, generator=generator).requires_grad_()
     with reading(view, layer) as seen:
         view.module((start - 0.5) / 0.5)
     values = seen["pre"][:, 1:].mean(1) if token is None else seen["pre"][:, token]
-    probes = torch.randn(4, 64, generator=generator)
+    probes = torch.randn(values.shape, generator=generator)
     (signal,) = torch.autograd.grad((values * probes).sum(), start)
     (rough,) = torch.autograd.grad(sum(roughness(x[None]) for x in start), start)
-    return float(signal.norm() / 8 / rough.norm())
+    return float(signal.norm() / math.sqrt(values.shape[1]) / rough.norm())
 
 
 def turned(images, angle, zoom):
@@ -96,6 +96,32 @@ def turned(images, angle, zoom):
     return functional.grid_sample(images, torch.stack(grids), padding_mode="reflection", align_corners=False)
 
 
+def drawn_apart(images, least, power=1.0):
+    """Images [M, 3, H, W] whose gray values deviate by `least` or more, by a power of the gain."""
+    gray = images.mean(1).flatten(1)
+    gain = torch.clamp(least / gray.std(1), min=1) ** power
+    color = images.flatten(2).mean(2)[:, :, None, None]
+    return (color + (images - color) * gain[:, None, None, None]).clamp(0, 1)
+
+
+def canvas_of(side, generator, photograph=None):
+    """Parameters of a square spectrum, drawn or of a photograph, and how they become pixels."""
+    rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
+    scale = side / (rows**2 + cols**2).sqrt().clamp_min(1 / side)
+    colors = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+    colors = colors / colors.norm(dim=0).max()
+
+    def show(params):
+        planes = torch.fft.irfft2(torch.view_as_complex(params) * scale, s=(side, side)) / 4
+        return (colors @ planes.flatten(1)).reshape(planes.shape).sigmoid()
+
+    if photograph is None:
+        return 0.01 * torch.randn(3, side, side // 2 + 1, 2, generator=generator), show
+    light = photograph.clamp(0.02, 0.98)
+    planes = torch.linalg.solve(colors, (light / (1 - light)).log().flatten(1)).reshape(photograph.shape)
+    return torch.view_as_real(torch.fft.rfft2(4 * planes) / scale).clone(), show
+
+
 def written_out(view, layer, index, config, token=None, at=""):
     """The recipe for one feature, with nothing of the package. -> pixels after each step, scores, dead steps."""
     generator = generator_of(f"{config.seed} {layer}.mlp_act:{index}{at}")
@@ -103,17 +129,10 @@ def written_out(view, layer, index, config, token=None, at=""):
     if config.canvas == "pixels":
         params = torch.rand(3, side, side, generator=generator)
     else:
-        params = 0.01 * torch.randn(3, side, side // 2 + 1, 2, generator=generator)
-        rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
-        scale = side / (rows**2 + cols**2).sqrt().clamp_min(1 / side)
-        colors = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
-        colors = colors / colors.norm(dim=0).max()
+        params, show = canvas_of(side, generator)
 
     def canvas():
-        if config.canvas == "pixels":
-            return params
-        planes = torch.fft.irfft2(torch.view_as_complex(params) * scale, s=(side, side)) / 4
-        return (colors @ planes.flatten(1)).reshape(planes.shape).sigmoid()
+        return params if config.canvas == "pixels" else show(params)
 
     params.requires_grad_()
     smoothness = measured_smoothness(view, layer, token) if config.smoothness == "auto" else config.smoothness
@@ -135,8 +154,11 @@ def written_out(view, layer, index, config, token=None, at=""):
         if config.jitter:
             dy, dx = torch.randint(-config.jitter, config.jitter + 1, (2,), generator=generator).tolist()
             images = torch.roll(images, (dy, dx), (2, 3))
+        looked_at = images
+        if config.contrast:
+            looked_at = drawn_apart(images, config.contrast, torch.rand(copies, generator=generator))
         with reading(view, layer) as seen:
-            act, pre = read(view, seen, images, index, token)
+            act, pre = read(view, seen, looked_at, index, token)
         scores.append(act.mean().item())
         dead_steps += scores[-1] <= 0
         target = pre.mean() if config.revive and scores[-1] <= 0 else act.mean()
@@ -150,7 +172,8 @@ def written_out(view, layer, index, config, token=None, at=""):
             if config.canvas == "pixels":
                 params.clamp_(0, 1)
             inner = slice(config.margin, side - config.margin)
-            pictures.append(canvas()[:, inner, inner].clone())
+            shown = canvas()[:, inner, inner].clone()
+            pictures.append(drawn_apart(shown[None], config.contrast)[0] if config.contrast else shown)
     return pictures, scores, dead_steps
 
 
@@ -180,6 +203,7 @@ def late(tiny_folder):
         ("fourier", {}),
         ("fast", {"steps": 8}),
         ("fast", {"steps": 5, "revive": False, "jitter": 6}),
+        ("fast", {"steps": 8, "contrast": 0.0}),
     ],
 )
 def test_a_picture_is_its_recipe_written_out_in_plain_torch(preset, changes, late):
@@ -410,6 +434,20 @@ def test_a_recipe_of_the_cpu_is_followed_on_the_cpu_though_there_is_a_better_dev
     replay(saved(tmp_path / "a.png", recipe))
 
     assert asked[0][2:] == (torch.device("cpu"), torch.float32)
+
+
+def test_an_old_recipe_without_the_newer_options_gives_the_picture_that_it_gave(vit, tmp_path, monkeypatch):
+    old = VisualizeConfig.preset("fast", steps=3, copies=2, margin=4, contrast=0.0)
+    made = visualize(vit, ["1.mlp_act:5"], old)[0]
+    newer = ("contrast", "align", "keep")
+    recipe = {**made.recipe, "config": {k: v for k, v in made.recipe["config"].items() if k not in newer}}
+    monkeypatch.setattr(transforms, "stretch", lambda *_: pytest.fail("an old picture has the contrast that it has"))
+
+    again = replay(saved(tmp_path / "a.png", recipe), vit)
+
+    assert torch.equal(again.pixels, made.pixels) and again.recipe == made.recipe
+    picture, _, _ = written_out(vit, 1, 5, old)
+    torch.testing.assert_close(again.pixels, picture[-1], atol=1e-4, rtol=0)
 
 
 def test_an_unknown_dtype_is_refused(recipe, tmp_path):

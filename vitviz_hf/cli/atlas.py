@@ -10,6 +10,7 @@ from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.cli.options import (
     add_knobs,
     add_model_options,
+    add_preset,
     add_verb,
     counter,
     describe,
@@ -20,7 +21,7 @@ from vitviz_hf.cli.options import (
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
-from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
+from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.sites import Feature, file_stem, parse_feature
 
 _NAMER = "openai/clip-vit-base-patch32"
@@ -47,7 +48,7 @@ def add_atlas_commands(verbs: Any) -> None:
     build = add_verb(tasks, "build", _atlas_build, "optimize pictures for features of an atlas; what exists is kept")
     build.add_argument("atlas", metavar="ATLAS")
     build.add_argument("features", nargs="+", metavar="FEATURE", help="5.mlp_act:10, or a range 5.mlp_act:0-63")
-    build.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    add_preset(build, "\n\nReal images are the atlas's own: for aligned up to nine of each feature, for accent one.")
     build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
     name.add_argument("atlas", metavar="ATLAS")
@@ -132,9 +133,11 @@ def _rank_device() -> str | None:
 
 
 def _atlas_build(args: Any) -> None:
+    from vitviz_hf.atlas.guiding import guide_from_atlas
     from vitviz_hf.atlas.page import check_model
     from vitviz_hf.atlas.store import missing_visualizations, open_atlas
     from vitviz_hf.models.view import at_size, load_model
+    from vitviz_hf.optimize.guides import needed
     from vitviz_hf.optimize.loop import default_config, visualize
 
     atlas = open_atlas(args.atlas)
@@ -150,7 +153,8 @@ def _atlas_build(args: Any) -> None:
     together = 8  # features of one site share the batches
     groups = [missing[i : i + together] for i in range(0, len(missing), together)]
     for group in progress_bar(groups, len(groups), "optimizing", " batches"):
-        for feature, result in zip(group, visualize(view, group, config), strict=True):
+        guides = [guide_from_atlas(view, atlas, f, config) for f in group] if needed(config) else []
+        for feature, result in zip(group, visualize(view, group, config, guides), strict=True):
             path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
             result.save(path)
             print(f"{path}  {describe(result)}")

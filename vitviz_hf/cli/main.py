@@ -28,6 +28,8 @@ examples:
   vitviz top builtin --image chelsea --site 5.mlp_act
   vitviz map builtin 5.mlp_act:1059 11.mlp_act:441 --image chelsea --out maps
   vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
+  vitviz visualize builtin 5.mlp_act:1059 --preset aligned --atlas atlas --out pictures
+  vitviz visualize builtin 5.mlp_act:1059 --preset accent --photo chelsea --out accents
   vitviz replay pictures/8.mlp_act-908.png
   vitviz search builtin builtin --out atlas
   vitviz atlas build atlas 5.mlp_act:1059

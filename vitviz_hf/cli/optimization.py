@@ -2,11 +2,15 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitviz_hf.cli.options import (
+    IMAGE_HELP,
     add_knobs,
     add_model_options,
+    add_preset,
     add_verb,
     describe,
     load_view,
@@ -17,13 +21,24 @@ from vitviz_hf.cli.options import (
     read_knobs,
     split_words,
 )
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
-from vitviz_hf.sites import parse_feature
+from vitviz_hf.sites import Feature, parse_feature
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitviz_hf.atlas.store import Atlas
+    from vitviz_hf.models.view import ModelView
+    from vitviz_hf.optimize.guides import Guide
+    from vitviz_hf.optimize.objectives import Objective
     from vitviz_hf.optimize.recipe import Visualization
     from vitviz_hf.reading.reference import Scores
+
+
+_MOST_IMAGES = 64
+_OF_ATLAS = 9
 
 
 def add_optimization_commands(verbs: Any) -> None:
@@ -38,7 +53,19 @@ def add_optimization_commands(verbs: Any) -> None:
     )
     visualize.add_argument("--minimize", action="store_true", help="minimize instead")
     visualize.add_argument("--out", required=True, metavar="DIR", help="folder for the PNGs; each carries its recipe")
-    visualize.add_argument("--preset", choices=tuple(PRESETS), help="default: fast on a CPU, fourier elsewhere")
+    add_preset(visualize)
+    visualize.add_argument(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help=f"for preset aligned: folder or files of images that excite the features, up to {_MOST_IMAGES}",
+    )
+    visualize.add_argument(
+        "--atlas",
+        metavar="ATLAS",
+        help=f"for preset aligned: folder or Hub id; up to {_OF_ATLAS} images that it stores of each feature are taken",
+    )
+    visualize.add_argument("--photo", metavar="FILE", help=f"for preset accent: where it starts; {IMAGE_HELP}")
     add_knobs(visualize, VisualizeConfig, "knobs (defaults are the preset's)")
     add_model_options(visualize)
 
@@ -55,14 +82,17 @@ def _visualize(args: Any) -> None:
     objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
     paths = new_files(args.out, objectives, (".png",))
     knobs = read_knobs(args, VisualizeConfig)
-    VisualizeConfig.preset(args.preset or "fourier", **knobs)
+    known = VisualizeConfig.preset(args.preset or "fourier", **knobs)
+    images = _open_images(args, known)
+    atlas = _open_atlas(args, objectives)
     view = load_view(args, model)
     for objective in objectives:
         check_objective(view, objective)
+    guides = [_guide(view, objective, known, images, atlas) for objective in objectives if images or atlas]
     config = VisualizeConfig.from_dict(
         {**(PRESETS[args.preset] if args.preset else default_config(view).to_dict()), **knobs}
     )
-    bar = progress_bar(visualize_steps(view, objectives, config), config.steps, "optimizing")
+    bar = progress_bar(visualize_steps(view, objectives, config, guides), config.steps, "optimizing")
     for step in bar:  # noqa: B007
         pass
     results = finish(view, objectives, config, step)
@@ -74,6 +104,84 @@ def _visualize(args: Any) -> None:
         for result in results:
             if line := _compared(result, reference):
                 print(line)
+
+
+def _open_images(args: Any, config: VisualizeConfig) -> "list[Image]":
+    """What was given by --images or --photo; empty where an atlas gives images, or nothing does.
+
+    Raises:
+        ConfigError: it does not go with the options.
+        ImageError: not usable.
+    """
+    from vitviz_hf.optimize.guides import needed
+
+    given = [f"--{name}" for name in ("images", "atlas", "photo") if getattr(args, name)]
+    fitting = ["--images", "--atlas"] if config.align else ["--photo"] if config.keep else []
+    what = f"preset {args.preset!r}" if args.preset else "the default preset"
+    if wrong := [name for name in given if name not in fitting]:
+        takes = f"takes {' or '.join(fitting)}" if fitting else "takes no real images; choose 'aligned' or 'accent'"
+        raise ConfigError(f"{what} {takes}; got {wrong[0]}.")
+    if fitting and len(given) != 1:
+        told = " and ".join(given) or "neither" if len(fitting) > 1 else "none"
+        raise ConfigError(f"{what} needs {needed(config)}: give {' or '.join(fitting)}; got {told}.")
+    files = [args.photo] if args.photo else _files(args.images or [])
+    return [open_picture(file) for file in files]
+
+
+def _files(given: Sequence[str]) -> list[str]:
+    """Files, and those of folders."""
+    from vitviz_hf.stream import SUFFIXES
+
+    files: list[str] = []
+    for name in given:
+        folder = Path(name).expanduser()
+        own = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else [name]
+        if not own:
+            raise ConfigError(f"--images: there is no image in '{name}'.")
+        files += own
+    if len(files) > _MOST_IMAGES:
+        raise ConfigError(f"--images takes up to {_MOST_IMAGES} images; got {len(files)}: give those that excite most.")
+    return files
+
+
+def _open_atlas(args: Any, objectives: "Sequence[Objective]") -> "Atlas | None":
+    from vitviz_hf.atlas.store import open_atlas
+
+    if not args.atlas:
+        return None
+    atlas = open_atlas(args.atlas)
+    for objective in objectives:
+        atlas.hits(_feature_of(objective))
+    return atlas
+
+
+def _feature_of(objective: "Objective") -> Feature:
+    """The feature that alone is maximized.
+
+    Raises:
+        ConfigError: the objective is something else.
+    """
+    from vitviz_hf.optimize.objectives import AtToken
+
+    weight, target = objective.terms[0]
+    feature = target.target if isinstance(target, AtToken) else target
+    if len(objective.terms) > 1 or weight != 1 or not isinstance(feature, Feature):
+        raise ConfigError(f"an atlas has the images of single features, not of '{objective}'; give --images.")
+    return feature
+
+
+def _guide(
+    view: "ModelView", objective: "Objective", config: VisualizeConfig, images: "list[Image]", atlas: "Atlas | None"
+) -> "Guide":
+    import torch
+
+    from vitviz_hf.atlas.guiding import guide_from_atlas
+    from vitviz_hf.models.view import to_pixels
+    from vitviz_hf.optimize.guides import guide_by
+
+    if atlas:
+        return guide_from_atlas(view, atlas, _feature_of(objective), config, objective.terms[0][1])
+    return guide_by(view, objective, torch.cat([to_pixels(view, image) for image in images]), config)
 
 
 def _replay(args: Any) -> None:

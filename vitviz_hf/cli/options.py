@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from vitviz_hf.config import plain, read, required
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
+from vitviz_hf.optimize.config import PRESETS, WHEN
 from vitviz_hf.sites import file_stem
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     return to_value
 
 
+def add_preset(verb: argparse.ArgumentParser, note: str = "") -> None:
+    """The option --preset, and below the help when to take which, and a note."""
+    verb.add_argument(
+        "--preset", choices=tuple(PRESETS), help="recipe, see below (default: fast on a CPU, fourier elsewhere)"
+    )
+    width = max(map(len, WHEN))
+    verb.epilog = "presets:\n" + "\n".join(f"  {name.ljust(width)}  {when}" for name, when in WHEN.items()) + note
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def load_view(args: Any, model_id: str | None) -> "ModelView":
     """The model that a command names, at its --revision, --device and --size.
 
@@ -143,6 +154,9 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 def describe(result: "Visualization") -> str:
     """One line about an optimized picture."""
     text = f"score {result.score:.3g}, {result.transfer_score:.3g} turned, zoomed and blurred"
+    if guide := result.recipe.get("guide"):
+        n = guide["images"]
+        text += ", from a photograph" if "start" in guide else f", guided by {n} image{'s' * (n != 1)}"
     return text if result.alive else f"{text}; the feature does not fire on it"
 
 

@@ -45,19 +45,25 @@ def make_canvas(
         start: photographs [3, *size] in [0, 1]; their margin shows them mirrored.
     """
     grown = (size[0] + 2 * config.margin, size[1] + 2 * config.margin)
-    if config.canvas == "pixels":
-        return pixel_canvas(grown, generators, device)
-    padded = [functional.pad(p[None], [config.margin] * 4, mode="reflect")[0] for p in start]
-    return fourier_canvas(grown, generators, device, padded)
+    make = pixel_canvas if config.canvas == "pixels" else fourier_canvas
+    return make(grown, generators, device, [functional.pad(p, [config.margin] * 4, mode="reflect") for p in start])
 
 
-def pixel_canvas(size: tuple[int, int], generators: Sequence[torch.Generator], device: torch.device) -> Canvas:
-    """Free pixels, uniform noise in [0, 1] at the start, kept in [0, 1].
+def pixel_canvas(
+    size: tuple[int, int],
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+    start: Sequence[Tensor] = (),
+) -> Canvas:
+    """Free pixels, kept in [0, 1].
+
+    Args:
+        start: [3, H, W] in [0, 1] for each image; without any, uniform noise.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
     """
-    start = [torch.rand(3, *size, generator=g) for g in generators]
-    return Canvas(torch.stack(start).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
+    first = start or [torch.rand(3, *size, generator=g) for g in generators]
+    return Canvas(torch.stack(list(first)).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
 
 
 def fourier_canvas(

@@ -98,7 +98,7 @@ def seeded_steps(
     for objective in objectives:
         check_objective(view, objective)
     check_sensitive(view, objectives)
-    check_guides(config, objectives, guides)
+    check_guides(view, config, objectives, guides)
     if objectives:
         yield from _optimize(view, list(objectives), config, seeds, guides)
 
@@ -182,7 +182,8 @@ def _optimize(
         with torch.no_grad():
             canvas.constrain(params)
             pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size))
-        yield Step(index, transforms.stretch(pixels, config.contrast), scores, dead_steps.clone(), guides)
+            pixels = transforms.stretch(pixels, config.contrast) if config.contrast else pixels.clone()
+        yield Step(index, pixels, scores, dead_steps.clone(), guides)
 
 
 class _Chunk:
@@ -212,11 +213,9 @@ class _Chunk:
         """Of canvases [n, 3, h, w]: what is minimized, the scores [n], and which features do not fire [n]."""
         config = self.config
         images = _augment(pixels, self.view.input_size, config, progress, self.generators)
-        precision = torch.autocast(self.view.device.type, torch.bfloat16) if config.autocast else nullcontext()
-        with precision:
-            read = self.read(
-                transforms.contrast(images, config.contrast, self.generators) if config.contrast else images
-            )
+        seen = transforms.contrast(images, config.contrast, self.generators) if config.contrast else images
+        with torch.autocast(self.view.device.type, torch.bfloat16) if config.autocast else nullcontext():
+            read = self.read(seen)
         scores = read.values.detach().mean(1)
         dead = self.read.revivable & (scores <= 0)
         target = read.values.mean(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.figures import picture_grid
-from vitviz_hf.experiments.pictures.choosing import check_features, one_model, optimized, picture_config
+from vitviz_hf.experiments.pictures.choosing import check_features, how_guided, one_model, optimized, picture_config
 from vitviz_hf.experiments.pictures.judge import Judge, open_judge, spread_layers
-from vitviz_hf.experiments.pictures.realism import kernel_distance, mean_of_pairs, percentile, spectrum_distance
+from vitviz_hf.experiments.pictures.realism import distance_to, mean_of_pairs, percentile, spectrum_distance
 from vitviz_hf.experiments.pictures.trials import (
     LEAST_IMAGES,
     N_EXEMPLARS,
@@ -37,6 +38,8 @@ from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Table
 from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import N_IMAGES, Guide, guide_by, needed
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.scores import transfer_scores
 from vitviz_hf.reading.recording import activations
@@ -87,17 +90,22 @@ def run(
     sites = [Site(layer, "mlp_act") for layer in layers_of(view, config.layers)]
     candidates = list(config.features or draw_candidates(view, sites, config.per_layer, config.seed))
     photographs = read_photographs(view, judge, source, candidates, config.limit, config.batch, progress)
-    chosen = config.features or live_features(photographs, config.per_layer)
+    chosen = list(config.features or live_features(photographs, config.per_layer))
+    if needed(picture_config(config.preset, config.steps, config.seed)):
+        chosen = [f for f in chosen if photographs.score(exemplars(photographs, f)[0], f) > 0]
     made: dict[Feature, list[Tensor]] = {f: [] for f in chosen}
     for seed in range(config.seed, config.seed + config.seeds):
         how = picture_config(config.preset, config.steps, seed)
-        for feature, picture in optimized(view, chosen, how, work / f"seed-{seed}", progress).items():
+        guide = partial(guide_of, view, photographs, config=how) if needed(how) else None
+        made_now = optimized(view, chosen, how, work / f"seed-{seed}", progress, guide=guide)
+        for feature, picture in made_now.items():
             made[feature].append(image_to_pixels(picture.image))
     pictures = {f: torch.stack(own) for f, own in made.items()}
     found = choose_depths(photographs)
     depths = next(iter(found))
     judged = judge_pictures(view, judge, photographs, depths, pictures)
     how_made = f"Preset {config.preset}, {how.steps} steps, {how.copies} copies, seed {config.seed}."
+    how_made += how_guided(how, "half that helps")
     notes = (how_made, *_notes(judge, source, photographs, found, config))
     return Result(
         "agreement",
@@ -110,6 +118,16 @@ def run(
         {"judge": judge.view.identity.to_json(), "depths": {" + ".join(d): share for d, share in found.items()}},
         {"features": table_of_features(judged)},
     )
+
+
+def guide_of(view: ModelView, photographs: Photographs, feature: Feature, config: VisualizeConfig) -> Guide:
+    """What the options need of a feature's exemplars, of the half that helps.
+
+    Raises:
+        ConfigError: none of them excites the feature.
+    """
+    crops = [photographs.image(int(i)) for i in exemplars(photographs, feature, N_IMAGES)]
+    return guide_by(view, feature, torch.stack([image_to_pixels(crop) for crop in crops]), config)
 
 
 def layers_of(view: ModelView, wanted: Sequence[int] | None) -> list[int]:
@@ -238,13 +256,14 @@ def table_of_pictures(
         return float(np.mean([5 <= percentile(x, usual[:, column]) <= 95 for x in looks[:, column]]))
 
     size = find_tap(view, judged[0].feature.site).size
-    distance = bootstrap(lambda i: kernel_distance(seen[i], natural), len(seen), seed) if len(seen) > 2 else None
+    to_natural = distance_to(natural, seed)
+    distance = bootstrap(lambda i: to_natural(seen[i]), len(seen), seed) if len(seen) > 2 else None
     stability = [one.stability for one in judged if one.stability is not None]
     rows: list[tuple[Cell, ...]] = [
         ("percentile of the score among the images', %", over([one.percentile for one in judged]), None),
         ("transfer score / best image's score", over([one.transfer for one in judged]), None),
         (f"median rank of the feature among {size} on its picture", float(np.median([o.rank for o in judged])), None),
-        ("kernel distance to the photographs", distance, kernel_distance(some, rest) if len(some) > 1 else None),
+        ("kernel distance to the photographs", distance, distance_to(rest, seed)(some) if len(some) > 1 else None),
         ("distance of log spectra", spectrum_distance(spectra, photographs.spectra), 0.0),
         ("saturation", over(looks[:, 6].tolist()), float(usual[:, 6].mean())),
         ("contrast", over(looks[:, 7].tolist()), float(usual[:, 7].mean())),

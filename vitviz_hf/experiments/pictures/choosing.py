@@ -1,7 +1,8 @@
 """What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.guiding import guide_from_atlas
 from vitviz_hf.atlas.page import check_model
 from vitviz_hf.atlas.search import SearchState
 from vitviz_hf.atlas.store import Atlas, open_atlas
@@ -21,6 +23,7 @@ from vitviz_hf.experiments.result import Progress
 from vitviz_hf.images import open_image
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import N_IMAGES, Guide, needed
 from vitviz_hf.optimize.loop import visualize
 from vitviz_hf.optimize.objectives import Direction
 from vitviz_hf.optimize.recipe import is_alive, read_recipe, shows
@@ -101,11 +104,13 @@ def optimized(
     work: Path,
     progress: Progress | None = None,
     known: Atlas | None = None,
+    guide: Callable[[Pictured], Guide] | None = None,
 ) -> dict[Pictured, Picture]:
     """Optimized pictures of features and directions, each kept in `work` as soon as it is there.
 
     Args:
         known: an atlas whose own pictures are taken instead, if they are of this model.
+        guide: gives the real images of each, where the options need some.
     """
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +127,8 @@ def optimized(
         group = list(same_site)
         for start in range(0, len(group), _TOGETHER):
             some = group[start : start + _TOGETHER]
-            for target, result in zip(some, visualize(view, some, config), strict=True):
+            made = visualize(view, some, config, [guide(t) for t in some] if guide else ())
+            for target, result in zip(some, made, strict=True):
                 path_of(target).unlink(missing_ok=True)
                 result.save(path_of(target))
             done += len(some)
@@ -161,13 +167,15 @@ def pictured_features(
         SiteError: a feature that the model or the atlas lacks.
     """
     view = one_model(name, views)
+    how = picture_config(config.preset, config.steps, config.seed)
+    k = max(k, N_IMAGES) if needed(how) else k
     atlas = atlas_for(view, source, config.atlas, config.limit, config.batch, k, work, progress)
     check_features(view, config.features or ())
     chosen = config.features or strong_in_atlas(atlas, config.rows)
     for feature in chosen:
         atlas.hits(feature)
-    how = picture_config(config.preset, config.steps, config.seed)
-    return view, atlas, optimized(view, chosen, how, work, progress, atlas)
+    guide = partial(guide_from_atlas, view, atlas, config=how) if needed(how) else None
+    return view, atlas, optimized(view, chosen, how, work, progress, atlas, guide)
 
 
 def how_chosen(config: TripletsConfig) -> str:
@@ -175,7 +183,27 @@ def how_chosen(config: TripletsConfig) -> str:
     how = picture_config(config.preset, config.steps, config.seed)
     chosen = "Features as given." if config.features else RULE.format(images="the searched images")
     stored = " Pictures that the atlas holds are taken from it." if config.atlas else ""
-    return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}"
+    return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}{how_guided(how, 'atlas')}"
+
+
+def how_guided(config: VisualizeConfig, source: str) -> str:
+    """What real images went into the pictures, for below a table; empty without any."""
+    if config.align:
+        return f" Pictures are pulled to up to {N_IMAGES} images of each feature from the {source}."
+    return f" Pictures start from the best image of each feature in the {source}." if config.keep else ""
+
+
+def without_images(name: str, config: VisualizeConfig) -> VisualizeConfig:
+    """The options, if they need no real images.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if needs := needed(config):
+        raise ConfigError(
+            f"{name} has no real images, and its preset needs {needs}; take 'fast', 'fourier' or 'paper'."
+        )
+    return config
 
 
 def picture_config(preset: str, steps: int | None, seed: int) -> VisualizeConfig:

@@ -13,7 +13,7 @@ from vitviz_hf.errors import SiteError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.figures import picture_grid
-from vitviz_hf.experiments.pictures.choosing import Picture, one_model, optimized, picture_config
+from vitviz_hf.experiments.pictures.choosing import Picture, one_model, optimized, picture_config, without_images
 from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Cell, Interval, Table
 from vitviz_hf.images import cover, image_to_bytes
@@ -71,10 +71,12 @@ def run(
     """Pictures of the same feature numbers at each kind of site, early and deep, with their high-frequency share.
 
     Raises:
-        ConfigError: several models.
+        ConfigError: several models, or a preset that needs real images.
         SiteError: a layer that the model lacks.
     """
     view = one_model("narrow-sites", views)
+    plan = without_images("narrow-sites", picture_config(config.preset, config.steps, config.seed))
+    how = replace(plan, smoothness=config.smoothness)
     layers = _layers(view, config.layers)
     sites = [Site(layer, kind) for layer in layers for kind in SHOWN_KINDS if kind in view.layers[layer].taps]
     width = min(find_tap(view, site).size for site in sites)
@@ -85,7 +87,6 @@ def run(
         groups[Group(site)] = [Feature(site, i) for i in numbers]
         for way in DIRECTIONS if site.kind == WIDE else ():
             groups[Group(site, way)] = [*directions(view, site, way, len(numbers), config.seed)]
-    how = replace(picture_config(config.preset, config.steps, config.seed), smoothness=config.smoothness)
     made = optimized(view, [t for targets in groups.values() for t in targets], how, work, progress)
     pictures = {group: [made[t] for t in targets] for group, targets in groups.items()}
     wide = {group.site.layer: own for group, own in pictures.items() if group.what == "wide"}

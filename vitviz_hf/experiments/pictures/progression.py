@@ -12,6 +12,7 @@ from vitviz_hf.experiments.pictures.choosing import (
     optimized,
     picture_config,
     strong_on_photographs,
+    without_images,
 )
 from vitviz_hf.experiments.result import Progress, Result
 from vitviz_hf.experiments.tables import Table
@@ -30,13 +31,13 @@ def run(
     """Optimized pictures of features of every layer.
 
     Raises:
-        ConfigError: several models.
+        ConfigError: several models, or a preset that needs real images.
         SiteError: a feature that the model lacks, or a network without features.
     """
     view = one_model("progression", views)
+    how = without_images("progression", picture_config(config.preset, config.steps, config.seed))
     check_features(view, config.features or ())
     chosen = config.features or strong_on_photographs(view, config.columns)
-    how = picture_config(config.preset, config.steps, config.seed)
     pictures = optimized(view, sorted(chosen), how, work, progress)
     reference = reference_scores(view)
     rows = []

@@ -1,11 +1,27 @@
 """How far pictures are from photographs, without the weights that such distances usually need."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+
+_FOR_DISTANCE = 1000
+
+
+def distance_to(photographs: Floats, seed: int) -> Callable[[Floats], float]:
+    """Kernel distance of sets of values [n, D] to at most 1,000 of the photographs [m, D], drawn by the seed."""
+    drawn = np.random.default_rng(seed).permutation(len(photographs))[:_FOR_DISTANCE]
+    some = photographs[drawn]
+    within = mean_of_pairs(_kernel(some, some))
+
+    def distance(own: Floats) -> float:
+        return mean_of_pairs(_kernel(own, own)) + within - 2 * float(_kernel(own, some).mean())
+
+    return distance
 
 
 def kernel_distance(own: Floats, photographs: Floats) -> float:
@@ -15,13 +31,12 @@ def kernel_distance(own: Floats, photographs: Floats) -> float:
 
     Source: Bińkowski et al. 2018, arXiv:1801.01401 (KID), in the judge's values instead of Inception's.
     """
-    size = own.shape[1]
+    within = mean_of_pairs(_kernel(own, own)) + mean_of_pairs(_kernel(photographs, photographs))
+    return within - 2 * float(_kernel(own, photographs).mean())
 
-    def kernel(x: Floats, y: Floats) -> NDArray[np.float64]:
-        return np.asarray((x.astype(np.float64) @ y.astype(np.float64).T / size + 1) ** 3)
 
-    within = mean_of_pairs(kernel(own, own)) + mean_of_pairs(kernel(photographs, photographs))
-    return within - 2 * float(kernel(own, photographs).mean())
+def _kernel(x: Floats, y: Floats) -> NDArray[np.float64]:
+    return np.asarray((x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3)
 
 
 def mean_of_pairs(inner: NDArray[Any]) -> float:

@@ -66,6 +66,10 @@ class Photographs:
         own = np.flatnonzero(self.helps == helps)
         return own[np.argsort(-self.scores[own, self.features.index(feature)], kind="stable")]
 
+    def score(self, i: int, feature: Feature) -> float:
+        """Of a feature on an image."""
+        return float(self.scores[i, self.features.index(feature)])
+
     def image(self, i: int) -> Image.Image:
         """The crop of an image that is among the best of its half."""
         return open_image(self.crops[self.keys[i]])

@@ -1,0 +1,442 @@
+"""Real images in pictures, over again by plain hooks, numpy and torch."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.by_hand import read_pictures
+from tests.optimize.test_recipe import (
+    canvas_of,
+    drawn_apart,
+    generator_of,
+    measured_smoothness,
+    read,
+    reading,
+    roughness,
+    saved,
+    turned,
+)
+from vitviz_hf import (
+    Direction,
+    Guide,
+    VisualizeConfig,
+    activations,
+    at_size,
+    guide_by_images,
+    guide_by_photograph,
+    replay,
+    visualize,
+    visualize_steps,
+)
+from vitviz_hf.errors import ConfigError, FeatureError, RecipeError
+from vitviz_hf.optimize.guides import Photographs, misfit
+from vitviz_hf.optimize.loop import finish, seeded_steps
+from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.scores import score_pixels
+from vitviz_hf.sites import Site
+
+FEATURE = "2.mlp_act:9"
+ALIGNED, ACCENT = (VisualizeConfig.preset(name, steps=3, copies=2, margin=4) for name in ("aligned", "accent"))
+
+
+@pytest.fixture(scope="module")
+def photographs(shapes):
+    """[40, 3, 64, 64]"""
+    return torch.from_numpy(np.stack([p.pixels for p in read_pictures(shapes)[:40]])).permute(0, 3, 1, 2) / 255
+
+
+def best_of(view, address, photographs, n=3):
+    scores = score_pixels(view, [to_objective(address, view.kinds)], photographs[None])[0]
+    return photographs[scores.argsort(descending=True)[:n]]
+
+
+def guide_for(view, address, photographs, config, n=3):
+    images = best_of(view, address, photographs, n)
+    return guide_by_images(view, address, images) if config.align else guide_by_photograph(view, address, images[0])
+
+
+def outputs(view, images, names):
+    """What modules return on images [N, 3, H, W]: {name: [N, T, F]}."""
+    seen = {}
+
+    def keep(name):
+        return lambda _, __, out: seen.update({name: out[0] if isinstance(out, tuple) else out})
+
+    hooks = [view.module.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    with torch.no_grad():
+        view.module((images - 0.5) / 0.5)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def activation(view, layer, images):
+    """The feed-forward's activation on patches, [N, P, F] in numpy."""
+    seen = []
+    fc2 = view.module.vit.layers[layer].mlp.fc2
+    hook = fc2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        view.module((images - 0.5) / 0.5)
+    hook.remove()
+    return seen[0][:, 1:].double().numpy()
+
+
+def moments_by_hand(values, map_):
+    """Values [N, P, F] and what excites [N, P] -> mean and deviation of every feature."""
+    weights = np.maximum(map_, 0).ravel()
+    weights = 0.7 * weights / weights.sum() + 0.3 / weights.size
+    flat = values.reshape(-1, values.shape[-1])
+    mean = (weights[:, None] * flat).sum(0)
+    return np.stack([mean, np.sqrt((weights[:, None] * (flat - mean) ** 2).sum(0))])
+
+
+# What is taken from the images
+
+
+@pytest.mark.parametrize(("sign", "at"), [(1, ""), (-1, ""), (1, "@cls"), (1, "@5,2")])
+def test_moments_count_patches_by_how_much_they_excite_the_feature(sign, at, trained, photographs):
+    address = f"{'-' * (sign < 0)}{FEATURE}{at}"
+    images = best_of(trained, address, photographs)
+
+    guide = guide_by_images(trained, address, images)
+
+    own = sign * activation(trained, 2, images)[..., 9]
+    found = outputs(trained, images, [f"vit.layers.{i}" for i in range(3)])
+    assert list(guide.moments) == [Site(i, "resid") for i in range(3)] and guide.n_images == 3
+    for site, moments in guide.moments.items():
+        values = found[f"vit.layers.{site.layer}"][:, 1:].double().numpy()
+        expected = moments_by_hand(values, own)
+        np.testing.assert_allclose(moments.numpy(), expected, atol=1e-4)
+        assert abs(expected - moments_by_hand(values, np.ones_like(own))).max() > 0.02
+        assert min(abs(np.diff(np.sort(expected), axis=1)).max(1)) > 1e-3
+        assert not np.allclose(expected[:, 1:], expected[:, :-1], atol=1e-3)
+    assert guide.best == pytest.approx(float(score_pixels(trained, [to_objective(address)], images[None]).max()))
+
+
+@pytest.mark.parametrize("address", ["2.mlp_act:9 + 0.5*1.resid:3", "logit:2", "direction"])
+def test_without_a_map_images_count_by_their_scores(address, trained, photographs):
+    vector = torch.randn(48, generator=torch.Generator().manual_seed(2))
+    target = Direction(Site(1, "resid"), tuple(vector.tolist())) if address == "direction" else address
+    images = best_of(trained, target, photographs, 40)[[0, 1, 39]]
+
+    guide = guide_by_images(trained, target, images)
+
+    scores = score_pixels(trained, [to_objective(target)], images[None])[0].double().numpy()
+    assert scores[0] > 0 and (scores[2] < 0 or address[0] == "2")
+    last = 1 if address == "direction" else 2
+    assert list(guide.moments) == [Site(i, "resid") for i in range(last + 1)]
+    values = outputs(trained, images, ["vit.layers.1"])["vit.layers.1"][:, 1:].double().numpy()
+    expected = moments_by_hand(values, np.repeat(scores[:, None], values.shape[1], 1))
+    np.testing.assert_allclose(guide.moments[Site(1, "resid")].numpy(), expected, atol=1e-4)
+
+
+def test_the_blocks_that_are_matched_are_the_first_ones_and_the_last_before_the_objective(tiny_view, photographs):
+    view = tiny_view("timm-twins-svt")
+    images = functional.interpolate(photographs, view.input_size)
+    assert len(view.layers) == 8
+    for address, layers in {"6.mlp_act:3": [0, 1, 3, 4, 6], "7.mlp_act:1": [0, 1, 3, 5, 7], "0.mlp_act:2": [0]}.items():
+        guide = guide_by_images(view, address, best_of(view, address, images))
+        assert [s.layer for s in guide.moments] == layers
+
+
+def test_grids_that_differ_by_layer_are_weighted_each_on_its_own(tiny_view, photographs):
+    view = tiny_view("swin")
+    images = functional.interpolate(photographs, view.input_size)
+    last = len(view.layers) - 1
+    address = f"{last}.mlp_act:3"
+    images = best_of(view, address, images)
+
+    guide = guide_by_images(view, address, images)
+
+    found = activations(view, images, [*guide.moments, Site(last, "mlp_act")])
+    map_ = found[Site(last, "mlp_act")].map(3)
+    sides = {found[s].tap.patch_grid for s in guide.moments}
+    assert len(sides) == 2
+    for site, moments in guide.moments.items():
+        times = found[site].tap.patch_grid[0] // map_.shape[1]
+        wide = map_.repeat_interleave(times, 1).repeat_interleave(times, 2).flatten(1)
+        expected = moments_by_hand(found[site].patches.double().numpy(), wide.double().numpy())
+        np.testing.assert_allclose(moments.numpy(), expected, atol=1e-4)
+    made = visualize(view, [address], ALIGNED, [guide])[0]
+    assert made.pixels.shape == (3, *view.input_size)
+
+
+def test_the_misfit_is_0_for_the_statistics_of_the_images_themselves_and_relative_to_them_otherwise():
+    rng = np.random.default_rng(0)
+    sites = [Site(0, "resid"), Site(2, "resid")]
+    reads = {s: torch.from_numpy(rng.normal(1 + i, 2, (2, 3, 5, 7))).float() for i, s in enumerate(sites)}
+    own = [{s: v[n].double().numpy().reshape(15, 7) for s, v in reads.items()} for n in range(2)]
+    right = [
+        Guide(1, 1.0, {s: torch.tensor(np.stack([x.mean(0), x.std(0)])).float() for s, x in o.items()}) for o in own
+    ]
+    wrong = [Guide(1, 1.0, {s: torch.from_numpy(rng.normal(0, 1, (2, 7))).float() for s in sites}) for _ in range(2)]
+
+    assert misfit(reads, right).abs().max() < 1e-5
+    expected = []
+    for o, guide in zip(own, wrong, strict=True):
+        apart = []
+        for s in sites:
+            for value, want in zip((o[s].mean(0), o[s].std(0)), guide.moments[s].numpy(), strict=True):
+                apart.append(np.linalg.norm(value - want) / np.linalg.norm(want))
+        expected.append(2 * np.mean(apart))
+    np.testing.assert_allclose(misfit(reads, wrong).numpy(), expected, rtol=1e-4)
+    alone = {s: torch.zeros(1, 1, 1, 7) for s in sites}
+    assert torch.isfinite(misfit(alone, [Guide(1, 1.0, {s: torch.zeros(2, 7) for s in sites})])).all()
+
+
+# Pictures
+
+
+def written_out(view, address, guide, config):
+    """Two steps of a guided picture of a feature of the trained model. -> pixels, scores of each step."""
+    layer, index = int(address[0]), int(address.rpartition(":")[2])
+    generator = generator_of(f"{config.seed} {address}")
+    side, copies = 64 + 2 * config.margin, config.copies
+    params, show = canvas_of(side, generator)
+    photograph = held = None
+    if config.keep:
+        mirrored = functional.pad(guide.photograph[None], [config.margin] * 4, mode="reflect")[0]
+        params, _ = canvas_of(side, generator, mirrored)
+        map_ = torch.from_numpy(activation(view, layer, guide.photograph[None])[0, :, index]).reshape(1, 1, 8, 8)
+        fires = functional.interpolate(map_.clamp(min=0).float(), (64, 64), mode="bilinear")
+        fires = functional.pad(fires / fires.max(), [config.margin] * 4, mode="reflect")[0]
+        photograph, held, unit = mirrored, 1 - fires, float(map_.abs().max())
+    params.requires_grad_()
+    smooth = config.auto_strength * measured_smoothness(view, layer, None, 64)
+    mean, square = torch.zeros_like(params), torch.zeros_like(params)
+    pictures, scores = [], []
+    for step in range(config.steps):
+        canvas = show(params)
+        images = canvas.expand(copies, -1, -1, -1)
+        if config.rotate:
+            angle, zoom = torch.rand(2, copies, generator=generator) * 2 - 1
+            images = turned(images, angle * math.radians(config.rotate), (zoom * config.zoom).exp())
+        tops, lefts = (torch.randint(0, side - 63, (copies,), generator=generator) for _ in range(2))
+        images = torch.stack([x[:, t : t + 64, c : c + 64] for x, t, c in zip(images, tops, lefts, strict=True)])
+        if config.noise:
+            noise = torch.randn(copies, 3, 64, 64, generator=generator)
+            images = images + config.noise * (1 - step / config.steps) * noise
+        seen = (
+            drawn_apart(images, config.contrast, torch.rand(copies, generator=generator)) if config.contrast else images
+        )
+        tokens = []
+        hooks = [
+            view.module.vit.layers[i].register_forward_hook(lambda _, __, out, keep=tokens: keep.append(out[:, 1:]))
+            for i in range(3)
+        ]
+        with reading(view, layer) as inner:
+            act, pre = read(view, inner, seen, index)
+        for hook in hooks:
+            hook.remove()
+        scores.append(act.mean().item())
+        target = guide.best * torch.tanh(act.mean() / guide.best) if config.align else act.mean()
+        if config.revive and scores[-1] <= 0:
+            target = pre.mean()
+        if config.align:
+            apart = []
+            for i in range(layer + 1):
+                want, flat = guide.moments[Site(i, "resid")], tokens[i].flatten(0, 1)
+                apart += [(flat.mean(0) - want[0]).norm() / want[0].norm()]
+                apart += [(flat.var(0, correction=0).sqrt() - want[1]).norm() / want[1].norm()]
+            target = target - config.align * guide.best * 2 * sum(apart) / len(apart)
+        if config.keep:
+            left = (held * (canvas - photograph) ** 2).mean() / photograph.var()
+            target = target - config.keep * unit * left
+        (gradient,) = torch.autograd.grad(smooth * roughness(images) - target, params)
+        rate = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+        mean = config.beta1 * mean + (1 - config.beta1) * gradient
+        square = config.beta2 * square + (1 - config.beta2) * gradient**2
+        mean_now, square_now = mean / (1 - config.beta1 ** (step + 1)), square / (1 - config.beta2 ** (step + 1))
+        with torch.no_grad():
+            params -= rate * mean_now / (square_now.sqrt() + 1e-8)
+            inner = slice(config.margin, side - config.margin)
+            shown = show(params)[:, inner, inner].clone()
+            pictures.append(drawn_apart(shown[None], config.contrast)[0] if config.contrast else shown)
+    return pictures, scores
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        # Turning rounds otherwise here, which the first stretch of a nearly gray picture makes large.
+        ("aligned", {"rotate": 0.0, "zoom": 0.0}),
+        ("aligned", {"rotate": 0.0, "zoom": 0.0, "contrast": 0.0, "noise": 0.1}),
+        ("accent", {}),
+        ("accent", {"contrast": 0.2, "keep": 30.0}),
+    ],
+)
+def test_a_guided_picture_is_its_recipe_written_out_in_plain_torch(preset, changes, trained, photographs):
+    config = VisualizeConfig.preset(preset, **{"steps": 2, **changes})
+    guide = guide_for(trained, FEATURE, photographs, config)
+
+    found = list(visualize_steps(trained, [FEATURE], config, [guide]))
+
+    pictures, scores = written_out(trained, FEATURE, guide, config)
+    for step, picture, score in zip(found, pictures, scores, strict=True):
+        assert float(step.scores[0]) == pytest.approx(score, abs=1e-4)
+        assert ((step.pixels[0] - picture).abs() < 2e-3).float().mean() > 0.99
+        torch.testing.assert_close(step.pixels[0].mean(), picture.mean(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("canvas", ["fourier", "pixels"])
+def test_an_accented_picture_starts_as_the_photograph(canvas, trained, photographs):
+    photograph = functional.avg_pool2d(best_of(trained, FEATURE, photographs)[0], 5, 1, 2)
+    guide = guide_by_photograph(trained, FEATURE, photograph)
+    assert (guide.photograph - photograph).abs().mean() < 3 / 255
+
+    first = next(visualize_steps(trained, [FEATURE], replace(ACCENT, canvas=canvas, learning_rate=1e-6), [guide]))
+
+    near = (guide.photograph > 0.03) & (guide.photograph < 0.97)
+    apart = (first.pixels[0] - guide.photograph).abs()
+    assert near.float().mean() > 0.7 and apart[near].max() < 2e-3 and apart.max() < 0.03
+
+
+def test_a_photograph_is_held_where_its_feature_does_not_fire(trained, photographs):
+    maps = activation(trained, 2, photographs)[..., 9]
+    guide = guide_by_photograph(trained, FEATURE, photographs[(maps.min(1) / maps.max(1)).argmin()])
+    own, everywhere = (Photographs(trained, [to_objective(a)], [guide], 4) for a in (FEATURE, "logit:2"))
+    map_ = activation(trained, 2, guide.photograph[None])[0, :, 9].reshape(8, 8)
+    row, col = np.unravel_index(map_.argmax(), map_.shape)
+    strongest = (slice(None), 8 * row + 8, 8 * col + 8)
+
+    assert (own.held >= 0).all() and (own.held <= 1).all()
+    assert own.held[0][strongest].max() < 0.3 and own.held.max() > 0.9
+    assert (everywhere.held == 1).all()
+    gray = torch.full_like(own.pixels, 0.5)
+    apart = float((own.held * (own.pixels - 0.5) ** 2).mean() / own.pixels.var())
+    assert float(own.left(gray)) == pytest.approx(float(np.abs(map_).max()) * apart, rel=1e-4)
+    assert abs(np.abs(map_).max() - 1) > 0.05
+    assert own.left(own.pixels).abs().max() == 0 and (everywhere.left(1 - everywhere.pixels) > 0).all()
+
+
+@pytest.mark.parametrize("config", [ALIGNED, ACCENT], ids=["aligned", "accent"])
+def test_guided_pictures_of_a_batch_come_out_as_each_alone(config, trained, photographs):
+    addresses = [FEATURE, "2.mlp_act:20", "2.mlp_act:9@cls", "logit:2", "1.mlp_act:5 - 0.5*1.resid:3"]
+    guides = [guide_for(trained, a, photographs, config) for a in addresses]
+
+    together = visualize(trained, addresses, config, guides)
+
+    for address, guide, result in zip(addresses, guides, together, strict=True):
+        alone = visualize(trained, [address], config, [guide])[0]
+        torch.testing.assert_close(result.pixels, alone.pixels, rtol=1e-3, atol=1e-3)
+        assert result.recipe["guide"] == guide.to_json()
+    others = visualize(trained, addresses[:2], config, guides[1::-1] if config.keep else guides[:1] * 2)
+    assert (others[1].pixels - together[1].pixels).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("config", [ALIGNED, ACCENT], ids=["aligned", "accent"])
+def test_a_guided_picture_is_replayed_bit_for_bit_from_its_png_alone(config, trained, photographs, tmp_path):
+    view = at_size(trained, (64, 96))
+    wide = functional.interpolate(photographs, (64, 96))
+    result = visualize(view, [FEATURE], config, [guide_for(view, FEATURE, wide, config)])[0]
+    result.save(tmp_path / "a.png")
+
+    again = replay(tmp_path / "a.png")
+
+    assert torch.equal(again.pixels, result.pixels) and again.score == result.score
+    assert again.recipe == result.recipe == read_recipe(tmp_path / "a.png")
+    assert read_recipe(tmp_path / "a.png")["guide"]["images"] == (3 if config.align else 1)
+
+
+def test_several_pictures_of_one_feature_share_its_guide(trained, photographs):
+    guide = guide_for(trained, FEATURE, photographs, ALIGNED)
+    *_, last = seeded_steps(trained, [to_objective(FEATURE)] * 2, ALIGNED, [0, 7], [guide] * 2)
+
+    made = finish(trained, [to_objective(FEATURE)] * 2, ALIGNED, last, [0, 7])
+
+    alone = visualize(trained, [FEATURE], replace(ALIGNED, seed=7), [guide])[0]
+    torch.testing.assert_close(made[1].pixels, alone.pixels, rtol=1e-3, atol=1e-3)
+    assert made[1].recipe["guide"] == guide.to_json() and made[1].recipe["config"]["seed"] == 7
+
+
+def test_the_pull_brings_the_statistics_near_those_of_the_images(trained, photographs):
+    guide = guide_for(trained, FEATURE, photographs, ALIGNED)
+    config = VisualizeConfig.preset("aligned", steps=30, copies=2)
+    free = {**config.to_dict(), "align": 0.0}
+    pulled, alone = (
+        visualize(trained, [FEATURE], c, g)[0].pixels
+        for c, g in ((config, [guide]), (VisualizeConfig.from_dict(free), []))
+    )
+
+    def apart(pixels):
+        found = outputs(trained, pixels[None], [f"vit.layers.{i}" for i in range(3)])
+        return float(misfit({Site(i, "resid"): found[f"vit.layers.{i}"][None, :, 1:] for i in range(3)}, [guide])[0])
+
+    assert apart(pulled) < 0.8 * apart(alone)
+
+
+def test_the_more_a_photograph_is_kept_the_nearer_the_picture_stays(trained, photographs):
+    guide = guide_for(trained, FEATURE, photographs, ACCENT)
+    left = [
+        float((visualize(trained, [FEATURE], c, [guide])[0].pixels - guide.photograph).abs().mean())
+        for c in (VisualizeConfig.preset("accent", steps=15, copies=1, keep=k) for k in (1e-3, 1e3))
+    ]
+
+    assert left[1] < 0.7 * left[0]
+
+
+# Errors
+
+
+def test_guides_that_are_missing_not_used_or_of_something_else_are_told(trained, photographs, tiny_view):
+    pulled, start = (guide_for(trained, FEATURE, photographs, c) for c in (ALIGNED, ACCENT))
+    small = guide_by_photograph(at_size(trained, (64, 32)), FEATURE, photographs[0, :, :, :32])
+
+    def refuse(message, config, guides, addresses=(FEATURE,)):
+        with pytest.raises(ConfigError, match=message):
+            next(visualize_steps(trained, addresses, config, guides))
+
+    refuse("need images that excite the feature, for each of 1 objectives; got 0 .* guide_by_images", ALIGNED, [])
+    refuse("need a photograph to start from, for each of 1 objectives; got 0 .* guide_by_photograph", ACCENT, [])
+    refuse("for each of 2 objectives; got 1 guides", ALIGNED, [pulled], (FEATURE, "1.mlp_act:3"))
+    refuse("need images that excite", ALIGNED, [start])
+    refuse("need a photograph", ACCENT, [pulled])
+    refuse("options use none; take the preset 'aligned' or 'accent'", VisualizeConfig.preset("fast"), [pulled])
+    refuse("set one of them to 0", replace(ALIGNED, keep=1.0), [pulled])
+    refuse("'1.mlp_act:3' was made for another objective or model", ALIGNED, [pulled], ("1.mlp_act:3",))
+    refuse(r"input size \(64, 64\); got \(64, 32\)", ACCENT, [small])
+    refuse("margin must be below 64", replace(ACCENT, margin=64), [start])
+
+
+def test_images_that_give_nothing_are_told(trained, photographs):
+    weakest = photographs[score_pixels(trained, [to_objective("2.resid:9")], photographs[None])[0].argsort()[:2]]
+    assert (score_pixels(trained, [to_objective("2.resid:9")], weakest[None]) < 0).all()
+    with pytest.raises(ConfigError, match=r"'2\.resid:9' is above 0 on none of the 2 images"):
+        guide_by_images(trained, "2.resid:9", weakest)
+    with pytest.raises(ConfigError, match="above 0 on none of the 0 images"):
+        guide_by_images(trained, FEATURE, photographs[:0])
+    with pytest.raises(ConfigError, match=r"must have the input size \(64, 64\); got \(32, 64\); see to_pixels"):
+        guide_by_images(trained, FEATURE, photographs[:, :, :32])
+    with pytest.raises(ConfigError, match="must have the input size"):
+        guide_by_photograph(trained, FEATURE, photographs[0, :, :32])
+    with pytest.raises(FeatureError):
+        guide_by_photograph(trained, "2.mlp_act:999", photographs[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"moments": {}}, {"moments": {"2.resid": "AAA"}}, {"images": "x"}, {"best": None}, {"moments": None}]
+)
+def test_a_damaged_guide_in_a_recipe_is_refused(change, trained, photographs, tmp_path):
+    made = visualize(trained, [FEATURE], ALIGNED, [guide_for(trained, FEATURE, photographs, ALIGNED)])[0]
+    recipe = json.loads(json.dumps(made.recipe))
+    recipe["guide"].update(change)
+
+    with pytest.raises((RecipeError, ConfigError)):
+        replay(saved(tmp_path / "a.png", recipe), trained)
+
+
+def test_a_guide_survives_json(trained, photographs):
+    for config in (ALIGNED, ACCENT):
+        guide = guide_for(trained, FEATURE, photographs, config)
+
+        again = Guide.from_json(json.loads(json.dumps(guide.to_json())))
+
+        assert (again.n_images, again.best, again.start) == (guide.n_images, guide.best, guide.start)
+        assert list(again.moments) == list(guide.moments)
+        assert all(torch.equal(again.moments[s], m) for s, m in guide.moments.items())
