@@ -176,6 +176,7 @@ class MapsTab:
         )
         with gr.Row():
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
+            self.to_dream = gr.Button("Dream my photograph", elem_id="to-dream", min_width=130)
             self.to_page = gr.Button("Its page", elem_id="to-page", min_width=130)
 
     def connect(self) -> None:
