@@ -9,6 +9,7 @@ from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.templates import load_template, to_data_uri
 
 COMPARE_CSS = """
+#compare:not(:has(figure)) { display: none; }
 .compared { display: flex; flex-wrap: wrap; gap: 12px; }
 .compared figure { flex: 1 1 220px; max-width: 480px; margin: 0; --at: 50%; }
 .compared .both { position: relative; overflow: hidden; border-radius: 4px; }
@@ -16,7 +17,7 @@ COMPARE_CSS = """
   background: #fff; box-shadow: 0 0 0 1px #000; pointer-events: none; }
 .compared img { display: block; width: 100%; margin: 0; border-radius: 0; }
 .compared .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
-.compared input { display: block; width: 100%; height: 28px; margin: 4px 0 0; accent-color: var(--color-accent); }
+.compared input { display: block; width: 100%; height: 28px; margin: 6px 0; accent-color: var(--color-accent); }
 .compared input:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px; }
 .compared figcaption { display: flex; justify-content: space-between; gap: 8px; font-size: 0.85rem;
   color: var(--body-text-color); }

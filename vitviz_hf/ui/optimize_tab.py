@@ -41,10 +41,10 @@ DREAM = "accent"
 _WHEN = {
     "auto": "fast without a GPU, fourier with one",
     **WHEN,
-    DREAM: f"{WHEN[DREAM]}; it is the one in the tab Your picture",
-    "aligned": f"{WHEN['aligned']}: of the atlas in use in Browse features, else of the built-in photographs",
+    DREAM: "the photograph in the tab Your picture, changed until it excites the feature",
+    "aligned": f"{WHEN['aligned']}: those of the atlas in use in Browse features, else built-in photographs",
 }
-_WHEN_JS = f"(preset) => ({json.dumps(_WHEN)})[preset]"
+_WHEN_JS = f"(preset) => `${{preset}}: ${{({json.dumps(_WHEN)})[preset]}}.`"
 
 
 class OptimizeTab:
@@ -65,9 +65,7 @@ class OptimizeTab:
                 with gr.Row(elem_id="grown"):
                     places = [self._lay_out_place(i) for i in range(MAX_PICTURES)]
                 self.compared = comparison()
-                self.status = gr.Markdown(
-                    "The picture starts as noise and appears within seconds.", elem_id="optimize-status"
-                )
+                self.status = gr.Markdown("The picture appears within seconds and grows.", elem_id="optimize-status")
                 self.growth = gr.DownloadButton("Download the growth (WebP)", interactive=False, elem_id="growth")
                 self.tray = picker("tray", label="Pictures of this session", container=True, show_label=True)
         self.picked = gr.Textbox(visible="hidden", label="Picked picture")
@@ -110,7 +108,7 @@ class OptimizeTab:
             label="Preset",
             elem_id="preset",
         )
-        self.when = gr.Markdown(_WHEN["auto"], elem_id="preset-when")
+        self.when = gr.Markdown(f"auto: {_WHEN['auto']}.", elem_id="preset-when")
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )

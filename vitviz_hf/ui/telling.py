@@ -9,7 +9,7 @@ from vitviz_hf.ui.growing import Frame, Grown
 def picture_label(frame: Frame, grown: Grown) -> str:
     """What is written over a picture."""
     what = f"Seed {grown.seed}" if len(frame.pictures) > 1 else "Optimized picture"
-    told = ", ".join(filter(None, (frame.classes, frame.guided and frame.guided.told)))
+    told = ", ".join(filter(None, (frame.classes, frame.guided.told if frame.guided else "")))
     return f"{what}: {told}" if told else what
 
 
