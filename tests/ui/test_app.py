@@ -701,7 +701,7 @@ def test_a_photograph_is_dreamed_from_the_first_tab_and_compared_with_the_keyboa
         page.locator("#to-dream").click()
         page.wait_for_selector("#optimize:visible")
         page.wait_for_function("location.search.includes('preset=accent')")
-        wait_for_text(page, "#preset-when", "the photograph in the tab Your picture")
+        wait_for_text(page, "#preset-when", "Dream my photograph: the photograph in the tab Your picture")
         assert "Step" not in text(page, "#optimize-status") and not page.locator("#compare").is_visible()
         page.locator("#optimize").click()
         wait_for_text(page, "#optimize-status", "after 3 steps")

@@ -69,8 +69,8 @@ _INTRO = """# vitviz: see what a vision transformer learned
 See which features fire on your picture and on what else, make the picture that excites one most, repeat the papers.
 """
 _NOT_HERE = (
-    "This link was made with an uploaded photograph, which is not in it. Upload it again, or choose an example; "
-    "feature, layer and patch are as they were."
+    "This link was made with an uploaded photograph, which is not in it. Upload it again in Your picture, or choose an "
+    "example there; feature, layer and patch are as they were."
 )
 
 

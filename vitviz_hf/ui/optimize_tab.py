@@ -44,7 +44,8 @@ _WHEN = {
     DREAM: "the photograph in the tab Your picture, changed until it excites the feature",
     "aligned": f"{WHEN['aligned']}: those of the atlas in use in Browse features, else built-in photographs",
 }
-_WHEN_JS = f"(preset) => `${{preset}}: ${{({json.dumps(_WHEN)})[preset]}}.`"
+_TITLES = {name: "Dream my photograph" if name == DREAM else name for name in ("auto", *PRESETS)}
+_TOLD = {name: f"{title}: {_WHEN[name]}." for name, title in _TITLES.items()}
 
 
 class OptimizeTab:
@@ -103,12 +104,12 @@ class OptimizeTab:
         )
         self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
-            [("Dream my photograph" if name == DREAM else name, name) for name in ("auto", *PRESETS)],
+            [(title, name) for name, title in _TITLES.items()],
             value="auto",
             label="Preset",
             elem_id="preset",
         )
-        self.when = gr.Markdown(f"auto: {_WHEN['auto']}.", elem_id="preset-when")
+        self.when = gr.Markdown(_TOLD["auto"], elem_id="preset-when")
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )
@@ -139,7 +140,8 @@ class OptimizeTab:
     def connect(self) -> None:
         """Connect its events."""
         page, maps = self.page, self.page.tab(MapsTab)
-        self.preset.change(None, self.preset, self.when, js=_WHEN_JS, api_visibility="private")
+        told = f"(preset) => ({json.dumps(_TOLD)})[preset]"
+        self.preset.change(None, self.preset, self.when, js=told, api_visibility="private")
         # First: what a click starts is awaited before its next event.
         for started in (self.start.click, self.objective.submit):
             page.link(started(None, js=scroll_js("#grown"), api_visibility="private"))

@@ -7,9 +7,10 @@ from vitviz_hf.ui.growing import Frame, Grown
 
 
 def picture_label(frame: Frame, grown: Grown) -> str:
-    """What is written over a picture."""
-    what = f"Seed {grown.seed}" if len(frame.pictures) > 1 else "Optimized picture"
-    told = ", ".join(filter(None, (frame.classes, frame.guided.told if frame.guided else "")))
+    """What is written over a picture; over several, which are small, not what guides them all."""
+    several = len(frame.pictures) > 1
+    what, guided = f"Seed {grown.seed}" if several else "Optimized picture", None if several else frame.guided
+    told = ", ".join(filter(None, (frame.classes, guided.told if guided else "")))
     return f"{what}: {told}" if told else what
 
 
