@@ -55,8 +55,9 @@ FLOORS = {
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
         "made ahead",
-        "shelf lane link events picker statistics memory growing growth tray files",
-        "cards stored sheets searching",
+        "shelf lane link events picker statistics memory growing growth tray files compare",
+        "cards stored sheets searching telling",
+        "guiding",
         "jobs drawing strip",
         "beside",
         "page",

@@ -203,6 +203,15 @@ def test_several_pictures_come_with_a_file_and_a_score_each(client):
     assert Path(file).read_bytes() == Path(files[0]).read_bytes() and Image.open(picture).size == (2 * 224, 224)
 
 
+def test_real_images_guide_a_picture_by_its_preset(client):
+    dream, aligned = (called(client, "visualize", preset=preset, **more) for preset, more in GUIDED.items())
+
+    assert "Started from your photograph." in dream[1] and read_recipe(dream[2])["guide"]["start"]
+    assert "most activating of the 19 built-in photographs." in aligned[1]
+    assert 3 <= read_recipe(aligned[2])["guide"]["images"] <= 9
+
+
+GUIDED = {"accent": {"image": CHELSEA}, "aligned": {"feature": "1.resid:5"}}
 MISTAKES = [
     ("rank_features", {"layer": 9}, "'tiny/vit' has layers 0-2; got layer 9"),
     ("rank_features", {"layer": None}, "layer must be a whole number from 0; got nothing"),
@@ -215,6 +224,11 @@ MISTAKES = [
     ("sort_features", {"sort": "index"}, "sort must be one of maximum, unusual, sparse; got 'index'"),
     ("sort_features", {"atlas": "/etc"}, "'/etc' is not a Hub id"),
     ("visualize", {"preset": "slow"}, "preset must be one of auto, paper"),
+    (
+        "visualize",
+        {"preset": "accent"},
+        "starts from a photograph: choose or upload one in Your picture; a program gives",
+    ),
     ("show_result", {"result": "none"}, "there is no stored result 'none'; there are late"),
     ("run_experiment", {"experiment": "x"}, "experiment must be one of "),
 ]

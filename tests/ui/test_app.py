@@ -690,3 +690,41 @@ def test_the_presets_own_steps_are_used_when_none_are_given(page, url):
     page.locator("#optimize").click()
 
     wait_for_text(page, "#optimize-status", "after 80 steps")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
+def test_a_photograph_is_dreamed_from_the_first_tab_and_compared_with_the_keyboard(
+    browser, url, width, scheme, tmp_path
+):
+    with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
+        opened(page, url, "?photo=chelsea&feature=1.mlp_act:7&steps=3")
+        page.locator("#to-dream").click()
+        page.wait_for_selector("#optimize:visible")
+        page.wait_for_function("location.search.includes('preset=accent')")
+        wait_for_text(page, "#preset-when", "Dream my photograph: the photograph in the tab Your picture")
+        assert "Step" not in text(page, "#optimize-status") and not page.locator("#compare").is_visible()
+        page.locator("#optimize").click()
+        wait_for_text(page, "#optimize-status", "after 3 steps")
+        page.wait_for_selector("#compare img.after")
+
+        line = page.get_by_role("slider", name="Share of your photograph")
+        line.focus()
+        page.keyboard.press("ArrowRight")
+        cut = "getComputedStyle(document.querySelector('#compare .after')).clipPath"
+        assert page.evaluate(cut) == "inset(0px 0px 0px 51%)"
+        page.keyboard.press("Home")
+        assert page.evaluate(cut) in ("inset(0px 0px 0px 0%)", "inset(0px)")
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        download.value.save_as(tmp_path / "dream.png")
+        assert read_recipe(tmp_path / "dream.png")["guide"]["start"]
+        assert barriers(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width + 2
+
+        page.get_by_label("fast", exact=True).check()
+        wait_for_text(page, "#preset-when", "fast: as fourier")
+        page.locator("#optimize").click()
+        page.wait_for_selector("#compare img", state="detached")
+        wait_for_text(page, "#optimize-status", "after 3 steps")
+        assert not page.locator("#compare").is_visible()
+        page.locator("#tray button[data-pick='1']").click()
+        page.wait_for_selector("#compare img.after")

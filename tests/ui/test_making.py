@@ -1,6 +1,8 @@
 """Several pictures at once, the tray of a session, the growth as an animation."""
 
+import base64
 import html
+import inspect
 import io
 import re
 from types import SimpleNamespace
@@ -8,19 +10,28 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitviz_hf import visualize
-from vitviz_hf.images import open_image
-from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
+from vitviz_hf.models.view import to_pixels
+from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
+from vitviz_hf.optimize.guides import guide_by_images, guide_by_photograph
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
+from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.sites import Feature, Site
-from vitviz_hf.ui import growing
+from vitviz_hf.stream import builtin_paths, open_source
+from vitviz_hf.ui import growing, guiding, optimize_tab
+from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.app import App
 from vitviz_hf.ui.growing import Wanted, grow
 from vitviz_hf.ui.growth import Growth
-from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration, summary
+from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration
+from vitviz_hf.ui.telling import summary
 from vitviz_hf.ui.tray import MOST, TrayPicture, put, tray_html
 
 ME = SimpleNamespace(session_hash="me")
@@ -53,7 +64,8 @@ def test_each_of_several_pictures_is_the_one_of_its_seed_and_its_file_makes_it_a
         assert np.array_equal(np.asarray(replay(path).image), np.asarray(alone.image))
         assert values[tab.lives[i]]["alt_text"] == f"Optimized picture of 1.mlp_act:3, seed {seed}"
         assert f"seed {seed} score {alone.score:.3g};" in values[tab.status]
-    assert values[tab.downloads[0]]["interactive"] and tab.downloads[3] not in values
+    assert values[tab.downloads[0]]["interactive"] and not values[tab.downloads[3]]["interactive"]
+    assert not values[tab.places[3]]["visible"] and values[tab.lives[3]]["value"] is None
 
 
 def test_in_one_batch_each_picture_is_that_of_its_seed_too(vit, monkeypatch):
@@ -144,7 +156,7 @@ def test_the_summary_says_where_the_feature_does_not_fire(alive, index, says):
     results = [SimpleNamespace(score=1.0, transfer_score=0.5, alive=fires, recipe=recipe) for fires in alive]
     grown = tuple(SimpleNamespace(seed=i, result=result) for i, result in enumerate(results))
 
-    text = summary(SimpleNamespace(pictures=grown, index=index, steps=10, classes="", photograph=None))
+    text = summary(SimpleNamespace(pictures=grown, index=index, steps=10, classes="", photograph=None, guided=None))
 
     assert text.endswith(f"blurred.{says}")
     assert "dead" not in text.lower()
@@ -249,3 +261,145 @@ def test_large_pictures_are_shrunk_and_none_gives_no_film():
     growth.add([Image.new("RGB", (512, 384))])
 
     assert Image.open(io.BytesIO(growth.webp())).size == (320, 240)
+
+
+CHELSEA = str(builtin_paths()["chelsea"])
+
+
+@pytest.fixture(scope="module")
+def dreams(trained):
+    """An app on a model that has learned, with the feature that most photographs excite."""
+    app = App(str(trained.snapshot.folder), lambda _: lambda job: job, True)
+    return app, app.page.tab(OptimizeTab)
+
+
+@pytest.fixture(scope="module")
+def liked(trained):
+    scores = load_reference(trained).scores[Site(1, "mlp_act")]
+    return Feature(Site(1, "mlp_act"), int((scores > 0).sum(0).argmax()))
+
+
+def run(dreams, feature, preset, photo=None, atlas="", steps=3, pictures=1, tray=()):
+    app, tab = dreams
+    return tab.visualize(app.model.value, str(feature), preset, steps, 5, pictures, tray, ME, photo, atlas)
+
+
+def seen(trained, paths):
+    """Pictures as the model sees them, with 8 bits."""
+    return torch.cat([bytes_to_pixels(pixels_to_bytes(to_pixels(trained, open_image(p))[0]))[None] for p in paths])
+
+
+def test_a_dream_is_the_picture_that_starts_from_the_photograph_and_is_shown_beside_it(dreams, trained, liked):
+    tab = dreams[1]
+    first, *_, last = run(dreams, liked, "accent", CHELSEA, pictures=2)
+
+    guide = guide_by_photograph(trained, liked, to_pixels(trained, open_image(CHELSEA))[0])
+    for i, seed in enumerate((5, 6)):
+        path = last[tab.downloads[i]]["value"]
+        alone = visualize(trained, [liked], VisualizeConfig.preset("accent", steps=3, seed=seed), [guide])[0]
+        assert np.array_equal(np.asarray(open_image(path)), np.asarray(alone.image))
+        assert read_recipe(path)["guide"] == alone.recipe["guide"] == guide.to_json()
+        assert np.array_equal(np.asarray(replay(path, trained).image), np.asarray(alone.image))
+        assert last[tab.lives[i]]["label"] == f"Seed {seed}"
+    assert "Started from your photograph." in last[tab.status]
+    compared = last[tab.compared]
+    assert first[tab.compared] == "" and compared.count('type="range"') == 2
+    assert compared.count(base64.b64encode(guide.start).decode()) == 2
+    assert f"{liked}, seed 6" in compared
+
+
+def test_nothing_of_a_dream_stays_beside_another_picture(dreams, liked):
+    tab = dreams[1]
+    *_, dream = run(dreams, liked, "accent", CHELSEA)
+    first, *_, plain = run(dreams, liked, "fast", CHELSEA, tray=dream[tab.kept_pictures])
+    again = [tab.show_again(number, plain[tab.kept_pictures]) for number in "12"]
+
+    assert dream[tab.lives[0]]["label"] == "Optimized picture: started from your photograph"
+    assert first[tab.compared] == plain[tab.compared] == again[1][tab.compared] == ""
+    assert again[0][tab.compared] == dream[tab.compared] != ""
+    assert "photograph" not in plain[tab.lives[0]]["label"] and "guide" not in read_recipe(
+        plain[tab.downloads[0]]["value"]
+    )
+    wrong = run(dreams, "9.mlp_act:1", "accent", CHELSEA)
+    with pytest.raises(gr.Error, match="layer"):
+        for values in wrong:
+            last = values
+    assert last[tab.compared] == ""
+
+
+def test_a_stopped_dream_keeps_its_photograph_and_is_made_again(dreams, trained, liked, monkeypatch):
+    tab = dreams[1]
+    monkeypatch.setattr(growing, "_FRAME_SECONDS", 0.0)
+    frames = run(dreams, liked, "accent", CHELSEA, steps=1000)
+    shown = (v for v in frames if v.get(tab.status, "").startswith("Step "))
+    next(shown), next(shown)
+    tab.stop(ME)
+    *_, last = frames
+
+    path = last[tab.downloads[0]]["value"]
+    assert read_recipe(path)["stopped_after"] == 2 and read_recipe(path)["guide"]["start"]
+    assert np.abs(np.asarray(replay(path, trained).image, int) - np.asarray(open_image(path), int)).max() <= 1
+    assert 'type="range"' in last[tab.compared] and "Started from your photograph." in last[tab.status]
+
+
+def test_without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_picture(dreams, trained, liked):
+    tab = dreams[1]
+    *_, last = run(dreams, liked, "aligned", pictures=2)
+
+    scores = load_reference(trained).scores[liked.site][:, liked.index]
+    best = [i for i in scores.argsort(descending=True).tolist() if scores[i] > 0][:9]
+    paths = list(builtin_paths().values())
+    guide = guide_by_images(trained, liked, seen(trained, [paths[i] for i in best]))
+    for i, seed in enumerate((5, 6)):
+        path = last[tab.downloads[i]]["value"]
+        alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=seed), [guide])[0]
+        assert np.abs(np.asarray(open_image(path), int) - np.asarray(alone.image, int)).max() <= 1
+        assert read_recipe(path)["guide"]["images"] == len(best) >= 3
+        assert np.abs(np.asarray(replay(path, trained).image, int) - np.asarray(open_image(path), int)).max() <= 1
+    told = f"uided by the {len(best)} most activating of the 19 built-in photographs"
+    assert f"G{told}." in last[tab.status] and last[tab.lives[1]]["label"] == "Seed 6"
+    assert last[tab.compared] == ""
+
+
+def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, liked, tmp_path, monkeypatch):
+    tab = dreams[1]
+    atlas = make_atlas(trained, open_source("builtin"), SearchConfig(k=4), tmp_path / "atlas")
+    monkeypatch.setattr(dreams[0].page.shelf, "atlas", lambda name: atlas)
+    *_, last = run(dreams, liked, "aligned", atlas="some/atlas")
+
+    crops = [image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in atlas.hits(liked)]
+    guide = guide_by_images(trained, liked, torch.stack(crops))
+    alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=5), [guide])[0]
+    made = np.asarray(open_image(last[tab.downloads[0]]["value"]), int)
+    assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
+    told = "uided by the 4 most activating of 19 photographs of builtin"
+    assert f"G{told}." in last[tab.status] and last[tab.lives[0]]["label"] == f"Optimized picture: g{told}"
+
+
+def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained, liked, monkeypatch):
+    with pytest.raises(gr.Error, match="starts from a photograph: choose or upload one in Your picture"):
+        list(run(dreams, liked, "accent"))
+
+    dead = load_reference(trained).scores[liked.site].gt(0).sum(0).argmin()
+    missing = Feature(liked.site, int(dead))
+    monkeypatch.setattr(guiding, "_LEAST", 20)
+    with pytest.raises(gr.Error, match=r"of the 19 built-in photographs.*search photographs in Browse features first"):
+        list(run(dreams, missing, "aligned"))
+
+
+def test_the_first_tab_leads_to_a_dream_and_a_link_of_one_tells_that_the_photograph_is_missing(app, tab):
+    dream, plain = tab.take_photograph("1.mlp_act:3", "fast"), tab.take("1.mlp_act:3", "accent")
+
+    assert (dream[tab.objective], dream[tab.preset], dream[app.page.tab_key]) == ("1.mlp_act:3", "accent", "optimize")
+    assert plain[tab.preset] == "auto" and tab.take("1.mlp_act:3", "paper")[tab.preset] == "paper"
+    assert set(optimize_tab._WHEN) == {"auto", *PRESETS} == set(WHEN) | {"auto"}
+    link = {"tab": "optimize", "preset": "accent"}
+    own, example = (app.open(SimpleNamespace(query_params={**link, "photo": photo})) for photo in ("own", "chelsea"))
+    assert own[tab.preset] == "accent" and "uploaded photograph, which is not in it" in own[tab.status]
+    assert tab.status not in example
+
+
+def test_the_endpoint_names_every_preset():
+    told = re.search(r"preset: (.*)steps: ", inspect.getdoc(Api.visualize), re.DOTALL)[1]
+
+    assert all(re.search(rf"\b{preset}\b", told) for preset in PRESETS)

@@ -106,9 +106,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 WHEN: Mapping[str, str] = {
     "paper": "the recipe of arXiv:2212.06727 for ViT, to compare with its figures",
-    "paper-clip": "the same for CLIP",
+    "paper-clip": "the recipe of arXiv:2212.06727 for CLIP",
     "fourier": "the best picture without real images, on a GPU",
-    "fast": "the same in a fifteenth of the passes, on a CPU",
+    "fast": "as fourier in a fifteenth of the passes, on a CPU",
     "aligned": "a picture like the images that excite the feature most, which go into it",
     "accent": "a photograph, changed until it excites the feature",
 }

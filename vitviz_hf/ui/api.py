@@ -20,10 +20,11 @@ from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.jobs import SAMPLED
 from vitviz_hf.ui.lane import Waiting
-from vitviz_hf.ui.optimize_tab import OptimizeTab, summary, to_wanted
+from vitviz_hf.ui.optimize_tab import OptimizeTab, to_wanted
 from vitviz_hf.ui.page import Page
 from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
+from vitviz_hf.ui.telling import summary
 
 Json = Any
 _MOST = 200
@@ -170,7 +171,14 @@ class Api:
         return found
 
     def visualize(
-        self, model_id: str, feature: str, preset: str = "auto", steps: int = 0, seed: int = 0, pictures: int = 1
+        self,
+        model_id: str,
+        feature: str,
+        preset: str = "auto",
+        steps: int = 0,
+        seed: int = 0,
+        pictures: int = 1,
+        image: str | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Optimize pictures that maximize a feature; streams them as they grow.
 
@@ -178,16 +186,20 @@ class Api:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, at the class token (5.mlp_act:10@cls) or a patch (5.mlp_act:10@3,4:
                 row, column), logit:207 or logit:tabby, or a sum of them; a minus in front minimizes.
-            preset: auto, paper, paper-clip, fourier or fast.
+            preset: auto (fast, or fourier where there is a GPU), paper, paper-clip, fourier, fast, aligned (pulled to
+                the most activating images of the server's atlas, or to built-in photographs), or accent (starts from
+                the image).
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
             pictures: 1 to 4, with this seed and the next ones.
+            image: a photograph, for the preset accent only.
 
         Returns:
             The picture (several side by side), a sentence with its score, at the end the first PNG, which carries its
             recipe, scores as data (those of several in 'pictures'), and all PNGs.
         """
-        asked, tab = to_wanted(feature, preset, steps, seed, pictures), self.page.tab(OptimizeTab)
+        tab = self.page.tab(OptimizeTab)
+        asked = tab.with_images(to_wanted(feature, preset, steps, seed, pictures), image)
         for moment in tab.frames(model_id, asked):
             if isinstance(moment, Waiting):
                 yield None, str(moment), None, None, None

@@ -13,6 +13,7 @@ from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.behavior_tab import VIEWS_CSS, BehaviorTab
+from vitviz_hf.ui.compare import COMPARE_CSS
 from vitviz_hf.ui.drawing import crop_html
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
@@ -21,7 +22,7 @@ from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
-from vitviz_hf.ui.optimize_tab import MAKE_CSS, OptimizeTab
+from vitviz_hf.ui.optimize_tab import DREAM, MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
 from vitviz_hf.ui.picker import asks_js, keyboard_help, picked_js
 from vitviz_hf.ui.shelf import Shelf
@@ -68,8 +69,8 @@ _INTRO = """# vitviz: see what a vision transformer learned
 See which features fire on your picture and on what else, make the picture that excites one most, repeat the papers.
 """
 _NOT_HERE = (
-    "This link was made with an uploaded photograph, which is not in it. Upload it again, or choose an example; "
-    "feature, layer and patch are as they were."
+    "This link was made with an uploaded photograph, which is not in it. Upload it again in Your picture, or choose an "
+    "example there; feature, layer and patch are as they were."
 )
 
 
@@ -144,7 +145,7 @@ class App:
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
         experiments = page.tab(ExperimentsTab)
         opened = [page.tabs, maps.photo, maps.status, maps.crop, experiments.story]
-        opened += [*features.filled, features.html, *behavior.filled]
+        opened += [*features.filled, features.html, *behavior.filled, optimize.status]
         opened += [k.component for k in page.kept]
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
@@ -157,8 +158,10 @@ class App:
         query = dict(request.query_params)
         values = {k.component: k.parse(query.get(k.key)) for k in self.page.kept}
         maps, experiments = self.page.tab(MapsTab), self.page.tab(ExperimentsTab)
+        optimize = self.page.tab(OptimizeTab)
         if values[maps.photo_key] == OWN_PHOTO:
             values |= {maps.photo_key: "", maps.status: _NOT_HERE}
+            values |= {optimize.status: _NOT_HERE} if values[optimize.preset] == DREAM else {}
         photos, key = builtin_paths(), values[maps.photo_key]
         opened = {**values, self.page.tabs: gr.update(selected=values[self.page.tab_key])}
         opened[maps.photo] = str(photos[key]) if key else None
@@ -210,7 +213,7 @@ def launch(
     build(None, gpu, eager).launch(
         server_name=host,
         server_port=port,
-        css=_CSS + GRID_CSS + MAKE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS + VIEWS_CSS,
+        css=_CSS + GRID_CSS + MAKE_CSS + COMPARE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS + VIEWS_CSS,
         theme=_theme(),
         ssr_mode=False,
         mcp_server=True,

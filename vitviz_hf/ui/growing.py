@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import image_to_pixels, pixels_to_image
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
@@ -33,6 +35,10 @@ class Wanted:
     seed: int
     """Of the first picture; each other one has the next."""
     pictures: int = 1
+    photograph: Image.Image | None = None
+    """What the preset `accent` starts from."""
+    atlas: Atlas | None = None
+    """Whose images the preset `aligned` takes, if it has the feature."""
 
     @property
     def seeds(self) -> list[int]:
@@ -53,6 +59,16 @@ class Wanted:
             SiteError: no such site, feature or class.
         """
         return to_objective(number_classes(self.objective, view.labels), view.kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """What real images give to a run."""
+
+    guide: Guide
+    """For each of its pictures."""
+    told: str
+    """Which images, such as `started from your photograph`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,7 @@ class Frame:
     """Every picture has its result."""
     photograph: tuple[str, float] | None = None
     """Built-in photograph with the highest score, and that score; with the last frame."""
+    guided: Guided | None = None
 
     @property
     def index(self) -> int:
@@ -104,7 +121,7 @@ class Frame:
         return each[0] | ({"pictures": each} if len(each) > 1 else {})
 
 
-def grow(view: ModelView, asked: Wanted) -> Generator[Frame]:
+def grow(view: ModelView, asked: Wanted, guided: Guided | None = None) -> Generator[Frame]:
     """Frames of an optimization, at most every 0.4 s, the last one with the results.
 
     A GPU takes a step of all pictures in one batch. A CPU gains nothing by that: there each step is taken picture by
@@ -112,7 +129,8 @@ def grow(view: ModelView, asked: Wanted) -> Generator[Frame]:
     """
     config, wanted = asked.config(view), asked.parsed(view)
     groups = [asked.seeds] if steps_together(view) else [[seed] for seed in asked.seeds]
-    runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds) for seeds in groups]
+    guides = [guided.guide] if guided else []
+    runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds, guides * len(seeds)) for seeds in groups]
     steps: dict[int, Step] = {}
     shown = 0.0
     for index in range(config.steps):
@@ -121,14 +139,15 @@ def grow(view: ModelView, asked: Wanted) -> Generator[Frame]:
             last = index == config.steps - 1 and i == len(runs) - 1
             if not last and time.monotonic() - shown > _FRAME_SECONDS:
                 parts = (_grown(step, groups[j]) for j, step in steps.items())
-                yield Frame(config.steps, tuple(chain.from_iterable(parts)), _classes(view, wanted))
+                yield Frame(config.steps, tuple(chain.from_iterable(parts)), _classes(view, wanted), guided=guided)
                 shown = time.monotonic()
     made = {i: _grown(step, groups[i]) for i, step in steps.items()}
     for i, step in steps.items():
         made[i] = _ended(view, wanted, config, step, groups[i])
         if i < len(runs) - 1:
-            yield Frame(config.steps, tuple(chain.from_iterable(made.values())), _classes(view, wanted))
-    yield _last(view, wanted, config, chain.from_iterable(made.values()))
+            pictures = tuple(chain.from_iterable(made.values()))
+            yield Frame(config.steps, pictures, _classes(view, wanted), guided=guided)
+    yield _last(view, wanted, config, chain.from_iterable(made.values()), guided)
 
 
 def steps_together(view: ModelView) -> bool:
@@ -139,13 +158,14 @@ def steps_together(view: ModelView) -> bool:
 def keep(view: ModelView, asked: Wanted, frame: Frame) -> Frame:
     """The frame that a run was stopped at, with its results; the recipes say after which step."""
     config, wanted = asked.config(view), asked.parsed(view)
+    guides = [frame.guided.guide] if frame.guided else []
 
     def ended(grown: Grown) -> Grown:
         pixels = image_to_pixels(grown.picture).unsqueeze(0).to(view.device)
         scores, dead = torch.tensor([grown.score]), torch.tensor([grown.dead_steps])
-        return _ended(view, wanted, config, Step(grown.index, pixels, scores, dead), [grown.seed])[0]
+        return _ended(view, wanted, config, Step(grown.index, pixels, scores, dead, guides), [grown.seed])[0]
 
-    return _last(view, wanted, config, (g if g.result else ended(g) for g in frame.pictures))
+    return _last(view, wanted, config, (g if g.result else ended(g) for g in frame.pictures), frame.guided)
 
 
 def time_step(view: ModelView) -> float:
@@ -182,11 +202,18 @@ def _ended(
     ]
 
 
-def _last(view: ModelView, wanted: Objective, config: VisualizeConfig, pictures: Iterable[Grown]) -> Frame:
-    photograph = None
-    if len(wanted.terms) == 1 and wanted.terms[0][0] == 1 and isinstance(wanted.terms[0][1], Feature):
-        photograph = best_photograph(reference_scores(view), wanted.terms[0][1])
-    return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph)
+def only_feature(wanted: Objective) -> Feature | None:
+    """The feature that an objective is, the mean over patches; None for anything else, such as a sum."""
+    (weight, target), *more = wanted.terms
+    return target if weight == 1 and not more and isinstance(target, Feature) else None
+
+
+def _last(
+    view: ModelView, wanted: Objective, config: VisualizeConfig, pictures: Iterable[Grown], guided: Guided | None
+) -> Frame:
+    feature = only_feature(wanted)
+    photograph = best_photograph(reference_scores(view), feature) if feature else None
+    return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph, guided)
 
 
 def _classes(view: ModelView, wanted: Objective) -> str:

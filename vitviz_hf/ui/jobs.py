@@ -50,6 +50,7 @@ from vitviz_hf.ui.cards import (
     usual_values,
 )
 from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
+from vitviz_hf.ui.guiding import guide_run
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import Shown, judged
 
@@ -320,7 +321,8 @@ class Jobs:
 
     def optimize(self, snapshot: Snapshot, asked: Wanted) -> Generator[Frame]:
         """Frames of an optimization, see `grow`."""
-        yield from grow(self._shelf.view(snapshot), asked)
+        view = self._shelf.view(snapshot)
+        yield from grow(view, asked, guide_run(self._shelf, view, asked))
 
     def keep(self, snapshot: Snapshot, asked: Wanted, frame: Frame) -> Frame:
         """The picture of a run that was stopped, see `keep`."""

@@ -174,8 +174,9 @@ class MapsTab:
         self.feature = gr.Textbox(
             FIRST_FEATURE, label="Feature: layer.kind:index, Enter draws its map", elem_id="feature", max_lines=1
         )
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
+            self.to_dream = gr.Button("Dream my photograph", elem_id="to-dream", min_width=130)
             self.to_page = gr.Button("Its page", elem_id="to-page", min_width=130)
 
     def connect(self) -> None:

@@ -1,7 +1,9 @@
 """Tab Make a picture: the pictures that excite a feature most, as they grow."""
 
 import html
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -9,21 +11,23 @@ from typing import Any
 import gradio as gr
 from cachetools import LRUCache
 
-from vitviz_hf.errors import VitvizError
-from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
+from vitviz_hf.errors import ConfigError, VitvizError
+from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.sites import file_stem
 from vitviz_hf.templates import to_data_uri
 from vitviz_hf.ui.beside import Beside
-from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, shown, whole_number
+from vitviz_hf.ui.compare import compare_html, comparison
+from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, open_photo, shown, whole_number
 from vitviz_hf.ui.files import keep_file
-from vitviz_hf.ui.growing import Frame, Grown, Wanted, gpu_seconds
+from vitviz_hf.ui.growing import Frame, Wanted, gpu_seconds
 from vitviz_hf.ui.growth import Growth
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.picker import picked_js, picker, scroll_js
+from vitviz_hf.ui.telling import picture_label, result_of, summary
 from vitviz_hf.ui.tray import Tray, TrayPicture, find, put, tray_html
 
 MAX_STEPS, MAX_PICTURES = 1000, 4
@@ -32,6 +36,16 @@ MAKE_CSS = """
 """
 _HEIGHTS = {1: 480, 2: 380, 3: 260, 4: 200}
 _THUMBNAIL = 80
+DREAM = "accent"
+"""The preset that starts from the visitor's photograph."""
+_WHEN = {
+    "auto": "fast without a GPU, fourier with one",
+    **WHEN,
+    DREAM: "the photograph in the tab Your picture, changed until it excites the feature",
+    "aligned": f"{WHEN['aligned']}: those of the atlas in use in Browse features, else built-in photographs",
+}
+_TITLES = {name: "Dream my photograph" if name == DREAM else name for name in ("auto", *PRESETS)}
+_TOLD = {name: f"{title}: {_WHEN[name]}." for name, title in _TITLES.items()}
 
 
 class OptimizeTab:
@@ -51,16 +65,15 @@ class OptimizeTab:
             with gr.Column(scale=2, min_width=320):
                 with gr.Row(elem_id="grown"):
                     places = [self._lay_out_place(i) for i in range(MAX_PICTURES)]
-                self.status = gr.Markdown(
-                    "The picture starts as noise and appears within seconds.", elem_id="optimize-status"
-                )
+                self.compared = comparison()
+                self.status = gr.Markdown("The picture appears within seconds and grows.", elem_id="optimize-status")
                 self.growth = gr.DownloadButton("Download the growth (WebP)", interactive=False, elem_id="growth")
                 self.tray = picker("tray", label="Pictures of this session", container=True, show_label=True)
         self.picked = gr.Textbox(visible="hidden", label="Picked picture")
         self.kept_pictures = gr.State(())
         """A `Tray`."""
         self.places, self.lives, self.downloads = (list(some) for some in zip(*places, strict=True))
-        self.grown = [*self.places, *self.lives, *self.downloads, self.status, self.growth]
+        self.grown = [*self.places, *self.lives, *self.downloads, self.compared, self.status, self.growth]
 
     def _lay_out_place(self, i: int) -> tuple[gr.Column, gr.Image, gr.DownloadButton]:
         ending = f"-{i + 1}" if i else ""
@@ -91,12 +104,12 @@ class OptimizeTab:
         )
         self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
-            ["auto", *PRESETS],
+            [(title, name) for name, title in _TITLES.items()],
             value="auto",
             label="Preset",
             elem_id="preset",
-            info="auto: fast without a GPU, fourier with one; paper: the recipe of arXiv:2212.06727",
         )
+        self.when = gr.Markdown(_TOLD["auto"], elem_id="preset-when")
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )
@@ -126,15 +139,18 @@ class OptimizeTab:
 
     def connect(self) -> None:
         """Connect its events."""
-        page = self.page
+        page, maps = self.page, self.page.tab(MapsTab)
+        told = f"(preset) => ({json.dumps(_TOLD)})[preset]"
+        self.preset.change(None, self.preset, self.when, js=told, api_visibility="private")
         # First: what a click starts is awaited before its next event.
         for started in (self.start.click, self.objective.submit):
             page.link(started(None, js=scroll_js("#grown"), api_visibility="private"))
+        asked = [page.model, self.objective, self.preset, self.steps, self.seed, self.pictures]
         # One event, which runs once at a time: two runs at once would each add to the same tray.
         gr.on(
             [self.start.click, self.objective.submit],
             self.visualize,
-            [page.model, self.objective, self.preset, self.steps, self.seed, self.pictures, self.kept_pictures],
+            [*asked, self.kept_pictures, maps.photo, page.atlas],
             [*self.grown, self.kept_pictures, self.tray],
             show_progress="hidden",
             api_visibility="private",
@@ -170,13 +186,18 @@ class OptimizeTab:
             **LATEST,
         )
         again.success(None, js=scroll_js("#live"), api_visibility="private")
-        maps = page.tab(MapsTab)
-        moved = maps.to_optimize.click(self.take, maps.feature, [self.objective, *page.going], api_visibility="private")
-        page.link(moved)
+        taken = [self.objective, self.preset, *page.going]
+        for moves, how in ((maps.to_optimize, self.take), (maps.to_dream, self.take_photograph)):
+            page.link(moves.click(how, [maps.feature, self.preset], taken, api_visibility="private"))
 
-    def take(self, feature: str) -> Values:
-        """A feature of the tab Your picture."""
-        return {self.objective: feature, **self.page.go(OptimizeTab)}
+    def take(self, feature: str, preset: str) -> Values:
+        """A feature of the tab Your picture, for a picture that starts from noise."""
+        preset = "auto" if preset == DREAM else preset
+        return {self.objective: feature, self.preset: preset, **self.page.go(OptimizeTab)}
+
+    def take_photograph(self, feature: str, _: str) -> Values:
+        """A feature of the tab Your picture, for a picture that starts from the photograph there."""
+        return {self.objective: feature, self.preset: DREAM, **self.page.go(OptimizeTab)}
 
     def frames(self, model_id: str, asked: Wanted, stop: Event | None = None) -> Iterator[Waiting | Frame]:
         """A run: how it waits, and its frames.
@@ -187,6 +208,23 @@ class OptimizeTab:
         one_word("preset", asked.preset, ("auto", *PRESETS))
         frames = self.job(self.shelf.snapshot(model_id), asked)
         yield from self.page.lane.run(frames, stop or Event())
+
+    def with_images(self, asked: Wanted, photo: str | None, atlas: str = "") -> Wanted:
+        """With the real images that its preset takes.
+
+        Raises:
+            ConfigError: it takes a photograph, and there is none.
+            ImageError: the photograph cannot be used.
+            AtlasError: it takes an atlas, and that cannot be opened.
+        """
+        if asked.preset == DREAM:
+            if not photo:
+                raise ConfigError(
+                    f"the preset '{DREAM}' starts from a photograph: choose or upload one in Your picture; a program "
+                    "gives it as 'image'."
+                )
+            return replace(asked, photograph=open_photo(photo))
+        return replace(asked, atlas=self.shelf.atlas(atlas)) if asked.preset == "aligned" and atlas else asked
 
     @shown
     def visualize(
@@ -199,12 +237,14 @@ class OptimizeTab:
         pictures: float | None,
         tray: Tray,
         request: gr.Request,
+        photo: str | None = None,
+        atlas: str = "",
     ) -> Iterator[Values]:
         """The pictures as they grow; those that are stopped are kept."""
         last: Frame | None = None
         with self.runs.one_for(request) as stop:
             try:
-                asked = to_wanted(feature, preset, steps, seed, pictures)
+                asked = self.with_images(to_wanted(feature, preset, steps, seed, pictures), photo, atlas)
                 yield {self.status: "Loading the model ...", **self._cleared(asked.pictures)}
                 growth = Growth(asked.pictures)
                 for frame in self.frames(model_id, asked, stop):
@@ -230,7 +270,8 @@ class OptimizeTab:
         """Some empty places."""
         values: Values = {place: gr.update(visible=i < n) for i, place in enumerate(self.places)}
         values |= {live: gr.update(value=None, label="Optimized picture", height=_HEIGHTS[n]) for live in self.lives}
-        return values | {button: gr.update(value=None, interactive=False) for button in (*self.downloads, self.growth)}
+        values |= {button: gr.update(value=None, interactive=False) for button in (*self.downloads, self.growth)}
+        return values | {self.compared: ""}
 
     def shows(self, frame: Frame) -> Values:
         """A moment of the run."""
@@ -242,20 +283,22 @@ class OptimizeTab:
             text += "; the feature does not fire yet" + (f" on {dead} of them" if n > 1 else "")
         values: Values = {self.status: text}
         for live, grown in zip(self.lives, frame.pictures, strict=False):
-            values[live] = gr.update(value=grown.picture, label=_label(frame, grown))
+            values[live] = gr.update(value=grown.picture, label=picture_label(frame, grown))
         return values
 
     def ended(self, model_id: str, asked: Wanted, frame: Frame, growth: Growth, tray: Tray) -> Values:
         """The last moment of a run, with its files, which go on the tray."""
         # All of it again: gradio's page can lose a place that was shown a moment before the pictures came.
         values = self._cleared(len(frame.pictures)) | self.shows(frame) | {self.status: summary(frame)}
-        film, name = growth.webp(), file_stem(_result(frame.pictures[0]).recipe["address"])
+        film, name = growth.webp(), file_stem(result_of(frame.pictures[0]).recipe["address"])
         film_path = keep_file(self.growth, film, f"{name}-growth.webp") if film else None
         made = []
         for i, grown in enumerate(frame.pictures):
-            result = _result(grown)
+            result = result_of(grown)
             path = self.store(result, len(frame.pictures) > 1)
-            values |= self._filed(i, path, _label(frame, grown), f"{result.recipe['address']}, seed {grown.seed}")
+            values |= self._filed(
+                i, path, picture_label(frame, grown), f"{result.recipe['address']}, seed {grown.seed}"
+            )
             small = grown.picture.copy()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             made.append(
@@ -266,7 +309,7 @@ class OptimizeTab:
                     grown.seed,
                     asked.preset,
                     grown.score,
-                    _label(frame, grown),
+                    picture_label(frame, grown),
                     summary(frame),
                     to_data_uri(small, 70),
                     path,
@@ -275,6 +318,7 @@ class OptimizeTab:
             )
         kept = put(tray, made)
         film_button = gr.update(value=film_path, interactive=bool(film_path))
+        values[self.compared] = compare_html([m.path for m in made])
         return {**values, self.growth: film_button, self.kept_pictures: kept, self.tray: tray_html(kept)}
 
     def store(self, result: Visualization, with_seed: bool = False) -> str:
@@ -296,6 +340,7 @@ class OptimizeTab:
         return {
             **self._cleared(1),
             **self._filed(0, kept.path, kept.label, f"{kept.address}, seed {kept.seed}"),
+            self.compared: compare_html([kept.path]),
             self.growth: gr.update(value=film, interactive=bool(film)),
             self.status: kept.sentence,
         }
@@ -345,35 +390,3 @@ def _duration(snapshot: Any, asked: Wanted) -> int:
 def _copies_in_all(preset: str, steps: int) -> int:
     config = VisualizeConfig.preset("fast" if preset == "auto" else preset)
     return (steps or config.steps) * config.copies
-
-
-def _label(frame: Frame, grown: Grown) -> str:
-    what = f"Seed {grown.seed}" if len(frame.pictures) > 1 else "Optimized picture"
-    return f"{what}: {frame.classes}" if frame.classes else what
-
-
-def _result(grown: Grown) -> Visualization:
-    assert grown.result is not None
-    return grown.result
-
-
-def summary(frame: Frame) -> str:
-    """What came of a run that is at its end."""
-    results = [_result(grown) for grown in frame.pictures]
-    after, named = frame.index + 1, f" ({html.escape(frame.classes)})" if frame.classes else ""
-    steps = f"{after} of {frame.steps}" if after < frame.steps else str(after)
-    text = f"**{results[0].recipe['address']}**{named} after {steps} steps: "
-    text += "; ".join(
-        (f"seed {grown.seed} " if len(results) > 1 else "")
-        + f"score {result.score:.3g}; {result.transfer_score:.3g} when the picture is turned, zoomed and blurred"
-        for grown, result in zip(frame.pictures, results, strict=True)
-    )
-    text += "."
-    if frame.photograph:
-        name, best = frame.photograph
-        text += f" The best of the built-in photographs, {name.replace('_', ' ')}, has {best:.3g}."
-    silent = [str(grown.seed) for grown, result in zip(frame.pictures, results, strict=True) if not result.alive]
-    if silent:
-        which = f"seed {', '.join(silent)}" if len(results) > 1 else "it"
-        text += f" The feature does not fire on {which}{' yet' if after < frame.steps else ''}."
-    return text

@@ -1,0 +1,49 @@
+"""Before and after: the photograph that a picture started from, and the picture, on either side of a line."""
+
+from collections.abc import Sequence
+
+import gradio as gr
+
+from vitviz_hf.images import open_image
+from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.templates import load_template, to_data_uri
+
+COMPARE_CSS = """
+#compare:not(:has(figure)) { display: none; }
+.compared { display: flex; flex-wrap: wrap; gap: 12px; }
+.compared figure { flex: 1 1 220px; max-width: 480px; margin: 0; --at: 50%; }
+.compared .both { position: relative; overflow: hidden; border-radius: 4px; }
+.compared .both::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px;
+  background: #fff; box-shadow: 0 0 0 1px #000; pointer-events: none; }
+.compared img { display: block; width: 100%; margin: 0; border-radius: 0; }
+.compared .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
+.compared input { display: block; width: 100%; height: 28px; margin: 6px 0; accent-color: var(--color-accent); }
+.compared input:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px; }
+.compared figcaption { display: flex; justify-content: space-between; gap: 8px; font-size: 0.85rem;
+  color: var(--body-text-color); }
+"""
+_MOVE = """
+element.addEventListener("input", (event) => {
+  event.target.closest("figure").style.setProperty("--at", `${event.target.value}%`);
+});
+"""
+
+
+def comparison() -> gr.HTML:
+    """Where `compare_html` is shown. Always visible: gradio can lose the value of what has just become so."""
+    return gr.HTML(elem_id="compare", js_on_load=_MOVE, padding=False)
+
+
+def compare_html(paths: Sequence[str]) -> str:
+    """Of PNGs with their recipes, those that started from a photograph; nothing if there are none."""
+    recipes = {path: read_recipe(path) for path in paths}
+    started = [
+        {
+            "photograph": f"data:image/jpeg;base64,{recipe['guide']['start']}",
+            "picture": to_data_uri(open_image(path), 95),
+            "what": f"{recipe['address']}, seed {recipe['config']['seed']}",
+        }
+        for path, recipe in recipes.items()
+        if recipe.get("guide", {}).get("start")
+    ]
+    return load_template(__package__, "compare.html").render(started=started) if started else ""
