@@ -164,7 +164,10 @@ def _optimize(
     canvas = make_canvas(config, view.input_size, generators, view.device, start)
     params = canvas.params.requires_grad_(True)
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
-    chunks = [_Chunk(view, objectives, config, rows, generators, guides) for rows in _chunks(objectives, config)]
+    smoothness = smoothness_weights(view, objectives, config)
+    chunks = [
+        _Chunk(view, objectives, config, rows, generators, guides, smoothness) for rows in _chunks(objectives, config)
+    ]
     dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
     for index in range(config.steps):
         progress = index / config.steps
@@ -197,6 +200,7 @@ class _Chunk:
         rows: Sequence[int],
         generators: Sequence[torch.Generator],
         guides: Sequence[Guide],
+        smoothness: Tensor,
     ) -> None:
         self.view, self.config = view, config
         self.rows = torch.tensor(rows, device=view.device)
@@ -204,7 +208,7 @@ class _Chunk:
         self.guides = [guides[r] for r in rows] if guides else []
         own = [objectives[r] for r in rows]
         self.read = Readout(view, own, list(self.guides[0].moments) if config.align else ())
-        self.smoothness = smoothness_weights(view, own, config)
+        self.smoothness = smoothness[self.rows]
         if self.guides:
             self.best = torch.tensor([g.best for g in self.guides], device=view.device)
         self.photographs = Photographs(view, own, self.guides, config.margin) if config.keep else None
