@@ -491,8 +491,8 @@ MUTANTS = [
         "ui/growing",
         (
             "means over patches of photographs stand beside a value at a token",
-            "isinstance(wanted.terms[0][1], Feature)",
-            "wanted.terms[0][1].site",
+            "and isinstance(target, Feature) else None",
+            "and target.site else None",
             "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
     ),
@@ -566,8 +566,8 @@ MUTANTS = [
         ),
         (
             "smoothness is a reward",
-            "(smoothness[rows] * roughness - target)",
-            "(-smoothness[rows] * roughness - target)",
+            "(self.smoothness * roughness - target)",
+            "(-self.smoothness * roughness - target)",
             "optimize/loop::more_smoothness_gives_a_smoother_picture",
         ),
         (
