@@ -702,15 +702,15 @@ def test_a_photograph_is_dreamed_from_the_first_tab_and_compared_with_the_keyboa
         page.wait_for_selector("#optimize:visible")
         page.wait_for_function("location.search.includes('preset=accent')")
         wait_for_text(page, "#preset-when", "Dream my photograph: the photograph in the tab Your picture")
-        assert "Step" not in text(page, "#optimize-status") and not page.locator("#compare").is_visible()
+        assert "Step" not in text(page, "#optimize-status") and not page.locator("#before-after").is_visible()
         page.locator("#optimize").click()
         wait_for_text(page, "#optimize-status", "after 3 steps")
-        page.wait_for_selector("#compare img.after")
+        page.wait_for_selector("#before-after img.after")
 
         line = page.get_by_role("slider", name="Share of your photograph")
         line.focus()
         page.keyboard.press("ArrowRight")
-        cut = "getComputedStyle(document.querySelector('#compare .after')).clipPath"
+        cut = "getComputedStyle(document.querySelector('#before-after .after')).clipPath"
         assert page.evaluate(cut) == "inset(0px 0px 0px 51%)"
         page.keyboard.press("Home")
         assert page.evaluate(cut) in ("inset(0px 0px 0px 0%)", "inset(0px)")
@@ -723,8 +723,8 @@ def test_a_photograph_is_dreamed_from_the_first_tab_and_compared_with_the_keyboa
         page.get_by_label("fast", exact=True).check()
         wait_for_text(page, "#preset-when", "fast: as fourier")
         page.locator("#optimize").click()
-        page.wait_for_selector("#compare img", state="detached")
+        page.wait_for_selector("#before-after img", state="detached")
         wait_for_text(page, "#optimize-status", "after 3 steps")
-        assert not page.locator("#compare").is_visible()
+        assert not page.locator("#before-after").is_visible()
         page.locator("#tray button[data-pick='1']").click()
-        page.wait_for_selector("#compare img.after")
+        page.wait_for_selector("#before-after img.after")

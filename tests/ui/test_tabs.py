@@ -45,6 +45,12 @@ def opened(app, **query):
     return values | maps.answer(picked, None, None, *settings)
 
 
+def test_no_two_parts_of_the_page_have_one_name(app):
+    names = [block.elem_id for block in app.demo.blocks.values() if block.elem_id]
+
+    assert len(names) > 50 and sorted(names) == sorted(set(names))
+
+
 def test_the_link_keeps_these_keys_in_this_order(app):
     assert [k.key for k in app.page.kept] == [
         "tab",

@@ -9,7 +9,7 @@ from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.templates import load_template, to_data_uri
 
 COMPARE_CSS = """
-#compare:not(:has(figure)) { display: none; }
+#before-after:not(:has(figure)) { display: none; }
 .compared { display: flex; flex-wrap: wrap; gap: 12px; }
 .compared figure { flex: 1 1 220px; max-width: 480px; margin: 0; --at: 50%; }
 .compared .both { position: relative; overflow: hidden; border-radius: 4px; }
@@ -31,7 +31,7 @@ element.addEventListener("input", (event) => {
 
 def comparison() -> gr.HTML:
     """Where `compare_html` is shown. Always visible: gradio can lose the value of what has just become so."""
-    return gr.HTML(elem_id="compare", js_on_load=_MOVE, padding=False)
+    return gr.HTML(elem_id="before-after", js_on_load=_MOVE, padding=False)
 
 
 def compare_html(paths: Sequence[str]) -> str:
