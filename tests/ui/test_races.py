@@ -172,6 +172,8 @@ def test_the_last_gesture_wins(page, first, second):
     first(page)
     page.wait_for_timeout(60)
     second(page)
+    if second is model:
+        wait_for_text(page, "#model-facts", "tiny/deit")
     settle(page)
 
     wanted = dict([DOES[first], DOES[second]])
