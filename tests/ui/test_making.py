@@ -394,7 +394,7 @@ def test_the_first_tab_leads_to_a_dream_and_a_link_of_one_tells_that_the_photogr
     assert plain[tab.preset] == "auto" and tab.take("1.mlp_act:3", "paper")[tab.preset] == "paper"
     assert set(optimize_tab._WHEN) == {"auto", *PRESETS} == set(WHEN) | {"auto"}
     link = {"tab": "optimize", "preset": "accent"}
-    own, example = (app.open(SimpleNamespace(query_params={**link, "photo": photo})) for photo in ("own", "chelsea"))
+    own, example = (next(app.open(SimpleNamespace(query_params={**link, "photo": p}))) for p in ("own", "chelsea"))
     assert own[tab.preset] == "accent" and "uploaded photograph, which is not in it" in own[tab.status]
     assert tab.status not in example
 

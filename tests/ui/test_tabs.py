@@ -37,9 +37,14 @@ def app(tiny_folder):
     return App(str(tiny_folder("vit")), lambda _: lambda job: job, True)
 
 
+def restored(app, **query):
+    """What the page restores of a link, first and then."""
+    return app.open(SimpleNamespace(query_params=query))
+
+
 def opened(app, **query):
     """What the page shows after a link: what it restores, and what the page then asks for."""
-    values, maps = app.open(SimpleNamespace(query_params=query)), app.page.tab(MapsTab)
+    values, maps = {k: v for part in restored(app, **query) for k, v in part.items()}, app.page.tab(MapsTab)
     settings = [values.get(c, getattr(c, "value", None)) for c in maps.asked]
     picked = json.dumps({"feature": values[maps.feature]})
     return values | maps.answer(picked, None, None, *settings)
@@ -119,9 +124,9 @@ def test_parsers_of_the_link():
 def test_every_handler_fills_components_that_its_event_names(app):
     maps = app.page.tab(MapsTab)
     loaded = next(f for f in app.demo.fns.values() if f.targets and f.targets[0][1] == "load")
-    restored = set(app.open(SimpleNamespace(query_params={})))
-    assert restored <= set(loaded.outputs)
-    assert set(opened(app)) - restored <= set(maps.shown)
+    by_link = {c for tab in ("features", "views") for part in restored(app, tab=tab, shows="1.mlp_act:3") for c in part}
+    assert by_link <= set(loaded.outputs)
+    assert set(opened(app)) - by_link <= set(maps.shown)
     assert set(maps.emptied(Asked("x", None, "mlp_act", 1, "", "score"), "why")) <= set(maps.shown)
 
 
@@ -494,6 +499,18 @@ def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps
     assert answer(app, **set_as_shown) == gr.skip()
     other = answer(app, **set_as_shown, model_id="tiny/swin")
     assert other[maps.patch] == "12,12" and "tiny/swin" in other[app.facts]
+
+
+@pytest.mark.parametrize("key", ["features", "views"])
+def test_a_link_opens_its_tab_before_the_tab_is_filled(app, key):
+    page, features, behavior = app.page, app.page.tab(FeaturesTab), app.page.tab(BehaviorTab)
+
+    first, then = restored(app, tab=key, photo="coins")
+
+    assert first[page.tabs]["selected"] == key == first[page.tab_key] and page.tab_key not in then
+    filled = {"features": features.grid.html, "views": behavior.views}[key]
+    assert filled in then and filled not in first
+    assert len(list(restored(app, photo="coins"))) == 1
 
 
 def test_a_link_made_with_an_uploaded_photograph_says_that_it_is_not_in_it(app):

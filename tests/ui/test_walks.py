@@ -156,7 +156,9 @@ def clumsy_user(page, url):
     page.goto(f"{url}?patch=1,1")
     wait_for_text(page, "#rank-status", "patch 1,1")
     page.locator("#examples button").nth(1).click()
+    page.evaluate("window.isLeft = true")
     page.go_back()
+    page.wait_for_function("!window.isLeft")  # Back reloads by itself, and of two reloads at once one is cut off
     page.reload()
     wait_for_text(page, "#map-facts", "values")
     assert page.locator("#cards .card").count() == 12

@@ -1,6 +1,6 @@
 """The page: model box, tabs, and the link in the address bar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -153,8 +153,8 @@ class App:
             loaded.then(None, maps.feature, js=asks_js("feature", gesture=False), api_visibility="private")
 
     @shown
-    def open(self, request: gr.Request) -> Values:
-        """Restore what the link says, and open its atlas or views. What fails leaves the rest as it is."""
+    def open(self, request: gr.Request) -> Iterator[Values]:
+        """Restore what the link says, then open its atlas or views. What fails leaves the rest as it is."""
         query = dict(request.query_params)
         values = {k.component: k.parse(query.get(k.key)) for k in self.page.kept}
         maps, experiments = self.page.tab(MapsTab), self.page.tab(ExperimentsTab)
@@ -168,7 +168,9 @@ class App:
         opened[maps.crop] = crop_html(open_image(photos[key])) if key else ""
         if stored := values[experiments.stored]:
             opened |= tried(lambda: experiments.shows(stored_result(stored)))
-        return opened | tried(lambda: self._features(values)) | tried(lambda: self._views(opened))
+        yield opened
+        if filled := tried(lambda: self._features(values)) | tried(lambda: self._views(opened)):
+            yield filled
 
     def _features(self, values: Values) -> Values:
         """The grid and the page of the tab that is opened."""
