@@ -501,6 +501,18 @@ def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps
     assert other[maps.patch] == "12,12" and "tiny/swin" in other[app.facts]
 
 
+def test_the_first_model_is_loaded_before_a_visitor_asks_and_one_that_cannot_be_is_left(tiny_folder, monkeypatch):
+    app, lost = (App(name, lambda _: lambda job: job, True) for name in (str(tiny_folder("vit")), "no/such"))
+
+    app.warm_up()
+    lost.warm_up()
+
+    shelf, snapshot = app.page.shelf, app.page.shelf.snapshot(app.model.value)
+    monkeypatch.setattr("vitviz_hf.ui.shelf.load_snapshot", lambda *_: 1 / 0)
+    monkeypatch.setattr("vitviz_hf.ui.shelf.load_reference", lambda *_: 1 / 0)
+    assert shelf.reference(shelf.view(snapshot))
+
+
 @pytest.mark.parametrize("key", ["features", "views"])
 def test_a_link_opens_its_tab_before_the_tab_is_filled(app, key):
     page, features, behavior = app.page, app.page.tab(FeaturesTab), app.page.tab(BehaviorTab)

@@ -1,6 +1,8 @@
 """The page: model box, tabs, and the link in the address bar."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import gradio as gr
@@ -8,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from vitviz_hf.config import BUILTIN
+from vitviz_hf.errors import VitvizError
 from vitviz_hf.images import open_image
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
@@ -152,6 +155,12 @@ class App:
         if self.eager:
             loaded.then(None, maps.feature, js=asks_js("feature", gesture=False), api_visibility="private")
 
+    def warm_up(self) -> None:
+        """Load the first model, and what its features do on the built-in photographs, before a visitor asks."""
+        shelf = self.page.shelf
+        with suppress(VitvizError):  # the visitor is told
+            shelf.reference(shelf.view(shelf.snapshot(self.model.value)))
+
     @shown
     def open(self, request: gr.Request) -> Iterator[Values]:
         """Restore what the link says, then open its atlas or views. What fails leaves the rest as it is."""
@@ -212,7 +221,10 @@ def launch(
     return_freed_memory()
     # Gradio serves files of the working and the temporary folder only; on a Space packages lie elsewhere.
     photographs = sorted({str(path.parent) for path in builtin_paths().values()})
-    build(None, gpu, eager).launch(
+    app = App(default_model(), gpu, eager)
+    if eager:
+        Thread(target=app.warm_up, daemon=True).start()
+    app.demo.launch(
         server_name=host,
         server_port=port,
         css=_CSS + GRID_CSS + MAKE_CSS + COMPARE_CSS + TRAY_CSS + PAPERS_CSS + STRIP_CSS + VIEWS_CSS,
