@@ -11,6 +11,9 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("VITVIZ_TEST_MODELS", f"{_HOME}/trained")  # of all processes of a run
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("VITVIZ_MODEL", None)
 
@@ -36,6 +39,12 @@ from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
 SHARED_CACHE = Path(_HOME)
+
+
+def pytest_collection_modifyitems(items):
+    """Of several processes one has the browser and the app; what a file makes for its tests is made in one of them."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ui" if item.path.parent.name == "ui" else str(item.path)))
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +152,8 @@ def labelled(tmp_path_factory):
 
 
 def _made_once(name, save, **options):
-    """A folder under VITVIZ_TEST_MODELS where other runs find it too, else one for this run."""
-    folder = Path(os.environ.get("VITVIZ_TEST_MODELS", f"{_HOME}/trained")) / name
+    """A folder under VITVIZ_TEST_MODELS, where other processes find it too."""
+    folder = Path(os.environ["VITVIZ_TEST_MODELS"]) / name
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = save(Path(tempfile.mkdtemp(dir=folder.parent)), **options)
