@@ -1,6 +1,6 @@
 """The app as app.py starts it, in a real browser and through gradio_client."""
 
-import time
+import re
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -610,7 +610,7 @@ def test_a_tile_of_the_strip_opens_the_map_of_its_feature_in_a_new_tab(page, url
     assert page.url == before
 
 
-def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
+def test_a_long_run_shows_frames_and_is_cancelled_at_once(page, url):
     opened(page, url, "?tab=optimize&objective=2.mlp_act:7&preset=paper")
     page.locator("#steps input").fill("1000")
     page.locator("#optimize").click()
@@ -619,12 +619,10 @@ def test_a_long_run_shows_frames_and_is_cancelled_within_a_second(page, url):
     first = text(page, "#optimize-status")
     page.wait_for_function("t => document.querySelector('#optimize-status').innerText !== t", arg=first)
 
-    start = time.monotonic()
     page.locator("#cancel").click()
-    wait_for_text(page, "#optimize-status", "Cancelled.")
-    assert time.monotonic() - start < 1
-
     wait_for_text(page, "#optimize-status", "Cancelled. 2.mlp_act:7")  # what was made is kept by now
+    n_steps = int(re.search(r"after (\d+)", text(page, "#optimize-status"))[1])
+    assert int(re.search(r"Step (\d+)", first)[1]) < n_steps < 500
     page.wait_for_timeout(500)
     page.locator("#preset label", has_text="auto").click()
     page.locator("#steps input").fill("3")  # the lane is free again
