@@ -1,5 +1,6 @@
 """Real images in pictures, over again by plain hooks, numpy and torch."""
 
+import base64
 import json
 import math
 from dataclasses import replace
@@ -420,7 +421,20 @@ def test_images_that_give_nothing_are_told(trained, photographs):
 
 
 @pytest.mark.parametrize(
-    "change", [{"moments": {}}, {"moments": {"2.resid": "AAA"}}, {"images": "x"}, {"best": None}, {"moments": None}]
+    "change",
+    [
+        {"moments": {}},
+        {"moments": {"2.resid": "AAA"}},
+        {"images": "x"},
+        {"images": math.inf},
+        {"best": None},
+        {"best": math.nan},
+        {"best": 0},
+        {"best": 1e-300},
+        {"best": 1e300},
+        {"moments": None},
+        {"moments": dict.fromkeys(("0.resid", "1.resid", "2.resid"), base64.b64encode(b"\0\0\xc0\x7f" * 128).decode())},
+    ],
 )
 def test_a_damaged_guide_in_a_recipe_is_refused(change, trained, photographs, tmp_path):
     made = visualize(trained, [FEATURE], ALIGNED, [guide_for(trained, FEATURE, photographs, ALIGNED)])[0]

@@ -57,6 +57,12 @@ def test_a_class_that_is_not_found_brings_names_that_are_close(text, message):
         number_classes(text, LABELS)
 
 
+def test_a_model_without_a_classifier_has_no_classes_by_name():
+    assert number_classes("5.mlp_act:10 + logit:3", None) == "5.mlp_act:10 + logit:3"
+    with pytest.raises(FeatureError, match="has no classifier, so there is no class 'tabby'"):
+        number_classes("logit:tabby", None)
+
+
 def test_an_objective_in_words_has_so_many_terms():
     terms = ["5.mlp_act:1"] * MAX_TERMS
 

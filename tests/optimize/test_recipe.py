@@ -470,3 +470,32 @@ def test_the_command_says_how_far_the_pictures_are_apart(recipe, tmp_path, capsy
     Image.new("RGB", (16, 8)).save(small, pnginfo=info)
     assert main(["replay", str(small)]) == 0
     assert "of another size: 16x8, now 32x32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stopped_after": math.inf},
+        {"input_size": [math.inf, 32]},
+        {"objective": [{"weight": 10**400, "target": "1.mlp_act:5"}]},
+        {"control": "random-weights, seed x"},
+    ],
+)
+def test_numbers_that_are_none_are_refused(change, vit, recipe, tmp_path):
+    with pytest.raises(RecipeError, match="incomplete or damaged"):
+        replay(saved(tmp_path / "a.png", recipe | change), vit)
+
+
+def test_a_recipe_that_is_nested_without_end_is_refused(tmp_path):
+    info = PngInfo()
+    info.add_text("vitviz", '{"a":' * 100_000)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png", pnginfo=info)
+
+    with pytest.raises(RecipeError, match="carries no vitviz recipe"):
+        replay(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("score", [None, "0.5", []])
+def test_a_recipe_without_a_score_is_followed(score, recipe, tmp_path, capsys):
+    assert main(["replay", str(saved(tmp_path / "a.png", recipe | {"score": score}))]) == 0
+    assert "was not told" in capsys.readouterr().out

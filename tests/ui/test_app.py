@@ -84,6 +84,27 @@ def test_back_returns_to_the_tab_before_and_then_leaves(page, url):
     assert page.url == "about:blank"
 
 
+def test_back_and_forward_between_tabs_keep_what_was_made(page, url):
+    opened(page, url)
+    page.wait_for_function("location.search.includes('tab=maps')")
+    page.get_by_role("tab", name="Make a picture").click()
+    page.wait_for_function("location.search.includes('tab=optimize')")
+    page.locator("#steps input").fill("2")
+    page.locator("#optimize").click()
+    wait_for_text(page, "#optimize-status", "after 2 steps")
+    page.evaluate("window.same = true")
+
+    page.go_back()
+    page.locator("[role=tab][data-tab-id=maps][aria-selected=true]").wait_for()
+    page.wait_for_function("location.search.includes('tab=maps')")
+    page.go_forward()
+    page.locator("[role=tab][data-tab-id=optimize][aria-selected=true]").wait_for()
+    wait_until_idle(page)
+
+    assert page.evaluate("window.same") and page.locator("#tray button").count() == 1
+    assert "tab=optimize" in page.url and "after 2 steps" in text(page, "#optimize-status")
+
+
 def test_a_patch_keeps_its_place_on_the_coarser_grid_of_a_later_layer(page, url):
     opened(page, url, "?model=tiny/swin&layer=0&patch=8,12")
     wait_for_text(page, "#rank-status", "Layer 0, mlp_act, patch 8,12")

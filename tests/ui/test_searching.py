@@ -437,7 +437,8 @@ def test_the_end_of_a_stream_that_comes_after_the_end_is_not_kept(pictures, tmp_
         list(read_kept(tmp_path)(0, 1, None))
 
 
-def test_a_stream_that_breaks_leaves_what_was_read(searches, vit, pictures, monkeypatch):
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_a_stream_that_breaks_leaves_what_was_read(seconds, searches, vit, pictures, monkeypatch):
     source = open_source("search/pictures")
 
     def breaking(rank, n_ranks, position):
@@ -446,10 +447,11 @@ def test_a_stream_that_breaks_leaves_what_was_read(searches, vit, pictures, monk
                 raise DatasetError("the connection was lost.")
             yield item
 
+    monkeypatch.setattr(searching, "PIECE_SECONDS", seconds)
     monkeypatch.setattr(searching, "open_source", lambda *_, **__: replace(source, read=breaking))
     last = run(searches, vit)[-1]
 
-    assert last.doing.startswith("The rest cannot be read now: ") and 0 < last.written < 30
+    assert last.doing.startswith("The rest cannot be read now: ") and last.written == 28, "all whole batches"
     monkeypatch.undo()
 
 

@@ -202,7 +202,9 @@ def _replay(args: Any) -> None:
     before, after = (np.asarray(x, dtype=int) for x in (open_picture(args.png), result.image))
     if args.out:
         result.save(args.out)
-    print(f"{_difference(before, after)}; score {result.score:.4g}, was {recipe.get('score', float('nan')):.4g}")
+    was = recipe.get("score")
+    was = f"{was:.4g}" if isinstance(was, int | float) else "not told"
+    print(f"{_difference(before, after)}; score {result.score:.4g}, was {was}")
 
 
 def _difference(before: Any, after: Any) -> str:

@@ -48,9 +48,15 @@ class Guide:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Guide":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: numbers that no images give.
+        """
         moments = {parse_site(s, None): _unpack(m) for s, m in dict(values["moments"]).items()}
-        start = base64.b64decode(values.get("start", ""))
+        start, best = base64.b64decode(values.get("start", "")), torch.tensor(float(values["best"]))
+        if not all(x.isfinite().all() for x in (best, *moments.values())) or (moments and best <= 0):
+            raise ValueError("a guide's numbers must be finite, and its best score above 0")
         return cls(int(values["images"]), float(values["best"]), moments, start)
 
     @property

@@ -220,13 +220,15 @@ def number_classes(text: str, labels: Sequence[str] | None) -> str:
 
     def number(match: re.Match[str]) -> str:
         name = (match[1] or match[2]).replace("_", " ").strip().lower()
-        names = [(part.strip().lower(), i) for i, label in enumerate(labels or ()) for part in label.split(",")]
+        if labels is None:
+            raise FeatureError(f"the model has no classifier, so there is no class {name!r}; choose a feature.")
+        names = [(part.strip().lower(), i) for i, label in enumerate(labels) for part in label.split(",")]
         exact = sorted({i for part, i in names if part.replace("_", " ") == name})
         if len(exact) == 1:
             return f"logit:{exact[0]}"
         near = difflib.get_close_matches(name, [part for part, _ in names], 8)
         close = exact or list(dict.fromkeys(i for part, i in names if name in part or part in near))[:8]
-        told = ", ".join(f"logit:{i} ({labels[i]})" for i in close) if labels else ""
+        told = ", ".join(f"logit:{i} ({labels[i]})" for i in close)
         what = f"several classes are named {name!r}" if exact else f"no class is named {name!r}"
         raise FeatureError(f"{what}; {f'close are {told}' if told else 'no name is close'}.")
 

@@ -110,7 +110,7 @@ def read_recipe(source: str | Path | Image.Image) -> dict[str, Any]:
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=["PNG"])
         recipe = json.loads(image.info[_CHUNK])
-    except (KeyError, ValueError, OSError, SyntaxError) as error:
+    except (KeyError, ValueError, OSError, SyntaxError, RecursionError) as error:
         raise RecipeError(
             f"{source!s:.200} carries no vitviz recipe; give a PNG that 'vitviz visualize' saved, unchanged."
         ) from error

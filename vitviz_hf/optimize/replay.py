@@ -52,9 +52,10 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
             raise RecipeError(f"the picture is said to be of step {after} of {config.steps}.")
         height, width = (int(s) for s in recipe["input_size"])
         model_id, revision = str(recipe["model_id"]), recipe["revision"]
-        control, _, control_seed = str(recipe.get("control") or "").partition(", seed ")
+        control, _, seed = str(recipe.get("control") or "").partition(", seed ")
+        control_seed = int(seed or 0)
         dtype, device = DTYPES[recipe["dtype"]], str(recipe["device"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, VitvizError):
             raise RecipeError(f"the recipe cannot be followed: {error}") from error
         raise RecipeError(f"the recipe is incomplete or damaged ({error!r}).") from error
@@ -64,7 +65,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     view = view and at_size(view, (height, width))
     if view is None or view.device.type != wanted.type or view.identity.difference(recipe):
         view = load_model(model_id, revision, wanted, dtype)
-        view = at_size(as_control(view, control, int(control_seed or 0)) if control else view, (height, width))
+        view = at_size(as_control(view, control, control_seed) if control else view, (height, width))
         if difference := view.identity.difference(recipe):
             raise RecipeError(f"{model_id!r} is not what it was: the picture was made with {difference}.")
     step = next(islice(visualize_steps(view, [objective], config, guides), after - 1, None))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitviz_hf.errors import ImageError
+from vitviz_hf.errors import DatasetError, ImageError
 from vitviz_hf.images import open_image, pixels_to_bytes
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.loading import load_preprocessing, sized_pixels
@@ -27,6 +27,8 @@ Made = tuple[Value | None, str]
 """What was made of a row, and why it is left out; empty if it is not."""
 Submit = Callable[[Row], Future[Made[Value]]]
 """Starts to work on a row, in a thread or a process."""
+_Begun = tuple[list[tuple[Row, Future[Made[Value]]]], Any]
+"""Rows that are worked on, and where the source goes on."""
 _WAITING_BATCHES = 3
 
 
@@ -67,20 +69,31 @@ def read_batches(
     Args:
         rows: as a `Source` reads them.
         limit: rows to read; all if None. No further one is asked for.
+
+    Raises:
+        DatasetError: the rows break off; the whole batches before come first.
     """
     stream = islice(rows, limit)
-    waiting: deque[tuple[list[tuple[Row, Future[Made[Value]]]], Any]] = deque()
+    waiting: deque[_Begun[Value]] = deque()
     while True:
         batch, mark = [], None
-        for row, mark in islice(stream, n):  # noqa: B007
-            batch.append((row, submit(row)))
+        try:
+            for row, mark in islice(stream, n):  # noqa: B007
+                batch.append((row, submit(row)))
+        except DatasetError:
+            yield from map(_ended, waiting)
+            raise
         if mark is not None:
             waiting.append((batch, mark()))
         if waiting and (not batch or len(waiting) > _WAITING_BATCHES):
-            ready, position = waiting.popleft()
-            yield Batch([Item(row, *future.result()) for row, future in ready], position)
+            yield _ended(waiting.popleft())
         elif not batch:
             return
+
+
+def _ended(begun: _Begun[Value]) -> Batch[Value]:
+    rows, position = begun
+    return Batch([Item(row, *future.result()) for row, future in rows], position)
 
 
 Bytes = NDArray[Any]

@@ -334,8 +334,8 @@ class Api:
 
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
-            experiment: token-mixing, background, low-pass, position, spatial, progression, narrow-sites, triplets
-                or concepts.
+            experiment: token-mixing, background, low-pass, position, occlusion, spatial, progression, narrow-sites,
+                triplets or concepts.
             others: more Hub ids to compare with, commas between.
             dataset: Hub id of a dataset, or 'builtin'; empty for experiments that need none.
             limit: images to read.

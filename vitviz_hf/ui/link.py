@@ -55,13 +55,20 @@ def link_js(keys: Mapping[str, str]) -> str:
   const before = new URLSearchParams(location.search);
   const differs = (key) => before.get(key) && before.get(key) !== query.get(key);
   const moved = window.vitvizLinked && {json.dumps(_PLACE)}.some(differs);
-  window.vitvizLinked = true;
+  window.vitvizLinked = query;
   history[moved ? "pushState" : "replaceState"](null, "", "?" + query.toString());
   if (window.parent !== window) window.parent.postMessage({{queryString: query.toString()}}, "*");
 }}"""
 
 
-OPENED_JS = """() => {
+OPENED_JS = f"""() => {{
   window.vitvizOpened = true;
-  window.addEventListener("popstate", () => location.reload());
-}"""
+  window.addEventListener("popstate", () => {{
+    const now = new URLSearchParams(location.search), shown = window.vitvizLinked;
+    const other = {json.dumps(_PLACE)}.filter((key) => now.get(key) !== shown?.get(key));
+    const tab = document.querySelector(`button[data-tab-id="${{CSS.escape(now.get("tab"))}}"]`);
+    if (shown && tab && other.join() === "tab") tab.click();
+    else location.reload();
+  }});
+}}"""
+"""Back to another tab opens it, with all that the visitor has made; another model or feature is read from the link."""

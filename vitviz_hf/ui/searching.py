@@ -257,7 +257,7 @@ class Searches:
             state = _stored(folder, recipe)
             ahead.drop(state.n_rows if state else 0)
             why = "Done" if done else "Stopped" if run.stop.is_set() else ""
-            why = why or ("The rest cannot be read now" if failure else "")
+            why = why or ("The rest cannot be read now" if failure and ahead.ready < config.batch else "")
             if not why and make_room(self._names) > disk_limit():
                 why = f"Stopped at the server's limit of {disk_limit() / 1e9:g} GB"
             if state and state.n_images and (why or state.n_images >= aim):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.by_hand import read_pictures
+from vitviz_hf import load_model
 from vitviz_hf.errors import ConfigError, SiteError
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.pictures import judge as judging
@@ -21,9 +22,11 @@ from vitviz_hf.experiments.pictures.trials import (
     Photographs,
     ask,
     choose_depths,
+    exemplars,
     live_features,
     look_of,
     queries,
+    read_photographs,
     share_right,
     spectrum_of,
 )
@@ -324,3 +327,41 @@ def test_an_interrupted_run_goes_on_with_the_pictures_it_has(ran, trained, shape
 
     assert again.data["features"].rows == result.data["features"].rows and len(times) == 12
     assert {p: p.stat().st_mtime_ns for p in work.rglob("*.png")} == times
+
+
+@pytest.fixture
+def silenced(trained):
+    """With a feature that is below 0 everywhere, and one of its size that is 0 on nearly every image, as of a ReLU."""
+    view = load_model(trained.model_id, device="cpu")
+    inner = view.module.vit.layers[1].mlp.fc1
+    with torch.no_grad():
+        inner.weight[3], inner.bias[3] = 0, -0.3
+        inner.weight[4], inner.bias[4] = 0, 0
+    return view
+
+
+@pytest.mark.parametrize("preset", ["fast", "aligned", "accent"])
+def test_features_that_nothing_excites_are_left_out_and_told_if_there_is_no_other(
+    preset, silenced, trained_other, shapes, tmp_path
+):
+    dead, live = Feature(Site(1, "mlp_act"), 3), Feature(Site(1, "mlp_act"), 5)
+    config = replace(QUICK, judge=trained_other.model_id, steps=1, seeds=1, preset=preset, features=(dead, live))
+    source = open_source(str(shapes))
+
+    found = run_experiment("agreement", [silenced], source, config, tmp_path / "both")
+
+    assert [row["feature"] for row in found.data["features"].records()] == [str(live)]
+    assert found.tables["table"].notes[-1] == "Features as given, of them those whose best score is above 0."
+    with pytest.raises(ConfigError, match=r"excites any of 1\.mlp_act:3, so there is nothing to ask about"):
+        run_experiment("agreement", [silenced], source, replace(config, features=(dead,)), tmp_path / "dead")
+
+
+def test_the_images_that_rank_are_those_that_are_kept_where_scores_are_alike(silenced, trained_other, shapes):
+    silent = Feature(Site(1, "mlp_act"), 4)
+    judge = open_judge(trained_other.model_id, silenced)
+
+    photographs = read_photographs(silenced, judge, open_source(str(shapes)), [silent], None, 16)
+
+    assert np.ptp(photographs.scores) == 0
+    for i in (*exemplars(photographs, silent), *queries(photographs, silent).best):
+        assert photographs.image(int(i)).size == (64, 64)

@@ -79,7 +79,7 @@ def run(
     """Pictures of random live features, and the share of trials in which a judge chooses right by them.
 
     Raises:
-        ConfigError: several models, no dataset or too small a one, or a judge that is the model.
+        ConfigError: several models, no dataset or too small a one, a judge that is the model, or no live feature.
         SiteError: a layer that the model lacks.
     """
     view = one_model("agreement", views)
@@ -90,9 +90,15 @@ def run(
     sites = [Site(layer, "mlp_act") for layer in layers_of(view, config.layers)]
     candidates = list(config.features or draw_candidates(view, sites, config.per_layer, config.seed))
     photographs = read_photographs(view, judge, source, candidates, config.limit, config.batch, progress)
-    chosen = list(config.features or live_features(photographs, config.per_layer))
+    chosen = live_features(photographs, len(candidates) if config.features else config.per_layer)
     if needed(picture_config(config.preset, config.steps, config.seed)):
         chosen = [f for f in chosen if photographs.score(exemplars(photographs, f)[0], f) > 0]
+    if not chosen:
+        names = ", ".join(map(str, candidates[:3])) + (", ..." if len(candidates) > 3 else "")
+        raise ConfigError(
+            f"no image that may be used for a picture excites any of {names}, so there is nothing to ask about; name "
+            "other features, or read more images."
+        )
     made: dict[Feature, list[Tensor]] = {f: [] for f in chosen}
     for seed in range(config.seed, config.seed + config.seeds):
         how = picture_config(config.preset, config.steps, seed)
@@ -318,5 +324,6 @@ def _notes(
         "Chance is 50 %. People reach 92 % with nine natural exemplars and 82 % with synthetic pictures on features of "
         "a CNN (Borowski et al. 2021). Valid only where nine exemplars reach 80 % and another feature's picture is "
         "near 50 %.",
-        f"Features drawn at random (seed {config.seed}) among those whose best score is above 0.",
+        f"Features {'as given' if config.features else f'drawn at random (seed {config.seed})'}, of them those whose "
+        "best score is above 0.",
     )

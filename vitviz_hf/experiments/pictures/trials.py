@@ -62,9 +62,9 @@ class Photographs:
     """Depth -> mean and deviation [D] of the judge's values."""
 
     def ranked(self, feature: Feature, helps: bool) -> NDArray[np.int64]:
-        """Images of one half, the best for the feature first."""
+        """Images of one half, the best for the feature first; ties by key, as those whose crops are kept."""
         own = np.flatnonzero(self.helps == helps)
-        return own[np.argsort(-self.scores[own, self.features.index(feature)], kind="stable")]
+        return own[np.lexsort((np.array(self.keys)[own], -self.scores[own, self.features.index(feature)]))]
 
     def score(self, i: int, feature: Feature) -> float:
         """Of a feature on an image."""
