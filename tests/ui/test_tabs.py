@@ -235,7 +235,7 @@ def test_a_run_that_is_stopped_says_so_and_another_visitors_goes_on(app):
     assert next(frames)[tab.status].startswith("Step ")
     assert tab.stop(mine) == "Stopping ..."
     cancelled, kept = frames
-    assert cancelled == {tab.status: "Cancelled."}
+    assert cancelled == {tab.status: "Cancelled. The picture is being kept ..."}
     assert kept[tab.status].startswith("Cancelled. **1.mlp_act:3** after ") and kept[tab.downloads[0]]["interactive"]
     assert tab.stop(mine) == gr.skip()
 
@@ -256,7 +256,7 @@ def test_a_run_that_waits_for_another_says_so_can_be_stopped_and_leaves_maps_to_
     assert list(waiting) == [{tab.status: "Cancelled."}]
     assert next(running)[tab.status].startswith("Step ")
     tab.stop(first)
-    assert next(running) == {tab.status: "Cancelled."}
+    assert next(running) == {tab.status: "Cancelled. The picture is being kept ..."}
 
 
 def test_mistakes_are_told_as_gradio_errors(app):

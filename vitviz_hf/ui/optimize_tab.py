@@ -147,15 +147,16 @@ class OptimizeTab:
             page.link(started(None, js=scroll_js("#grown"), api_visibility="private"))
         asked = [page.model, self.objective, self.preset, self.steps, self.seed, self.pictures]
         # One event, which runs once at a time: two runs at once would each add to the same tray.
-        gr.on(
+        run = gr.on(
             [self.start.click, self.objective.submit],
             self.visualize,
             [*asked, self.kept_pictures, maps.photo, page.atlas],
-            [*self.grown, self.kept_pictures, self.tray],
+            [*self.grown, self.kept_pictures, self.tray, self.start],
             show_progress="hidden",
             api_visibility="private",
             **ONCE,
         )
+        run.then(lambda: gr.update(interactive=True), None, self.start, queue=False, api_visibility="private")
         self.cancel.click(self.stop, None, self.status, queue=False, api_visibility="private")
         changed = [self.preset.input, self.steps.input, self.pictures.input, self.start.click]
         gr.on(
@@ -245,7 +246,9 @@ class OptimizeTab:
         with self.runs.one_for(request) as stop:
             try:
                 asked = self.with_images(to_wanted(feature, preset, steps, seed, pictures), photo, atlas)
-                yield {self.status: "Loading the model ...", **self._cleared(asked.pictures)}
+                # Until the end of the run, which after Cancel keeps the picture, a click would not be heard.
+                loading = {self.status: "Loading the model ...", self.start: gr.update(interactive=False)}
+                yield {**loading, **self._cleared(asked.pictures)}
                 growth = Growth(asked.pictures)
                 for frame in self.frames(model_id, asked, stop):
                     if isinstance(frame, Waiting):
@@ -257,7 +260,7 @@ class OptimizeTab:
             except Stopped:
                 if last and last.finished:
                     return
-                yield {self.status: "Cancelled."}
+                yield {self.status: "Cancelled. The picture is being kept ..." if last else "Cancelled."}
                 if last:
                     kept = self.keep_job(self.shelf.snapshot(model_id), asked, last)
                     values = self.ended(model_id, asked, kept, growth, tray)
