@@ -85,7 +85,7 @@ def test_back_returns_to_the_tab_before_and_then_leaves(page, url):
 
 
 def test_back_and_forward_between_tabs_keep_what_was_made(page, url):
-    opened(page, url)
+    opened(page, url, "?objective=2.mlp_act:7")
     page.wait_for_function("location.search.includes('tab=maps')")
     page.get_by_role("tab", name="Make a picture").click()
     page.wait_for_function("location.search.includes('tab=optimize')")
