@@ -714,14 +714,14 @@ MUTANTS = [
         "reading/attention",
         (
             "only one head is read",
-            "scores.softmax(-1).mean(1)",
-            "scores.softmax(-1)[:, 0]",
+            "weights.mean(1)).cpu()",
+            "weights[:, 0]).cpu()",
             "reading/attention::attention_is_that_of_the_librarys_own_open_code",
         ),
         (
             "attention has no temperature",
-            "* (query.shape[-1] ** -0.5 if scale is None else scale)",
-            "",
+            "self.query.shape[-1] ** -0.5",
+            "1.0",
             "reading/attention::attention_is_that_of_the_librarys_own_open_code",
         ),
         (
