@@ -738,6 +738,21 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "inside/heads",
+        (
+            "a patch is looked for by columns first",
+            "layer.n_prefix + token[0] * cols + token[1]",
+            "layer.n_prefix + token[1] * cols + token[0]",
+            "inside/heads::the_mean_of_heads_is_the_averaged_attention_on_the_grid",
+        ),
+        (
+            "batches count alike, however many pictures they have",
+            "rows.double().sum(0)",
+            "rows.double().mean(0) * len(pixels) ** 0",
+            "inside/heads::what_heads_look_at_is_the_mean_over_pictures_of_all_batches",
+        ),
+    ),
+    *_of(
         "experiments/perturb",
         (
             "salient tiles are all tiles",

@@ -33,7 +33,7 @@ FLOORS = {
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
-    "inside": ["figures places", "looks"],
+    "inside": ["curves figures heads places relevance", "reasons", "looks"],
     "experiments": [
         "config tables figures masks verdict",
         "claims",
@@ -69,7 +69,7 @@ FLOORS = {
         "inside_api",
         "app",
     ],
-    "cli": ["options", "atlas behavior experiment optimization picture", "main"],
+    "cli": ["options", "atlas behavior experiment inside optimization picture", "main"],
 }
 """Inside a folder too."""
 FENCES = {

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.experiments.run import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
+    from vitviz_hf.inside.heads import head_maps as head_maps
+    from vitviz_hf.inside.heads import looked_at as looked_at
+    from vitviz_hf.inside.heads import rollout as rollout
     from vitviz_hf.models.taps import ExtraTap as ExtraTap
     from vitviz_hf.models.view import ModelView as ModelView
     from vitviz_hf.models.view import at_size as at_size
@@ -86,11 +89,13 @@ _HOMES = {
     "feature_page": "atlas.page",
     "guide_by_images": "optimize.guides",
     "guide_by_photograph": "optimize.guides",
+    "head_maps": "inside.heads",
     "imagenet_labels": "reading.classification",
     "joint_attention": "reading.attention",
     "list_sites": "models.view",
     "load_model": "models.view",
     "load_zero_shot": "reading.classification",
+    "looked_at": "inside.heads",
     "make_atlas": "atlas.write",
     "name_features": "atlas.words",
     "open_atlas": "atlas.store",
@@ -101,6 +106,7 @@ _HOMES = {
     "parse_site": "sites",
     "reference_scores": "reading.reference",
     "replay": "optimize.replay",
+    "rollout": "inside.heads",
     "run_experiment": "experiments.run",
     "to_pixels": "models.view",
     "top_features": "reading.maps",
