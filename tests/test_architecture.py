@@ -33,7 +33,11 @@ FLOORS = {
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
-    "inside": ["curves figures heads places relevance", "reasons", "looks"],
+    "inside": [
+        "components curves edits figures heads lens norms places relevance similarity words",
+        "reasons",
+        "looks",
+    ],
     "experiments": [
         "config tables figures masks verdict",
         "claims",
