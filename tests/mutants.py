@@ -753,6 +753,42 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "inside/relevance",
+        (
+            "negative products count too",
+            "(gradient * attention)[0].clamp_min(0).mean(0)",
+            "(gradient * attention)[0].mean(0)",
+            "inside/relevance::chefers_map_is_the_papers_formula",
+        ),
+        (
+            "later layers' attention is explained too",
+            "{layer.name: Tensor.detach for layer in view.layers}",
+            "{}",
+            "inside/relevance::legrads_map_is_the_papers_formula",
+        ),
+        (
+            "the mean color counts",
+            "(pixels - pixels.new_tensor(view.mean)[:, None, None])",
+            "pixels",
+            "inside/relevance::gradient_times_input_is_summed_over_the_pixels_of_each_patch",
+        ),
+    ),
+    *_of(
+        "inside/curves",
+        (
+            "the least relevant patches go first",
+            "argsort(descending=True, stable=True)",
+            "argsort(stable=True)",
+            "inside/curves::curves_are_those_of_pictures_pasted_patch_by_patch",
+        ),
+        (
+            "an area is the mean of the points, however far apart",
+            "float(torch.trapezoid(curve.double(), self.shares.double()))",
+            "float(curve.mean())",
+            "inside/curves::areas_are_means_of_the_curves",
+        ),
+    ),
+    *_of(
         "experiments/perturb",
         (
             "salient tiles are all tiles",

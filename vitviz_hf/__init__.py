@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.experiments.run import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
+    from vitviz_hf.inside.curves import Curves as Curves
+    from vitviz_hf.inside.curves import CurvesConfig as CurvesConfig
+    from vitviz_hf.inside.curves import curves as curves
     from vitviz_hf.inside.heads import head_maps as head_maps
     from vitviz_hf.inside.heads import looked_at as looked_at
     from vitviz_hf.inside.heads import rollout as rollout
+    from vitviz_hf.inside.relevance import Relevance as Relevance
+    from vitviz_hf.inside.relevance import relevance as relevance
     from vitviz_hf.models.taps import ExtraTap as ExtraTap
     from vitviz_hf.models.view import ModelView as ModelView
     from vitviz_hf.models.view import at_size as at_size
@@ -67,6 +72,8 @@ _HOMES = {
     "AtToken": "optimize.objectives",
     "Atlas": "atlas.store",
     "Classification": "reading.classification",
+    "Curves": "inside.curves",
+    "CurvesConfig": "inside.curves",
     "Direction": "optimize.objectives",
     "ExtraTap": "models.taps",
     "Feature": "sites",
@@ -74,6 +81,7 @@ _HOMES = {
     "Logit": "optimize.objectives",
     "ModelView": "models.view",
     "Objective": "optimize.objectives",
+    "Relevance": "inside.relevance",
     "SearchConfig": "atlas.config",
     "Site": "sites",
     "Step": "optimize.loop",
@@ -86,6 +94,7 @@ _HOMES = {
     "at_size": "models.view",
     "attention_weights": "reading.attention",
     "classify": "reading.classification",
+    "curves": "inside.curves",
     "feature_page": "atlas.page",
     "guide_by_images": "optimize.guides",
     "guide_by_photograph": "optimize.guides",
@@ -105,6 +114,7 @@ _HOMES = {
     "parse_objective": "optimize.objectives",
     "parse_site": "sites",
     "reference_scores": "reading.reference",
+    "relevance": "inside.relevance",
     "replay": "optimize.replay",
     "rollout": "inside.heads",
     "run_experiment": "experiments.run",
