@@ -44,6 +44,11 @@ class Drawn:
     told: str
     """Says where the maximum is: an alt text."""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the numbers."""
+        return {name: np.shape(values) for name, values in self.numbers.items()}
+
     def to_npz(self) -> bytes:
         """The numbers as a NumPy archive."""
         buffer = io.BytesIO()
@@ -203,6 +208,16 @@ def legend(names: Sequence[tuple[str, float]]) -> Image.Image:
         y = 8 + row * i
         draw.rectangle((8, y, 22, y + 14), CLASS_COLORS[i])
         draw.text((30, y - 1), f"{name}  {share:.0%}", "black", font)
+    return sheet
+
+
+def text_sheet(lines: Sequence[str]) -> Image.Image:
+    """Lines of text on white."""
+    font, row = label_font(14), 21
+    width = max((round(font.getlength(line)) for line in lines), default=0) + 24
+    sheet = Image.new("RGB", (width, row * max(1, len(lines)) + 46), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(sheet).text((8, 38 + row * i), line, "black", font)
     return sheet
 
 
