@@ -63,7 +63,7 @@ const chart = (lines, {label, x, marked, log}) => {
     drawn.append(make("svg:path", {d: `M${at} 8V${h - foot}`, class: "now"}));
   }
   const key = make("p", {class: "key"});
-  lines.forEach((line, k) => key.append(make("span", {class: `swatch line${k}`}), line.name, " "));
+  lines.forEach((line, k) => key.append(make("span", {}, make("i", {class: `swatch line${k}`}), line.name), " "));
   return make("div", {}, drawn, key);
 };
 
@@ -213,7 +213,7 @@ export const start = (element, server, trigger) => {
       const drawn = plain(maps, [0, Math.max(...maps.map((m) => m[argmax(m)]))], `Attention (${name}) of ${told(at)}, layer ${state.layer},`);
       const first = full[at.picture], share = facts.prefix.slice(0, prefix).map((p, i) => `${percent(first[i])} to the ${named(p)}`);
       const how = {rollout: "joined over the layers up to this one", mean: "mean over heads", maximum: "maximum over heads"}[name] ?? name;
-      drawn.said = `Where ${told(at)} looks: ${how}.` + (share.length && name !== "maximum" ? ` ${share.join(", ")}.` : "") + (got.note ? ` ${got.note}` : "");
+      drawn.said = `Where ${told(at)} ${told(at).startsWith("patches") ? "look" : "looks"}: ${how}.` + (share.length && name !== "maximum" ? ` ${share.join(", ")}.` : "") + (got.note ? ` ${got.note}` : "");
       drawn.heads = {shown, name, row: (head) => row(at.picture, head).subarray(prefix)};
       return drawn;
     },
@@ -243,14 +243,15 @@ export const start = (element, server, trigger) => {
       const order = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || a - b);
       const shade = (c) => rgb(CLASSES[order.indexOf(c)] ?? OTHER);
       const at = query(), t = inside(at)[0], n = Math.floor(grid()[0] * grid()[1] * views.length);
-      const say = (k, i) => `${got.labels[own.best[k][i]]} ${percent(own.share[k][i] / 255)}`;
+      const name = (c) => got.labels[c].split(",")[0];
+      const say = (k, i) => `${name(own.best[k][i])} ${percent(own.share[k][i] / 255)}`;
       return {
         color: (k) => (i) => [...shade(own.best[k][prefix + i]), 90 + 0.6 * own.share[k][prefix + i]],
         blend: "normal",
-        alt: (k) => `Likeliest label of each patch after layer ${state.layer} on ${facts.pictures[k]}: most often ${got.labels[order[0]]}`,
+        alt: (k) => `Likeliest label of each patch after layer ${state.layer} on ${facts.pictures[k]}: most often ${name(order[0])}`,
         said: `The model's own head on each token after layer ${state.layer}. ${told(at)[0].toUpperCase()}${told(at).slice(1)}: ${say(at.picture, t)}.` +
           (prefix && at.prefix === undefined ? ` Class token: ${say(0, 0)}.` : ""),
-        legend: order.slice(0, CLASSES.length).map((c, i) => [CLASSES[i], `${got.labels[c]}`, counts.get(c) / n]),
+        legend: order.slice(0, CLASSES.length).map((c, i) => [CLASSES[i], name(c), counts.get(c) / n]),
       };
     },
     relevance: () => {
@@ -341,7 +342,7 @@ export const start = (element, server, trigger) => {
     change: ({got}) => {
       const list = make("table"), body = make("tbody");
       got.probabilities.forEach(([name, before, after]) => body.append(make("tr", {}, make("th", {scope: "row"}, name), make("td", {}, percent(before)), make("td", {}, percent(after)))));
-      list.append(make("thead", {}, make("tr", {}, make("th", {scope: "col"}, got.heading), make("th", {scope: "col"}, "before"), make("th", {scope: "col"}, "after"))), body);
+      list.append(make("thead", {}, make("tr", {}, make("th", {scope: "col"}, "label"), make("th", {scope: "col"}, "before"), make("th", {scope: "col"}, "after"))), body);
       const features = make("ol", {class: "changed"});
       got.features.forEach(([name, before, after]) => features.append(make("li", {}, make("code", {}, name), ` ${short(before)} to ${short(after)}`)));
       return [...(got.probabilities.length ? [list] : []), make("h4", {}, "Features that change most"), features];
