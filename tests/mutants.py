@@ -1259,6 +1259,48 @@ MUTANTS = [
             "cli/guides::pictures_are_guided_by_files_and_folders_and_say_so",
         ),
     ),
+    *_of(
+        "inside/places",
+        (
+            "patches are counted down the columns",
+            "len(names) + r * cols + c for",
+            "len(names) + c * rows + r for",
+            "inside/places::a_token_is_named_by_its_place_or_its_name",
+        ),
+    ),
+    *_of(
+        "inside/figures",
+        (
+            "the most frequent label has the last color",
+            "zip(order, CLASS_COLORS, strict=False)",
+            "zip(order, CLASS_COLORS[::-1], strict=False)",
+            "inside/figures::labels_have_colors_in_their_order_fainter_where_they_are_unlikely",
+        ),
+    ),
+    *_of(
+        "inside/looks",
+        (
+            "the mean over heads is of the first head",
+            '"mean": rows.mean(1)',
+            '"mean": rows[:, 0]',
+            "cli/inside::heads_are_those_of_the_class_token_where_none_is_named",
+        ),
+    ),
+    *_of(
+        "ui/inside_values",
+        (
+            "tokens keep their length, and what is longest is cut off",
+            "torch.nn.functional.normalize(values, dim=-1)",
+            "values.clamp(-1, 1)",
+            "ui/inside::tokens_give_the_cosines_of_the_site_in_8_bits",
+        ),
+        (
+            "each row is in shares of the highest value of all",
+            "weights.amax(-1)",
+            "weights.amax().expand(len(weights))",
+            "ui/inside::attention_of_each_head_comes_in_8_bits_and_joined_over_layers",
+        ),
+    ),
 ]
 
 
