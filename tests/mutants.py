@@ -725,6 +725,12 @@ MUTANTS = [
             "reading/attention::attention_is_that_of_the_librarys_own_open_code",
         ),
         (
+            "the window is that of the first patch",
+            "weights[:, row // n_queries, :, row % n_queries]",
+            "weights[:, 0, :, row % n_queries]",
+            "reading/window_attention::a_window_of_swin_is_where_it_was_cut",
+        ),
+        (
             "layers are joined in the reverse order",
             "layer / layer.sum(-1, keepdim=True) @ joined[-1]",
             "joined[-1] @ (layer / layer.sum(-1, keepdim=True))",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vitviz_hf.optimize.replay import replay as replay
     from vitviz_hf.reading.attention import attention_weights as attention_weights
     from vitviz_hf.reading.attention import joint_attention as joint_attention
+    from vitviz_hf.reading.attention import window_attention as window_attention
     from vitviz_hf.reading.classification import Classification as Classification
     from vitviz_hf.reading.classification import ZeroShot as ZeroShot
     from vitviz_hf.reading.classification import classify as classify
@@ -122,6 +123,7 @@ _HOMES = {
     "top_features": "reading.maps",
     "visualize": "optimize.loop",
     "visualize_steps": "optimize.loop",
+    "window_attention": "reading.attention",
     "with_taps": "models.view",
 }
 __all__ = sorted(_HOMES)

@@ -3,6 +3,7 @@
 Source: "Vision Transformer Visualization: What Neurons Tell and How Neurons Behave?", arXiv:2210.07646.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from vitviz_hf.errors import ConfigError, ModelError, NonFiniteError
-from vitviz_hf.models.view import ModelView, run
+from vitviz_hf.models.hooks import read_inputs_and_outputs
+from vitviz_hf.models.measure import Tap
+from vitviz_hf.models.view import ModelView, find_tap, run
 from vitviz_hf.reading.maps import name_precision
+from vitviz_hf.reading.recording import token_position
 from vitviz_hf.reading.tokens import check_sequence
+from vitviz_hf.sites import Site
+
+_SOFTMAX = (torch.softmax, Tensor.softmax, functional.softmax)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,75 @@ def attention_weights(
     if not weights.isfinite().all():
         raise NonFiniteError(f"the attention of {name_precision(view)} is NaN or infinite. Load it in float32.")
     return weights
+
+
+def window_attention(view: ModelView, pixels: Tensor, layer: int, patch: tuple[int, int]) -> Tensor:
+    """What one patch attends to in a layer, put back on the picture, [B, heads, R, C] in float32 on the CPU.
+
+    For attention in windows (Swin, MaxViT), over coarser keys (PVT), and over all tokens alike. What is not in the
+    patch's window is NaN; in a shifted window, patches from the other side of the picture are in it with a weight of 0.
+
+    Read from what is executed: the one attention between the layer's queries and its output projection, torch's
+    scaled dot-product attention or a softmax over keys, is taken apart by the measured places of queries and keys.
+
+    Args:
+        pixels: [B, 3, H, W] in [0, 1].
+        layer: zero-based.
+        patch: row and column on the grid of the layer's queries. The result is on the grid of its keys.
+
+    Raises:
+        SiteError: no such layer, or one without queries and keys.
+        ConfigError: the patch is outside the grid.
+        ModelError: the attention of this layer cannot be read.
+    """
+    query, key, mixed = (find_tap(view, Site(layer, kind)) for kind in ("attn_q", "attn_k", "attn_mix"))
+    position = token_position(query, Site(layer, "attn_q"), patch)
+    found: list[Tensor] = []
+    runs, inside = itertools.count(), [False]
+
+    def enter(_: Any) -> None:
+        inside[0] = next(runs) == query.call
+
+    def leave(_: Any) -> None:
+        inside[0] = False
+
+    def answer(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        given = func(*args, **kwargs)
+        if inside[0] and func is functional.scaled_dot_product_attention:
+            found.append(Attending(*args, **kwargs).weights())
+        elif inside[0] and func in _SOFTMAX and given.ndim == 4:
+            found.append(given.float())
+        return given
+
+    readers = read_inputs_and_outputs(view.module, {mixed.module: [leave]}, {query.module: [enter]})
+    with torch.no_grad(), _Watched(answer), readers:
+        run(view, pixels)
+    if len(found) == 1:
+        weights = found[0].cpu().unflatten(0, (len(pixels), -1))
+        if _fits(query, weights.shape[1], weights.shape[-2]) and _fits(key, weights.shape[1], weights.shape[-1]):
+            return _put_back(weights, query, key, position)
+    raise unreadable(view)
+
+
+def _fits(tap: Tap, windows: int, n_rows: int) -> bool:
+    """Whether windows of so many rows hold the tokens of a tap; they may be filled up."""
+    n_tokens = tap.n_prefix + tap.patch_grid[0] * tap.patch_grid[1]
+    if tap.order is None:
+        return windows == 1 and n_rows == n_tokens
+    return windows * n_rows > int(tap.order.max())
+
+
+def _put_back(weights: Tensor, query: Tap, key: Tap, position: int) -> Tensor:
+    """[B, heads, R, C] from the weights of all windows, [B, windows, heads, queries, keys]."""
+    n_queries, n_keys = weights.shape[-2:]
+    row = position if query.order is None else int(query.order[position])
+    own = weights[:, row // n_queries, :, row % n_queries]
+    n_tokens = key.n_prefix + key.patch_grid[0] * key.patch_grid[1]
+    order = torch.arange(n_tokens) if key.order is None else key.order
+    seen = order // n_keys == row // n_queries
+    placed = torch.full((*own.shape[:2], n_tokens), torch.nan)
+    placed[..., seen] = own[..., order[seen] % n_keys]
+    return placed[..., key.n_prefix :].reshape(*own.shape[:2], *key.patch_grid)
 
 
 def unreadable(view: ModelView) -> ModelError:
