@@ -744,6 +744,90 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "inside/components",
+        (
+            "the foreground is the side of the border",
+            "signs[0] = -values",
+            "signs[0] = values",
+            "inside/components::the_foreground_is_the_side_away_from_the_border",
+        ),
+        (
+            "signs are those of the decomposition",
+            "argmax(1, keepdim=True))[:, 0].sign()",
+            "argmax(1, keepdim=True))[:, 0].abs().sign()",
+            "inside/components::signs_do_not_depend_on_the_sign_of_the_decomposition",
+        ),
+    ),
+    *_of(
+        "inside/similarity",
+        (
+            "long tokens count more",
+            "_units(acts.values[0, list(tokens)]).mean(0)",
+            "acts.values[0, list(tokens)].float().mean(0)",
+            "inside/similarity::several_tokens_count_by_their_direction_and_not_their_length",
+        ),
+        (
+            "matches need not be mutual",
+            "(back[best] == torch.arange(len(best), device=best.device))",
+            "(best >= 0)",
+            "inside/similarity::matches_are_mutual_and_the_best_comes_first",
+        ),
+    ),
+    *_of(
+        "inside/norms",
+        (
+            "prefix tokens count in the median",
+            "x[:, n:].median(",
+            "x.median(",
+            "inside/norms::long_prefix_tokens_do_not_move_the_measure",
+        ),
+        (
+            "the range that is left is told",
+            "1 - float(kept.max() - kept.min()) / spread",
+            "float(kept.max() - kept.min()) / spread",
+            "inside/norms::a_map_loses_the_range_that_only_outliers_span",
+        ),
+    ),
+    *_of(
+        "inside/lens",
+        (
+            "every layer shows the last",
+            "resids.pop(i), i)",
+            "resids[len(view.layers) - 1], i)",
+            "inside/lens::each_token_gets_the_label_of_the_norm_and_the_classifier",
+        ),
+    ),
+    *_of(
+        "inside/words",
+        (
+            "tokens are not normed",
+            "values = self.norm(tokens)",
+            "values = tokens",
+            "inside/words::a_text_at_the_class_token_of_clip_is_its_cosine_with_the_picture",
+        ),
+        (
+            "values are no cosines",
+            "functional.linear(functional.normalize(values, dim=-1), self.embeddings)",
+            "functional.linear(values, self.embeddings)",
+            "inside/words::a_text_at_a_patch_of_siglip_is_its_cosine_if_all_patches_were_this_one",
+        ),
+    ),
+    *_of(
+        "inside/edits",
+        (
+            "heads are one feature apart",
+            "slice(int(index) * width, (int(index) + 1) * width)",
+            "slice(int(index), int(index) + width)",
+            "inside/edits::a_head_is_its_own_columns_of_the_output_projection",
+        ),
+        (
+            "the length of a direction counts",
+            "unit = torch.nn.functional.normalize(part.new_tensor(self.direction), dim=0)",
+            "unit = part.new_tensor(self.direction)",
+            "inside/edits::only_the_component_along_a_direction_is_changed",
+        ),
+    ),
+    *_of(
         "inside/heads",
         (
             "a patch is looked for by columns first",
@@ -1287,8 +1371,8 @@ MUTANTS = [
         "inside/looks",
         (
             "the mean over heads is of the first head",
-            '"mean": rows.mean(1)',
-            '"mean": rows[:, 0]',
+            '"mean": heads.mean(1)',
+            '"mean": heads[:, 0]',
             "cli/inside::heads_are_those_of_the_class_token_where_none_is_named",
         ),
     ),

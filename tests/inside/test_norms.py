@@ -37,6 +37,19 @@ def test_tokens_that_are_over_three_times_the_median_patch_are_marked(vit):
     assert found.rule == "longer than 3 times the median patch"
 
 
+def test_long_prefix_tokens_do_not_move_the_measure(tiny_view):
+    view = tiny_view("dinov2-registers")
+    lengths = torch.tensor([50.0] * 5 + [1.0] * 9 + [3.1] * 7)[None, :, None]
+
+    def stretch(tokens):
+        return tokens / tokens.norm(dim=-1, keepdim=True) * lengths
+
+    with replace_inputs_and_outputs(view.module, {}, {view.layers[1].name: stretch}):
+        found = token_norms(view, noise(view))
+
+    assert found.outliers[1][0].tolist() == [True] * 5 + [False] * 9 + [True] * 7
+
+
 def test_hierarchical_models_have_as_many_tokens_as_each_layer(tiny_view):
     found = token_norms(tiny_view("swin"), noise(tiny_view("swin")), "mlp_act")
 
