@@ -714,15 +714,21 @@ MUTANTS = [
         "reading/attention",
         (
             "only one head is read",
-            "scores.softmax(-1).mean(1)",
-            "scores.softmax(-1)[:, 0]",
+            "weights.mean(1)).cpu()",
+            "weights[:, 0]).cpu()",
             "reading/attention::attention_is_that_of_the_librarys_own_open_code",
         ),
         (
             "attention has no temperature",
-            "* (query.shape[-1] ** -0.5 if scale is None else scale)",
-            "",
+            "self.query.shape[-1] ** -0.5",
+            "1.0",
             "reading/attention::attention_is_that_of_the_librarys_own_open_code",
+        ),
+        (
+            "the window is that of the first patch",
+            "weights[:, row // n_queries, :, row % n_queries]",
+            "weights[:, 0, :, row % n_queries]",
+            "reading/window_attention::a_window_of_swin_is_where_it_was_cut",
         ),
         (
             "layers are joined in the reverse order",
@@ -735,6 +741,141 @@ MUTANTS = [
             "(1 - residual) * weights + residual * identity",
             "(1 - residual) * weights + 2 * residual * identity",
             "reading/joint_attention::joint_attention_is_the_product_of_the_layers_with_their_skips",
+        ),
+    ),
+    *_of(
+        "inside/components",
+        (
+            "the foreground is the side of the border",
+            "signs[0] = -values",
+            "signs[0] = values",
+            "inside/components::the_foreground_is_the_side_away_from_the_border",
+        ),
+        (
+            "signs are those of the decomposition",
+            "argmax(1, keepdim=True))[:, 0].sign()",
+            "argmax(1, keepdim=True))[:, 0].abs().sign()",
+            "inside/components::signs_do_not_depend_on_the_sign_of_the_decomposition",
+        ),
+    ),
+    *_of(
+        "inside/similarity",
+        (
+            "long tokens count more",
+            "_units(acts.values[0, list(tokens)]).mean(0)",
+            "acts.values[0, list(tokens)].float().mean(0)",
+            "inside/similarity::several_tokens_count_by_their_direction_and_not_their_length",
+        ),
+        (
+            "matches need not be mutual",
+            "(back[best] == torch.arange(len(best), device=best.device))",
+            "(best >= 0)",
+            "inside/similarity::matches_are_mutual_and_the_best_comes_first",
+        ),
+    ),
+    *_of(
+        "inside/norms",
+        (
+            "prefix tokens count in the median",
+            "x[:, n:].median(",
+            "x.median(",
+            "inside/norms::long_prefix_tokens_do_not_move_the_measure",
+        ),
+        (
+            "the range that is left is told",
+            "1 - float(kept.max() - kept.min()) / spread",
+            "float(kept.max() - kept.min()) / spread",
+            "inside/norms::a_map_loses_the_range_that_only_outliers_span",
+        ),
+    ),
+    *_of(
+        "inside/lens",
+        (
+            "every layer shows the last",
+            "resids.pop(i), i)",
+            "resids[len(view.layers) - 1], i)",
+            "inside/lens::each_token_gets_the_label_of_the_norm_and_the_classifier",
+        ),
+    ),
+    *_of(
+        "inside/words",
+        (
+            "tokens are not normed",
+            "values = self.norm(tokens)",
+            "values = tokens",
+            "inside/words::a_text_at_the_class_token_of_clip_is_its_cosine_with_the_picture",
+        ),
+        (
+            "values are no cosines",
+            "functional.linear(functional.normalize(values, dim=-1), self.embeddings)",
+            "functional.linear(values, self.embeddings)",
+            "inside/words::a_text_at_a_patch_of_siglip_is_its_cosine_if_all_patches_were_this_one",
+        ),
+    ),
+    *_of(
+        "inside/edits",
+        (
+            "heads are one feature apart",
+            "slice(int(index) * width, (int(index) + 1) * width)",
+            "slice(int(index), int(index) + width)",
+            "inside/edits::a_head_is_its_own_columns_of_the_output_projection",
+        ),
+        (
+            "the length of a direction counts",
+            "unit = torch.nn.functional.normalize(part.new_tensor(self.direction), dim=0)",
+            "unit = part.new_tensor(self.direction)",
+            "inside/edits::only_the_component_along_a_direction_is_changed",
+        ),
+    ),
+    *_of(
+        "inside/heads",
+        (
+            "a patch is looked for by columns first",
+            "layer.n_prefix + token[0] * cols + token[1]",
+            "layer.n_prefix + token[1] * cols + token[0]",
+            "inside/heads::the_mean_of_heads_is_the_averaged_attention_on_the_grid",
+        ),
+        (
+            "batches count alike, however many pictures they have",
+            "rows.double().sum(0)",
+            "rows.double().mean(0) * len(pixels) ** 0",
+            "inside/heads::what_heads_look_at_is_the_mean_over_pictures_of_all_batches",
+        ),
+    ),
+    *_of(
+        "inside/relevance",
+        (
+            "negative products count too",
+            "(gradient * attention)[0].clamp_min(0).mean(0)",
+            "(gradient * attention)[0].mean(0)",
+            "inside/relevance::chefers_map_is_the_papers_formula",
+        ),
+        (
+            "later layers' attention is explained too",
+            "{layer.name: Tensor.detach for layer in view.layers}",
+            "{}",
+            "inside/relevance::legrads_map_is_the_papers_formula",
+        ),
+        (
+            "the mean color counts",
+            "(pixels - pixels.new_tensor(view.mean)[:, None, None])",
+            "pixels",
+            "inside/relevance::gradient_times_input_is_summed_over_the_pixels_of_each_patch",
+        ),
+    ),
+    *_of(
+        "inside/curves",
+        (
+            "the least relevant patches go first",
+            "argsort(descending=True, stable=True)",
+            "argsort(stable=True)",
+            "inside/curves::curves_are_those_of_pictures_pasted_patch_by_patch",
+        ),
+        (
+            "an area is the mean of the points, however far apart",
+            "float(torch.trapezoid(curve.double(), self.shares.double()))",
+            "float(curve.mean())",
+            "inside/curves::areas_are_means_of_the_curves",
         ),
     ),
     *_of(
@@ -1206,6 +1347,48 @@ MUTANTS = [
             "if p.suffix.lower() in SUFFIXES) if folder.is_dir()",
             "if p.suffix.lower() in SUFFIXES)[:1] if folder.is_dir()",
             "cli/guides::pictures_are_guided_by_files_and_folders_and_say_so",
+        ),
+    ),
+    *_of(
+        "inside/places",
+        (
+            "patches are counted down the columns",
+            "len(names) + r * cols + c for",
+            "len(names) + c * rows + r for",
+            "inside/places::a_token_is_named_by_its_place_or_its_name",
+        ),
+    ),
+    *_of(
+        "inside/figures",
+        (
+            "the most frequent label has the last color",
+            "zip(order, CLASS_COLORS, strict=False)",
+            "zip(order, CLASS_COLORS[::-1], strict=False)",
+            "inside/figures::labels_have_colors_in_their_order_fainter_where_they_are_unlikely",
+        ),
+    ),
+    *_of(
+        "inside/looks",
+        (
+            "the mean over heads is of the first head",
+            '"mean": heads.mean(1)',
+            '"mean": heads[:, 0]',
+            "cli/inside::heads_are_those_of_the_class_token_where_none_is_named",
+        ),
+    ),
+    *_of(
+        "ui/inside_values",
+        (
+            "tokens keep their length, and what is longest is cut off",
+            "torch.nn.functional.normalize(values, dim=-1)",
+            "values.clamp(-1, 1)",
+            "ui/inside::tokens_give_the_cosines_of_the_site_in_8_bits",
+        ),
+        (
+            "each row is in shares of the highest value of all",
+            "weights.amax(-1)",
+            "weights.amax().expand(len(weights))",
+            "ui/inside::attention_of_each_head_comes_in_8_bits_and_joined_over_layers",
         ),
     ),
 ]

@@ -21,7 +21,7 @@ WINGS = [
     "stream models",
     "reading",
     "optimize",
-    "atlas",
+    "atlas inside",
     "experiments",
     "ui",
     "cli",
@@ -33,6 +33,11 @@ FLOORS = {
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
+    "inside": [
+        "components curves edits figures heads lens norms places relevance similarity words",
+        "reasons",
+        "looks",
+    ],
     "experiments": [
         "config tables figures masks verdict",
         "claims",
@@ -58,16 +63,17 @@ FLOORS = {
         "shelf lane link events picker statistics memory growing growth tray files compare",
         "cards stored sheets searching telling",
         "guiding",
-        "jobs drawing strip",
+        "jobs drawing strip inside_values",
         "beside",
         "page",
         "maps_tab experiments_tab layer_grid",
         "atlas_panel",
-        "optimize_tab features_tab behavior_tab",
+        "optimize_tab features_tab behavior_tab inside_tab",
         "api",
+        "inside_api",
         "app",
     ],
-    "cli": ["options", "atlas behavior experiment optimization picture", "main"],
+    "cli": ["options", "atlas behavior experiment inside optimization picture", "main"],
 }
 """Inside a folder too."""
 FENCES = {

@@ -17,6 +17,29 @@ if TYPE_CHECKING:
     from vitviz_hf.errors import VitvizError as VitvizError
     from vitviz_hf.experiments.run import run_experiment as run_experiment
     from vitviz_hf.images import open_image as open_image
+    from vitviz_hf.inside.components import Components as Components
+    from vitviz_hf.inside.components import token_components as token_components
+    from vitviz_hf.inside.curves import Curves as Curves
+    from vitviz_hf.inside.curves import CurvesConfig as CurvesConfig
+    from vitviz_hf.inside.curves import curves as curves
+    from vitviz_hf.inside.edits import EditEffect as EditEffect
+    from vitviz_hf.inside.edits import compare_edit as compare_edit
+    from vitviz_hf.inside.edits import edited as edited
+    from vitviz_hf.inside.heads import head_maps as head_maps
+    from vitviz_hf.inside.heads import looked_at as looked_at
+    from vitviz_hf.inside.heads import rollout as rollout
+    from vitviz_hf.inside.lens import Lens as Lens
+    from vitviz_hf.inside.lens import logit_lens as logit_lens
+    from vitviz_hf.inside.norms import Norms as Norms
+    from vitviz_hf.inside.norms import token_norms as token_norms
+    from vitviz_hf.inside.norms import without_outliers as without_outliers
+    from vitviz_hf.inside.relevance import Relevance as Relevance
+    from vitviz_hf.inside.relevance import relevance as relevance
+    from vitviz_hf.inside.similarity import Match as Match
+    from vitviz_hf.inside.similarity import matches as matches
+    from vitviz_hf.inside.similarity import similarity as similarity
+    from vitviz_hf.inside.words import with_labels as with_labels
+    from vitviz_hf.inside.words import with_words as with_words
     from vitviz_hf.models.taps import ExtraTap as ExtraTap
     from vitviz_hf.models.view import ModelView as ModelView
     from vitviz_hf.models.view import at_size as at_size
@@ -40,6 +63,7 @@ if TYPE_CHECKING:
     from vitviz_hf.optimize.replay import replay as replay
     from vitviz_hf.reading.attention import attention_weights as attention_weights
     from vitviz_hf.reading.attention import joint_attention as joint_attention
+    from vitviz_hf.reading.attention import window_attention as window_attention
     from vitviz_hf.reading.classification import Classification as Classification
     from vitviz_hf.reading.classification import ZeroShot as ZeroShot
     from vitviz_hf.reading.classification import classify as classify
@@ -64,13 +88,21 @@ _HOMES = {
     "AtToken": "optimize.objectives",
     "Atlas": "atlas.store",
     "Classification": "reading.classification",
+    "Components": "inside.components",
+    "Curves": "inside.curves",
+    "CurvesConfig": "inside.curves",
     "Direction": "optimize.objectives",
+    "EditEffect": "inside.edits",
     "ExtraTap": "models.taps",
     "Feature": "sites",
     "Guide": "optimize.guides",
+    "Lens": "inside.lens",
     "Logit": "optimize.objectives",
+    "Match": "inside.similarity",
     "ModelView": "models.view",
+    "Norms": "inside.norms",
     "Objective": "optimize.objectives",
+    "Relevance": "inside.relevance",
     "SearchConfig": "atlas.config",
     "Site": "sites",
     "Step": "optimize.loop",
@@ -83,15 +115,22 @@ _HOMES = {
     "at_size": "models.view",
     "attention_weights": "reading.attention",
     "classify": "reading.classification",
+    "compare_edit": "inside.edits",
+    "curves": "inside.curves",
+    "edited": "inside.edits",
     "feature_page": "atlas.page",
     "guide_by_images": "optimize.guides",
     "guide_by_photograph": "optimize.guides",
+    "head_maps": "inside.heads",
     "imagenet_labels": "reading.classification",
     "joint_attention": "reading.attention",
     "list_sites": "models.view",
     "load_model": "models.view",
     "load_zero_shot": "reading.classification",
+    "logit_lens": "inside.lens",
+    "looked_at": "inside.heads",
     "make_atlas": "atlas.write",
+    "matches": "inside.similarity",
     "name_features": "atlas.words",
     "open_atlas": "atlas.store",
     "open_image": "images",
@@ -100,13 +139,22 @@ _HOMES = {
     "parse_objective": "optimize.objectives",
     "parse_site": "sites",
     "reference_scores": "reading.reference",
+    "relevance": "inside.relevance",
     "replay": "optimize.replay",
+    "rollout": "inside.heads",
     "run_experiment": "experiments.run",
+    "similarity": "inside.similarity",
     "to_pixels": "models.view",
+    "token_components": "inside.components",
+    "token_norms": "inside.norms",
     "top_features": "reading.maps",
     "visualize": "optimize.loop",
     "visualize_steps": "optimize.loop",
+    "window_attention": "reading.attention",
+    "with_labels": "inside.words",
     "with_taps": "models.view",
+    "with_words": "inside.words",
+    "without_outliers": "inside.norms",
 }
 __all__ = sorted(_HOMES)
 

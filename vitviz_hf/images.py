@@ -193,7 +193,7 @@ def color_bar(size: tuple[int, int], scale: tuple[float, float]) -> Image.Image:
     ramp = np.linspace(scale[0], scale[1], width)[None].repeat(1, axis=0)
     bar = Image.new("RGB", size, "white")
     bar.paste(heatmap(ramp, (width, height // 2), scale), (0, 0))
-    draw, font = ImageDraw.Draw(bar), _font(height // 2 - 2)
+    draw, font = ImageDraw.Draw(bar), label_font(height // 2 - 2)
     draw.text((0, height // 2), f"{scale[0]:.3g}", "black", font)
     draw.text((width, height // 2), f"{scale[1]:.3g}", "black", font, anchor="ra")
     if scale[0] < 0:
@@ -210,7 +210,7 @@ def map_panel(image: Image.Image, values: Floats, scale: tuple[float, float], ti
     for i, tile in enumerate(tiles):
         panel.paste(tile, (gap + i * (width + gap), head))
     text = f"{title}   values {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}"
-    ImageDraw.Draw(panel).text((gap, 5), text, "black", _font(14))
+    ImageDraw.Draw(panel).text((gap, 5), text, "black", label_font(14))
     panel.paste(color_bar((width, foot), scale), (width + 2 * gap, head + height + 4))
     return panel
 
@@ -221,7 +221,7 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
     gap, foot = 8, 20
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + foot + gap) + gap), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(13)
+    draw, font = ImageDraw.Draw(sheet), label_font(13)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + foot + gap)
         sheet.paste(image, (x, y))
@@ -276,5 +276,6 @@ def _palette(anchors: Sequence[str]) -> NDArray[np.uint8]:
     return np.stack([np.interp(x, range(len(anchors)), points[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own, so that labels look the same everywhere."""
     return ImageFont.load_default(size)

@@ -1,5 +1,6 @@
 """Attention: against the libraries' own open code, with masks, and from several threads at once on one module."""
 
+import re
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from torch.nn import functional
 
 from vitviz_hf import load_model
-from vitviz_hf.errors import ModelError
+from vitviz_hf.errors import ConfigError, ModelError
 from vitviz_hf.models.view import normalize, run
 from vitviz_hf.reading.attention import attention_weights, joint_attention
 
@@ -42,7 +43,7 @@ def state(view):
 
 
 def own_attention(folder, family, pixels):
-    """[L, B, T, T] by the library's own code that computes the weights openly, in a model of its own."""
+    """[B, L, heads, T, T] by the library's own code that computes the weights openly, in a model of its own."""
     view, found = load_model(str(folder), device="cpu"), []
     if family.startswith("timm"):
         for module in view.module.modules():
@@ -58,7 +59,7 @@ def own_attention(folder, family, pixels):
         eager = type(view.module)._from_config(view.module.config, attn_implementation="eager").eval()
         eager.load_state_dict(view.module.state_dict())
         found = eager(**view.inputs(normalize(view, pixels)), output_attentions=True).attentions
-    return torch.stack([a for a in found if a.shape[-1] == a.shape[-2]]).detach().mean(2)
+    return torch.stack([a for a in found if a.shape[-1] == a.shape[-2]], 1).detach()
 
 
 @pytest.mark.parametrize("family", [*HF, *TIMM])
@@ -69,10 +70,27 @@ def test_attention_is_that_of_the_librarys_own_open_code(family, tiny_view, tiny
     weights = attention_weights(view, pixels)
 
     n = view.layers[0].n_prefix + 16
-    assert weights.shape == (3, 2, n, n) and not torch.allclose(weights[0], weights[2], atol=1e-6)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, n))
-    torch.testing.assert_close(weights, own_attention(tiny_folder(family), family, pixels), atol=1e-6, rtol=1e-5)
+    own = own_attention(tiny_folder(family), family, pixels)
+    assert weights.shape == (2, 3, n, n) and not torch.allclose(weights[:, 0], weights[:, 2], atol=1e-6)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, n))
+    torch.testing.assert_close(weights, own.mean(2), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention_weights(view, pixels, heads=True), own, atol=1e-6, rtol=1e-5)
     assert torch.equal(run(view, pixels)[0], before) and state(view) == untouched
+
+
+def test_some_layers_are_those_of_all_in_the_order_asked_for(vit):
+    pixels = noise(vit, 2)
+
+    some = attention_weights(vit, pixels, heads=True, layers=[2, 0])
+
+    assert some.shape == (2, 2, 2, 17, 17)
+    assert torch.equal(some, attention_weights(vit, pixels, heads=True)[:, [2, 0]])
+
+
+@pytest.mark.parametrize("layers", [[3], [-1], []])
+def test_a_layer_that_is_not_there_is_told(layers, vit):
+    with pytest.raises(ConfigError, match=re.escape(f"has layers 0-2; got layers {layers}.")):
+        attention_weights(vit, noise(vit), layers=layers)
 
 
 def test_masks_and_scales_are_those_of_the_call(monkeypatch, vit, generator):
@@ -88,7 +106,7 @@ def test_masks_and_scales_are_those_of_the_call(monkeypatch, vit, generator):
 
     monkeypatch.setattr("vitviz_hf.reading.attention.run", fake_run)
 
-    weights = attention_weights(vit, noise(vit))[:, 0]
+    weights = attention_weights(vit, noise(vit))[0]
 
     scores = query[0] @ key[0].mT
     expected = [

@@ -28,7 +28,7 @@ def test_an_attention_that_cannot_be_opened_is_told(tiny_view):
 
 
 def test_joint_attention_is_the_product_of_the_layers_with_their_skips(vit):
-    weights = attention_weights(vit, noise(vit))[:, 0]
+    weights = attention_weights(vit, noise(vit))[0]
 
     found = joint_attention(weights, 1)
 

@@ -17,7 +17,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
-from vitviz_hf import activation_map, activations, load_model, open_image, parse_feature, to_pixels
+from vitviz_hf import activation_map, activations, attention_weights, load_model, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
@@ -84,6 +84,7 @@ CALLS = {
     "find_word": {"atlas": "api/atlas", "word": "cat"},
     "feature_page": {"atlas": "api/atlas", "feature": "1.mlp_act:3"},
     "show_view": {"model_id": "tiny/vit", "image": CHELSEA, "patch": "1,2"},
+    "look_inside": {"model_id": "tiny/vit", "image": CHELSEA, "show": "heads", "layer": 1, "token": "1,2"},
     "show_result": {"result": "late"},
     "run_experiment": {"model_id": "tiny/vit", "experiment": "progression"},
     "model_facts": {"model_id": "tiny/dinov2-registers"},
@@ -93,7 +94,7 @@ CALLS = {
 def called(client, name, **changes):
     arguments = {**CALLS[name], **changes}
     return client.predict(
-        **{k: handle_file(v) if k == "image" else v for k, v in arguments.items()}, api_name=f"/{name}"
+        **{k: handle_file(v) if k.endswith("image") else v for k, v in arguments.items()}, api_name=f"/{name}"
     )
 
 
@@ -147,6 +148,18 @@ def test_activations_are_the_numbers_of_the_map(client, url, vit):
     assert told["mean"] == pytest.approx(float(own.mean()), abs=1e-5)
     answer = by_mcp(url, "activations", **{**CALLS["activations"], "image": INLINE})
     assert ast.literal_eval(answer.content[0].text) == told
+
+
+def test_what_is_inside_a_picture_comes_drawn_told_and_as_numbers(client, vit):
+    picture, sentence, file, shapes = called(client, "look_inside", second_image=CHELSEA)
+
+    own = attention_weights(vit, to_pixels(vit, open_image(CHELSEA)), heads=True)[0, 1, :, 1 + 1 * 4 + 2]
+    numbers = np.load(file)
+    assert np.allclose(numbers["rows"][1], own, atol=1e-5)
+    assert shapes["rows"] == [2, 2, 17] and list(numbers["rows"].shape) == [2, 2, 17]
+    row, col = divmod(int(own.mean(0)[1:].argmax()), 4)
+    assert f"at patch {row},{col}" in sentence and "Attention of patch 1,2 in layer 1" in sentence
+    assert min(Image.open(picture).size) > 200
 
 
 def test_a_ranking_gives_maps_a_sentence_and_the_same_as_data(client):
@@ -229,6 +242,8 @@ MISTAKES = [
         {"preset": "accent"},
         "starts from a photograph: choose or upload one in Your picture; a program gives",
     ),
+    ("look_inside", {"show": "colors"}, "show must be one of pca, similarity, heads"),
+    ("look_inside", {"show": "relevance"}, "say what is to be explained"),
     ("show_result", {"result": "none"}, "there is no stored result 'none'; there are late"),
     ("run_experiment", {"experiment": "x"}, "experiment must be one of "),
 ]

@@ -65,6 +65,9 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "layer",
         "patch",
         "feature",
+        "inside-kind",
+        "beside",
+        *(f"inside-{name}" for name in ("mode", "layer", "token", "head", "why", "method", "turn", "factor")),
         "objective",
         "preset",
         "steps",
@@ -81,7 +84,7 @@ def test_the_link_keeps_these_keys_in_this_order(app):
         "brightness",
         "result",
     ]
-    assert [tab.key for tab in TABS] == ["maps", "optimize", "features", "views", "experiments"]
+    assert [tab.key for tab in TABS] == ["maps", "inside", "optimize", "features", "views", "experiments"]
 
 
 def test_what_a_link_says_is_restored_and_odd_values_give_the_default(app):

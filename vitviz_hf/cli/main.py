@@ -10,6 +10,7 @@ from vitviz_hf import __version__
 from vitviz_hf.cli.atlas import add_atlas_commands
 from vitviz_hf.cli.behavior import add_behavior_commands
 from vitviz_hf.cli.experiment import add_experiment_commands
+from vitviz_hf.cli.inside import add_inside_command
 from vitviz_hf.cli.optimization import add_optimization_commands
 from vitviz_hf.cli.options import add_verb
 from vitviz_hf.cli.picture import add_picture_commands
@@ -27,6 +28,7 @@ examples:
   vitviz sites builtin
   vitviz top builtin --image chelsea --site 5.mlp_act
   vitviz map builtin 5.mlp_act:1059 11.mlp_act:441 --image chelsea --out maps
+  vitviz inside builtin --image chelsea --image lion --show pca,similarity --out inside
   vitviz visualize builtin 8.mlp_act:908 --preset fast --out pictures
   vitviz visualize builtin 5.mlp_act:1059 --preset aligned --atlas atlas --out pictures
   vitviz visualize builtin 5.mlp_act:1059 --preset accent --photo chelsea --out accents
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vitviz_hf {__version__}")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_picture_commands(verbs)
+    add_inside_command(verbs)
     add_optimization_commands(verbs)
     add_atlas_commands(verbs)
     add_experiment_commands(verbs)

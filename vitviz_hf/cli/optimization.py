@@ -13,7 +13,8 @@ from vitviz_hf.cli.options import (
     add_preset,
     add_verb,
     describe,
-    load_view,
+    has_words,
+    load_worded,
     new_files,
     open_picture,
     photograph_scores,
@@ -79,13 +80,15 @@ def _visualize(args: Any) -> None:
     from vitviz_hf.optimize.objectives import check_objective, parse_objective
 
     model, addresses = split_words(args.words)
-    objectives = [-parse_objective(a) if args.minimize else parse_objective(a) for a in addresses]
-    paths = new_files(args.out, objectives, (".png",))
+    sign = -1.0 if args.minimize else 1.0
+    named = [a if has_words(a) else sign * parse_objective(a) for a in addresses]
+    paths = new_files(args.out, named, (".png",))
     knobs = read_knobs(args, VisualizeConfig)
     known = VisualizeConfig.preset(args.preset or "fourier", **knobs)
     images = _open_images(args, known)
-    atlas = _open_atlas(args, objectives)
-    view = load_view(args, model)
+    atlas = _open_atlas(args, [o for o in named if not isinstance(o, str)])
+    view, addresses = load_worded(args, model, addresses)
+    objectives = [sign * parse_objective(a, view.kinds) for a in addresses]
     for objective in objectives:
         check_objective(view, objective)
     guides = [_guide(view, objective, known, images, atlas) for objective in objectives if images or atlas]
@@ -99,7 +102,7 @@ def _visualize(args: Any) -> None:
     for result, path in zip(results, paths, strict=True):
         result.save(f"{path}.png")
         print(f"{path}.png  {describe(result)}")
-    if any(_single_feature(r) for r in results):
+    if not view.extra_taps and any(_single_feature(r) for r in results):
         reference = photograph_scores(view)
         for result in results:
             if line := _compared(result, reference):

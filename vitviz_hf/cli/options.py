@@ -1,6 +1,7 @@
 """What the commands share: options, loading, bars and tables."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,23 @@ def load_view(args: Any, model_id: str | None) -> "ModelView":
         print(f"vitviz: model {model_id}", file=sys.stderr)
     view = load_model(model_id, args.revision, args.device)
     return at_size(view, size) if size else view
+
+
+def has_words(address: str) -> bool:
+    """Whether a text or a label stands in an address, so that only the model can say which feature it is."""
+    return re.search(r'(?<![\w.])(text|label):["\w]', address) is not None
+
+
+def load_worded(args: Any, model_id: str | None, addresses: Sequence[str]) -> "tuple[ModelView, list[str]]":
+    """The model, and the addresses with their texts and labels as features that it gains for them.
+
+    Raises:
+        VitvizError: it cannot be used, or has no such words.
+    """
+    from vitviz_hf.inside.words import resolve_all
+
+    view = load_view(args, model_id)
+    return resolve_all(view, addresses) if any(map(has_words, addresses)) else (view, list(addresses))
 
 
 def open_picture(path: str) -> Any:

@@ -10,7 +10,9 @@ from vitviz_hf.cli.options import (
     add_model_options,
     add_verb,
     counter,
+    has_words,
     load_view,
+    load_worded,
     new_files,
     open_picture,
     parse_pair,
@@ -19,7 +21,7 @@ from vitviz_hf.cli.options import (
     split_words,
 )
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.sites import parse_feature, parse_site
+from vitviz_hf.sites import Feature, parse_feature, parse_site
 
 
 def add_picture_commands(verbs: Any) -> None:
@@ -40,6 +42,12 @@ def add_picture_commands(verbs: Any) -> None:
     top.add_argument("model", nargs="?", metavar="MODEL")
     top.add_argument("--image", required=True, metavar="FILE", help=IMAGE_HELP)
     top.add_argument("--site", action="append", metavar="SITE", help="for example 5.mlp_act (default: every mlp_act)")
+    top.add_argument(
+        "--text",
+        action="append",
+        metavar="WORDS",
+        help="rank these texts instead, for CLIP, SigLIP and AIMv2; can be repeated",
+    )
     top.add_argument("--patch", metavar="R,C", help="row and column of one patch, from 0 (default: the whole picture)")
     top.add_argument("-k", type=int, default=8, metavar="N", help="features for each site (default: 8)")
     top.add_argument(
@@ -169,23 +177,24 @@ def _map(args: Any) -> None:
     from vitviz_hf.reading.recording import activations
 
     model, addresses = split_words(args.words)
-    features = [parse_feature(a) for a in addresses]
-    paths = new_files(args.out, features, (".png", ".json"))
+    named = [a if has_words(a) else str(parse_feature(a)) for a in addresses]
+    paths = new_files(args.out, named, (".png", ".json"))
     image = open_picture(args.image)
-    view = load_view(args, model)
+    view, addresses = load_worded(args, model, named)
+    features = [parse_feature(a, view.kinds) for a in addresses]
     for feature in features:
         check_feature(view, feature)
     pixels = to_pixels(view, image)
     acts = activations(view, pixels, {f.site for f in features})
     crop = pixels_to_image(pixels[0].cpu().numpy())
-    for feature, path in zip(features, paths, strict=True):
+    for feature, name, path in zip(features, named, paths, strict=True):
         values = activation_map(acts[feature.site], feature)[0].float().cpu().numpy()
-        panel = map_panel(crop, values, map_range(values), f"{view.model_id} {feature}")
+        panel = map_panel(crop, values, map_range(values), f"{view.model_id} {name}")
         facts = {
             "model_id": view.model_id,
             "revision": view.revision,
             "input_size": view.input_size,
-            "feature": str(feature),
+            "feature": name,
             "image": Path(args.image).name,
             "map": values.tolist(),
             "versions": versions(),
@@ -196,24 +205,33 @@ def _map(args: Any) -> None:
 
 
 def _top(args: Any) -> None:
+    from vitviz_hf.inside.words import resolve_all
     from vitviz_hf.models.view import find_tap, to_pixels
     from vitviz_hf.reading.maps import top_features
+
+    def name(feature: Feature) -> str:
+        return texts[feature.index] if texts and feature.site == sites[-1] else str(feature)
 
     patch = parse_pair(args.patch, ",", "--patch must be ROW,COLUMN such as 3,4") if args.patch else None
     image = open_picture(args.image)
     if args.k < 1:
         raise ConfigError(f"-k must be at least 1; got {args.k}.")
     view = load_view(args, args.model)
-    sites = [parse_site(s) for s in args.site or [f"{i}.mlp_act" for i in range(len(view.layers))]]
+    chosen = args.site or [f"{i}.mlp_act" for i in range(len(view.layers))]
+    texts = [f'text:"{text}"' for text in args.text or ()]
+    if texts:
+        view, addresses = resolve_all(view, texts)
+        chosen = [*(args.site or ()), addresses[0].partition(":")[0]]
+    sites = [parse_site(s, view.kinds) for s in chosen]
     for site in sites:
         find_tap(view, site)
     reference = photograph_scores(view) if args.by == "unusual" else None
     pixels = to_pixels(view, image)
     ranked = {s: top_features(view, pixels, s, args.k, patch, reference) for s in sites}
     if args.json:
-        print(json.dumps([{"feature": str(f), args.by: v} for r in ranked.values() for f, v in r]))
+        print(json.dumps([{"feature": name(f), args.by: v} for r in ranked.values() for f, v in r]))
         return
     by = "standard deviations above the built-in photographs" if reference else "plain score, no other images compared"
     print(f"{view.model_id}, {'patch ' + args.patch if args.patch else 'mean over patches'}, ranked by {by}")
     for site in sites:
-        print("  ".join(f"{f} {v:.3g}" for f, v in ranked[site]))
+        print("  ".join(f"{name(f)} {v:.3g}" for f, v in ranked[site]))

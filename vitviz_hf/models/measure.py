@@ -72,6 +72,20 @@ class Tap:
         values: Tensor = rows if self.function is None else self.function(rows)
         return values
 
+    def change(self, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the module was given or returned, with other values at this site; for taps in image order.
+
+        Args:
+            function: [B, T, F] -> [B, T, F].
+        """
+        rows = value.flatten(2).mT if self.channels_first else value
+        n_tokens = self.n_prefix + self.patch_grid[0] * self.patch_grid[1]
+        values = rows.reshape(-1, n_tokens, rows.shape[-1]).clone()
+        own = slice(None) if self.columns is None else self.columns
+        values[..., own] = function(values[..., own])
+        values = values.reshape(rows.shape)
+        return values.mT.reshape(value.shape) if self.channels_first else values
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:

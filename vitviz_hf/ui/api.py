@@ -53,22 +53,22 @@ class Api:
 
     def connect(self) -> None:
         """Lay the hidden components out and connect them."""
-        drawn = {"crop": "picture", "maps": "pictures", "sentence": "text", "features": "data"}
-        self._publish(self.rank_features, **drawn)
-        self._publish(self.map_feature, map="picture", scale="picture", sentence="text", values="data")
-        self._publish(self.activations, values="data")
+        self.publish(self.rank_features, crop="picture", maps="pictures", sentence="text", features="data")
+        self.publish(self.map_feature, map="picture", scale="picture", sentence="text", values="data")
+        self.publish(self.activations, values="data")
         made = {"picture": "picture", "sentence": "text", "file": "file", "values": "data", "files": "files"}
-        self._publish(self.visualize, **made)
-        self._publish(self.browse, values="data")
-        self._publish(self.sort_features, images="pictures", features="data")
-        self._publish(self.find_word, images="pictures", features="data")
-        self._publish(self.feature_page, page="html")
-        self._publish(self.show_view, crop="picture", views="pictures", sentence="text", values="data")
-        self._publish(self.show_result, tables="text", figures="pictures")
-        self._publish(self.run_experiment, sentence="text", tables="text", figures="pictures")
-        self._publish(self.model_facts, sentence="text", values="data")
+        self.publish(self.visualize, **made)
+        self.publish(self.browse, values="data")
+        self.publish(self.sort_features, images="pictures", features="data")
+        self.publish(self.find_word, images="pictures", features="data")
+        self.publish(self.feature_page, page="html")
+        self.publish(self.show_view, crop="picture", views="pictures", sentence="text", values="data")
+        self.publish(self.show_result, tables="text", figures="pictures")
+        self.publish(self.run_experiment, sentence="text", tables="text", figures="pictures")
+        self.publish(self.model_facts, sentence="text", values="data")
 
-    def _publish(self, function: Callable[..., Any], **gives: str) -> None:
+    def publish(self, function: Callable[..., Any], **gives: str) -> None:
+        """An endpoint with the function's name and parameters; `gives` is what it returns, name -> kind."""
         takes = [self._input(p) for p in inspect.signature(function).parameters.values()]
         for label, kind in gives.items():
             if (label, kind) not in self._gives:
@@ -86,7 +86,7 @@ class Api:
         """The component of a parameter; one without a default must be given."""
         name, default = parameter.name, None if parameter.default is inspect.Parameter.empty else parameter.default
         if (name, default) not in self._takes:
-            if name == "image":
+            if name.endswith("image"):
                 component: Any = photo_input(label=name, visible=False)
             elif parameter.annotation is str:
                 component = gr.Textbox(default, label=name, visible=False)

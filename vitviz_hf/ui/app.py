@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -21,6 +22,8 @@ from vitviz_hf.ui.drawing import crop_html
 from vitviz_hf.ui.events import LATEST, shown, tried
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
+from vitviz_hf.ui.inside_api import InsideApi
+from vitviz_hf.ui.inside_tab import SCRIPTS, InsideTab
 from vitviz_hf.ui.layer_grid import GRID_CSS
 from vitviz_hf.ui.link import OPENED_JS, OWN_PHOTO
 from vitviz_hf.ui.maps_tab import MapsTab
@@ -33,7 +36,7 @@ from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
 from vitviz_hf.ui.strip import STRIP_CSS, strip_html
 from vitviz_hf.ui.tray import TRAY_CSS
 
-TABS: tuple[type[Tab], ...] = (MapsTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
+TABS: tuple[type[Tab], ...] = (MapsTab, InsideTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
 #features .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
@@ -125,7 +128,9 @@ class App:
                         if kind is TABS[0] and (strip := strip_html()):
                             gr.HTML(strip, elem_id="strip")
             keyboard_help()
-            Api(self.page).connect()
+            api = Api(self.page)
+            api.connect()
+            InsideApi(self.page).connect(api)
             self.page.tab_key = gr.Textbox(TABS[0].key, visible="hidden", label="Tab", elem_id="tab-key")
             self._connect(pages)
         self.demo.queue(max_size=30, default_concurrency_limit=8)
@@ -144,11 +149,14 @@ class App:
         pages[features.key].select(features.first_look, asked, features.filled, **private)
         asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.looked]
         pages[behavior.key].select(behavior.first_look, asked, behavior.filled, **private)
+        inside = page.tab(InsideTab)
+        asked = [inside.looked, *inside.asked]
+        pages[inside.key].select(inside.first_look, asked, inside.filled, show_progress_on=[inside.about], **private)
         for key, tab_page in pages.items():
             page.link(tab_page.select(None, None, page.tab_key, js=f"() => {key!r}", api_visibility="private"))
         experiments = page.tab(ExperimentsTab)
         opened = [page.tabs, maps.photo, maps.status, maps.crop, experiments.story]
-        opened += [*features.filled, features.html, *behavior.filled, optimize.status]
+        opened += [*features.filled, features.html, *behavior.filled, optimize.status, *inside.filled]
         opened += [k.component for k in page.kept]
         loaded = self.demo.load(self.open, None, list(dict.fromkeys(opened)), **private)
         page.link(loaded.then(None, js=OPENED_JS, api_visibility="private"))
@@ -178,7 +186,8 @@ class App:
         if stored := values[experiments.stored]:
             opened |= tried(lambda: experiments.shows(stored_result(stored)))
         yield opened
-        if filled := tried(lambda: self._features(values)) | tried(lambda: self._views(opened)):
+        parts = (self._features, values), (self._views, opened), (self._inside, opened)
+        if filled := {k: v for part, given in parts for k, v in tried(partial(part, given)).items()}:
             yield filled
 
     def _features(self, values: Values) -> Values:
@@ -189,6 +198,13 @@ class App:
         asked = [values.get(component, component.value) for component in features.looking]
         asked[1] = ""
         return features.restored(values[features.atlas], values[features.feature], *asked)
+
+    def _inside(self, opened: Values) -> Values:
+        """The pictures of the tab that is opened."""
+        inside = self.page.tab(InsideTab)
+        if not self.eager or opened[self.page.tab_key] != inside.key or not opened[self.page.tab(MapsTab).photo]:
+            return {}
+        return inside.opened(*(opened.get(component) for component in inside.asked))
 
     def _views(self, opened: Values) -> Values:
         """The views of the tab that is opened."""
@@ -234,7 +250,7 @@ def launch(
         run_history=False,
         max_file_size="30mb",
         footer_links=["api", "settings"],
-        allowed_paths=[*photographs, str(results_folder())],
+        allowed_paths=[*photographs, str(results_folder()), str(SCRIPTS)],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
         app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,

@@ -130,13 +130,17 @@ def tell(error: Exception) -> str:
     Returns:
         The warning as HTML; one neutral sentence if the error is not a user's, which is logged.
     """
-    if isinstance(error, VitvizError):
-        text = html.escape(error.for_visitor)
-    else:
-        _log.error("a part of the page failed", exc_info=error)
-        text = "Something went wrong on the server; it has been logged."
+    text = html.escape(said(error))
     gr.Warning(text, title="Error")
     return text
+
+
+def said(error: Exception) -> str:
+    """What a visitor is told of an error, as plain text; one that is not a user's is logged."""
+    if isinstance(error, VitvizError):
+        return error.for_visitor
+    _log.error("a part of the page failed", exc_info=error)
+    return "Something went wrong on the server; it has been logged."
 
 
 def tried(part: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:

@@ -100,7 +100,7 @@ def noise(view, batch=1, seed=0):
 
 def test_global_views_equal_the_recursion_over_pictures(vit, normal):
     """V[l+1][t] = sum over tokens u of a[t, u] V[l][u], with pictures instead of weights."""
-    filters, weights = patch_filters(vit), attention_weights(vit, noise(vit))[:, 0]
+    filters, weights = patch_filters(vit), attention_weights(vit, noise(vit))[0]
     whole = mosaic(filters, normal, 3)
     blocks = torch.eye(16).reshape(16, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     pictures = torch.cat([torch.zeros(1, 3, 32, 32), blocks * whole])

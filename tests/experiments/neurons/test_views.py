@@ -321,7 +321,7 @@ def test_a_mask_without_or_with_nothing_but_the_object_is_refused(vit, cat):
 
 
 def test_the_residual_reaches_the_views(vit, cat):
-    weights = attention_weights(vit, to_pixels(vit, cat))[:, 0]
+    weights = attention_weights(vit, to_pixels(vit, cat))[0]
     for residual in (0.0, 0.5, 0.9):
         rows = run_views(vit, cat, ViewsConfig(patches=((1, 2),), residual=residual)).tables["table"].records()
         own = joint_attention(weights, 1, residual).views[:, 7, 6].tolist()

@@ -301,7 +301,7 @@ def tsne_panels(view: ModelView, scene: Scene, photo: Photo, mask: Mask, config:
     """t-SNE of the patch tokens of a scene after four blocks, objects by color, points sized as configured."""
     n, grid = view.layers[0].n_prefix, view.layers[0].patch_grid
     outputs = block_outputs(view, photo)
-    joint = joint_attention(attention_weights(view, from_photo(view, photo))[:, 0], n)
+    joint = joint_attention(attention_weights(view, from_photo(view, photo))[0], n)
     owners = majority(mask, grid)
     names = {_BACKGROUND: "background"} | {i + 1: name for i, name in enumerate(scene.names)}
     panels: dict[str, Scatter] = {}

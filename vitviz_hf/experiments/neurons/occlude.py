@@ -96,7 +96,7 @@ def look(view: ModelView, photo: Photo, residual: float) -> Seen:
     else:
         acts = activations(view, pixels, sites)
     tokens = torch.stack([acts[site].values[0].float().cpu() for site in sites])
-    joint = joint_attention(attention_weights(view, pixels)[:, 0], view.layers[0].n_prefix, residual)
+    joint = joint_attention(attention_weights(view, pixels)[0], view.layers[0].n_prefix, residual)
     return Seen(tokens, joint, normalize(view, pixels)[0].float().cpu(), probabilities)
 
 

@@ -53,7 +53,7 @@ def run_views(view: ModelView, image: Image.Image, config: ViewsConfig, mask: Ma
     """
     filters, grid, n_prefix = patch_filters(view), view.layers[0].patch_grid, view.layers[0].n_prefix
     pixels = to_pixels(view, image)
-    joint = joint_attention(attention_weights(view, pixels)[:, 0], n_prefix, config.residual)
+    joint = joint_attention(attention_weights(view, pixels)[0], n_prefix, config.residual)
     values, crop = normalize(view, pixels)[0].float().cpu(), _picture(pixels[0].float().cpu())
     on_object = None
     if mask is not None:

@@ -1,0 +1,1 @@
+"""What people ask about one picture: attention, similarity, components, norms, relevance, changes, the lens."""
