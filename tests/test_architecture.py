@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import vitviz_hf
+from tests.conftest import draw_noise
 
 ROOT = Path(vitviz_hf.__file__).parent
 WINGS = [
@@ -204,6 +205,32 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import vitviz_hf.cli.main, sys; print(sorted({'torch','gradio','transformers','numpy'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+APP_AND_DATASETS = ["gradio", "datasets", "pyarrow", "spaces", "cachetools", "jinja2"]
+"""And what comes with them."""
+FIGURES = ["matplotlib", "sklearn", "scipy", "skimage", "onnx"]
+
+
+@pytest.mark.slow
+def test_models_are_read_optimized_and_searched_without_the_apps_and_the_datasets_packages(tmp_path, tiny_folder):
+    """A machine that only computes has torch, transformers and timm."""
+    draw_noise(0).save(tmp_path / "a.png")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({APP_AND_DATASETS + FIGURES}))
+from pathlib import Path
+import vitviz_hf as v
+from vitviz_hf.atlas.search import search
+view = v.load_model({str(tiny_folder("vit"))!r}, device="cpu")
+made, = v.visualize(view, ["1.mlp_act:5"], v.VisualizeConfig.preset("fast", steps=2))
+source = v.open_source({str(tmp_path)!r})
+found = search(view, source, v.SearchConfig(), Path({str(tmp_path / "work")!r}))
+print(made.pixels.shape, found.n_images)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert run.stdout == "torch.Size([3, 32, 32]) 1\n", run.stderr
 
 
 @pytest.mark.parametrize("module", ["models.view", "optimize.loop", "reading.reference", "ui.app"])
