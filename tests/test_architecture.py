@@ -32,7 +32,7 @@ WINGS = [
 FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
-    "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
+    "optimize": ["config draws objectives", "transforms canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
     "experiments": [
         "config tables figures masks verdict",
@@ -55,7 +55,7 @@ FLOORS = {
     ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "made ahead",
+        "made ahead durations",
         "shelf lane link events picker statistics memory growing growth tray files compare",
         "cards stored sheets searching telling",
         "guiding",
