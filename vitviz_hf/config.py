@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import Feature, parse_feature
@@ -184,6 +184,8 @@ def _check(option: "Field[Any]", declared: Any, value: Any) -> None:
         raise ConfigError(f"{name} must be {what} from {low:g} to {high:g}{auto}; got {value!r}.")
 
 
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What a model with float32 weights computes in, see `at_precision`."""
 IMAGENET = "ILSVRC/imagenet-1k"
 """Dataset that is searched if none is named."""
 BUILTIN, BUILTIN_CNN = "builtin", "builtin-cnn"

@@ -5,14 +5,15 @@ Models, datasets and atlases are asked for by these functions, and each tells it
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from cachetools.func import ttl_cache
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
@@ -105,12 +106,13 @@ def is_hub_id(text: str) -> bool:
 
 
 def hub_reachable() -> bool:
-    """Whether the Hub answers at all, asked with a short time-out and remembered for half a minute."""
-    return not constants.HF_HUB_OFFLINE and _probe(constants.ENDPOINT)
+    """Whether the Hub answers at all, asked with a short time-out and remembered for up to half a minute."""
+    return not constants.HF_HUB_OFFLINE and _probe(constants.ENDPOINT, int(time.monotonic() / _PROBE_AGAIN_SECONDS))
 
 
-@ttl_cache(maxsize=4, ttl=_PROBE_AGAIN_SECONDS)
-def _probe(endpoint: str) -> bool:
+@lru_cache(maxsize=4)
+def _probe(endpoint: str, period: int) -> bool:
+    """Whether an endpoint answers; asked once in a period."""
     try:
         httpx2.head(endpoint, timeout=_PROBE_SECONDS)
     except httpx2.HTTPError:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from vitviz_hf.config import BUILTIN
@@ -187,7 +185,7 @@ def _streamed(dataset: str, split: str | None, token: Token) -> Source:
     n_rows = getattr(stream.info.splits.get(split), "num_examples", None) if stream.info.splits else None
     if local:
         files = [dataset] if dataset.endswith(".parquet") else _files_of(dataset, split)
-        n_rows = sum(pq.read_metadata(f).num_rows for f in files) if files else None
+        n_rows = _count_rows(files) if files else None
     names = _class_names(stream)
     to_row = partial(_to_row, _image_column(dataset, stream, first), names, local, token)
     return Source(
@@ -219,9 +217,11 @@ def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
 
 def _first_item(dataset: str, split: str, stream: Any) -> dict[str, Any]:
     """The first item of a stream, where much of what is wrong with a dataset shows."""
+    from pyarrow import ArrowInvalid
+
     try:
         first = next(iter(stream.decode(False)), None)
-    except pa.ArrowInvalid:  # of a parquet file without rows
+    except ArrowInvalid:  # of a parquet file without rows
         first = None
     except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
@@ -299,6 +299,12 @@ def _files_of(folder: str, split: str) -> list[str]:
 
     files = (datasets.load_dataset_builder(folder).config.data_files or {}).get(split, [])
     return list(map(str, files)) if all(str(f).endswith(".parquet") for f in files) else []
+
+
+def _count_rows(files: list[str]) -> int:
+    from pyarrow import parquet
+
+    return sum(parquet.read_metadata(f).num_rows for f in files)
 
 
 def _local_digest(path: Path) -> str:

@@ -303,7 +303,7 @@ def test_more_smoothness_gives_a_smoother_picture(vit):
         {"canvas": "pixels"},
         {"margin": 8},
         {"seed": 3},
-        {"autocast": True},
+        {"precision": "bfloat16"},
     ],
     ids=lambda c: next(iter(c)),
 )
@@ -382,7 +382,7 @@ def test_the_recipe_names_everything_a_stranger_needs(vit, tmp_path):
     recipe = read_recipe(tmp_path / "a.png")
 
     assert recipe["model_id"] == vit.model_id and recipe["address"] == "1.mlp_act:5"
-    assert recipe["config"] == QUICK.to_dict()
+    assert recipe["config"] == QUICK.to_dict() | {"precision": "float32"}
     assert set(recipe["versions"]) == {"vitviz_hf", "torch", "transformers", "timm"}
     assert {"score", "transfer_score", "dead_steps", "revision", "input_size", "device"} <= set(recipe)
 
@@ -443,6 +443,12 @@ def test_total_variation_is_zero_for_a_constant_and_has_no_nan_gradient():
 
     assert value.tolist() == [0, 0]
     assert torch.isfinite(images.grad).all()
+
+
+def test_the_gradient_of_total_variation_is_that_of_small_differences():
+    images = torch.rand(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    assert torch.autograd.gradcheck(total_variation, images.requires_grad_())
 
 
 def test_total_variation_equals_the_formula_written_out():
@@ -527,7 +533,7 @@ def test_known_features_of_the_builtin_model_come_alive_and_transfer(builtin):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_optimizes_with_autocast(tiny_folder):
     view = load_model(str(tiny_folder("vit")), device="cuda")
-    config = VisualizeConfig.preset("fast", steps=20, margin=4, autocast=True)
+    config = VisualizeConfig.preset("fast", steps=20, margin=4)
 
     steps = list(visualize_steps(view, ["1.mlp_act:5"], config))
 

@@ -290,6 +290,18 @@ def test_the_loop_runs_on_a_device_that_is_never_waited_for(preset, tiny_folder)
     assert [s.pixels.device.type for s in steps] == ["meta"] * 2 and steps[1].pixels.shape == (3, 3, 32, 32)
 
 
+def test_a_device_beside_the_cpu_scores_pictures_of_a_site_in_one_pass(tiny_folder):
+    view = load_model(str(tiny_folder("vit")), device="cpu")
+    view = replace(view, module=view.module.to("meta"))
+    passes, objectives = [], [to_objective(a) for a in ("1.mlp_act:5", "2.attn_q:1", "1.mlp_act:6")]
+    hook = view.module.vit.embeddings.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+
+    scores = transfer_scores(view, objectives, torch.rand(3, 3, 32, 32, device="meta"))
+
+    hook.remove()
+    assert passes == [16, 8] and scores.shape == (3,)
+
+
 # Presets
 
 

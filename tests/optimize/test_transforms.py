@@ -175,3 +175,16 @@ def test_the_pixel_canvas_is_uniform_noise_kept_in_range():
     assert canvas.params.max() == 1 and canvas.params.min() >= 0.5
     canvas.constrain(canvas.params.sub_(2))
     assert canvas.params.max() == 0
+
+
+def test_a_window_of_a_turned_picture_is_cut_before_it_is_turned():
+    x, weights = images().requires_grad_(), torch.rand(2, 3, 3, 8, 11, generator=torch.Generator().manual_seed(1))
+
+    fused = transforms.rotate_and_scale(x, 20, 0.2, there := seeded(2), (8, 11))
+    (gradient,) = torch.autograd.grad((fused * weights).sum(), x)
+
+    turned = transforms.rotate_and_scale(x, 20, 0.2, here := seeded(2))
+    expected = transforms.random_crop(turned, (8, 11), here)
+    assert torch.equal(fused, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected * weights).sum(), x)[0])
+    assert torch.equal(here[1].get_state(), there[1].get_state())

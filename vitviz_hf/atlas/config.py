@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from vitviz_hf.config import Checked, knob, parse_runs, parse_words
+from vitviz_hf.config import Checked, Precision, knob, parse_runs, parse_words
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS
 
@@ -30,6 +30,7 @@ class SearchConfig(Checked):
     k: int = knob(20, "images for each feature at either end", 1, 1000)
     reduce: Literal["mean", "max"] = knob("mean", "score over patches", metavar="{mean,max}")
     batch: int = knob(32, "images in a forward pass", 1, 4096)
+    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
     workers: int = knob(0, "processes that decode (default: by the CPU count)", 0, 256)
     """0 decodes in threads of this process; only the command line has another default."""
 

@@ -30,7 +30,7 @@ from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
 from vitviz_hf.manifest import replace_file
-from vitviz_hf.models.view import ModelView, find_tap, list_sites
+from vitviz_hf.models.view import ModelView, at_precision, find_tap, list_sites
 from vitviz_hf.reading.batches import Batch, Bytes, decoders, read_batches
 from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import Acts, record_each
@@ -141,6 +141,7 @@ def search_steps(
     if not 0 <= rank < n_ranks:
         raise ConfigError(f"there is no process {rank} of {n_ranks}; ranks are 0-{n_ranks - 1}.")
     sites = site_list(view, config)
+    view = at_precision(view, config.precision)
     recipe = search_recipe(view, source, config) | {"rank": rank, "n_ranks": n_ranks}
     state_file = folder / "state.safetensors"
     if state_file.is_file() and not resume:
@@ -236,6 +237,7 @@ def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict
         "reduce": config.reduce,
         "limit": config.limit,
         "batch": config.batch,
+        "precision": at_precision(view, config.precision).precision,
         "grids": {str(s): list(find_tap(view, s).patch_grid) for s in site_list(view, config)},
     }
 
@@ -255,10 +257,11 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
     """
     with safe_open(path, "pt", device="cpu") as file:
         facts = json.loads(file.metadata()["state"])
-        if different := [k for k, v in recipe.items() if facts["recipe"].get(k) != v]:
+        made = {"precision": "float32"} | facts["recipe"]  # earlier versions knew no other
+        if different := [k for k, v in recipe.items() if made.get(k) != v]:
             name = different[0]
             raise ConfigError(
-                f"'{path.parent}' holds a search with {name} {facts['recipe'].get(name)!r}, not {recipe[name]!r}; "
+                f"'{path.parent}' holds a search with {name} {made.get(name)!r}, not {recipe[name]!r}; "
                 "give the same options, or another --out."
             )
         names: dict[Site, dict[str, Tensor]] = {}

@@ -66,7 +66,7 @@ class Tap:
         rows: Tensor = value.flatten(2).mT if self.channels_first else value
         rows = rows.reshape(batch, -1, rows.shape[-1])
         if self.order is not None:
-            rows = rows[:, self.order.to(rows.device)]
+            rows = rows[:, self.order.to(rows.device, non_blocking=True)]
         if self.columns is not None:
             rows = rows[..., self.columns]
         values: Tensor = rows if self.function is None else self.function(rows)

@@ -1,6 +1,7 @@
 """A ModelView: the module as it is, and what was measured on it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitviz_hf.config import CONTROLS
+from vitviz_hf.config import CONTROLS, Precision
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.images import to_rgb
 from vitviz_hf.models.gate import Snapshot, fetch_model
@@ -106,6 +107,8 @@ class ModelView:
     """Normalized pixels [B, 3, H, W] -> keyword arguments of the module."""
     extra_taps: Mapping[Site, ExtraTap] = field(default_factory=dict)
     """Sites that it gained, see `with_taps`; `layers` have their taps."""
+    precision: Precision = "float32"
+    """`bfloat16`: its large products are computed in it, see `at_precision`; else all is in the type of the weights."""
 
     @property
     def model_id(self) -> str:
@@ -243,6 +246,19 @@ def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
     return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
 
 
+def at_precision(view: ModelView, wanted: Precision) -> ModelView:
+    """The same model, computing in bfloat16 (torch's autocast) or as exactly as its weights are.
+
+    Args:
+        wanted: `auto` is bfloat16 on a CUDA device that has it, and float32 elsewhere. Weights of another type than
+            float32 compute in their own.
+    """
+    if wanted == "auto":
+        fast = view.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = "bfloat16" if fast else "float32"
+    return replace(view, precision=wanted if view.dtype == torch.float32 else "float32")
+
+
 def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
     """The same model with more kinds of sites, each a function of the values of another.
 
@@ -266,9 +282,10 @@ def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
 
 def normalize(view: ModelView, pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [0, 1] -> the model's pixel_values, differentiable."""
-    mean = pixels.new_tensor(view.mean)[:, None, None]
-    std = pixels.new_tensor(view.std)[:, None, None]
-    return (pixels - mean) / std
+    # From the CPU without waiting for the device.
+    mean, std = torch.tensor([view.mean, view.std], dtype=pixels.dtype).to(pixels.device, non_blocking=True)
+    values: Tensor = (pixels - mean[:, None, None]) / std[:, None, None]
+    return values
 
 
 def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
@@ -288,7 +305,14 @@ def to_pixels(view: ModelView, image: Image.Image) -> Tensor:
 
 def run(view: ModelView, pixels: Tensor) -> Any:
     """The model's output for pixels [B, 3, H, W] in [0, 1], in float32 or its own dtype."""
-    return view.module(**view.inputs(normalize(view, pixels).to(view.dtype)))
+    inputs = view.inputs(normalize(view, pixels).to(view.dtype))
+    with autocast(view):
+        return view.module(**inputs)
+
+
+def autocast(view: ModelView, on: bool = True) -> AbstractContextManager[Any]:
+    """Where the view computes in bfloat16, on or off; else nothing."""
+    return torch.autocast(view.device.type, torch.bfloat16, on) if view.precision == "bfloat16" else nullcontext()
 
 
 def logits(view: ModelView, pixels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from vitviz_hf.config import Checked, knob
+from vitviz_hf.config import Checked, Precision, knob
 from vitviz_hf.errors import ConfigError
 
 PresetName = Literal["paper", "paper-clip", "fourier", "fast", "aligned", "accent"]
@@ -43,7 +43,7 @@ class VisualizeConfig(Checked):
     )
     align: float = knob(0.0, "pull to the statistics of images that excite the feature, which must be given", 0, 1e3)
     keep: float = knob(0.0, "weight of a photograph, which must be given, where the feature does not fire", 0, 1e3)
-    autocast: bool = knob(False, "run the model in bfloat16 (for GPUs)")
+    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
     batch: int = knob(64, "images in one forward pass; a limit for memory, not for the result", 1, 4096)
     seed: int = knob(0, "same seed, same picture", 0, 2**53)
 
@@ -69,6 +69,16 @@ class VisualizeConfig(Checked):
         if unknown := sorted(set(values) - set(names)):
             raise ConfigError(f"unknown option {unknown[0]!r}; options are {', '.join(names)}.")
         return cls(**values)
+
+    @classmethod
+    def from_recipe(cls, values: Mapping[str, Any]) -> "VisualizeConfig":
+        """From a recipe; one of an earlier version has `autocast`, or nothing, in the place of `precision`.
+
+        Raises:
+            ConfigError: as `from_dict`.
+        """
+        known = {name: value for name, value in values.items() if name != "autocast"}
+        return cls.from_dict({"precision": "bfloat16" if values.get("autocast") else "float32", **known})
 
 
 # Ghiasi et al. 2022, arXiv:2212.06727, section 3. Its weight of total variation is that of its code, 4e-3 * v relative

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -15,12 +14,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from vitviz_hf.errors import NonFiniteError
-from vitviz_hf.models.view import ModelView
+from vitviz_hf.models.view import ModelView, at_precision
 from vitviz_hf.optimize import transforms
-from vitviz_hf.optimize.canvas import make_canvas, seeded_generator
+from vitviz_hf.optimize.canvas import Canvas, make_canvas, seeded_generator
 from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.draws import drawing, turn
 from vitviz_hf.optimize.guides import Guide, Photographs, check_guides, misfit
-from vitviz_hf.optimize.objectives import Objective, Target, check_objective, to_objective
+from vitviz_hf.optimize.objectives import Objective, Target, check_objective, run_together, to_objective
 from vitviz_hf.optimize.penalties import smoothness_weights, total_variation
 from vitviz_hf.optimize.recipe import Visualization, make_recipe
 from vitviz_hf.optimize.scores import Readout, check_sensitive, score_pixels, transfer_scores
@@ -125,7 +125,8 @@ def finish(
             "weights, or load it in float32."
         )
     transfer = transfer_scores(view, objectives, step.pixels).tolist()
-    configs = [replace(config, seed=seed) for seed in seeds or [config.seed] * len(objectives)]
+    precision = at_precision(view, config.precision).precision
+    configs = [replace(config, seed=seed, precision=precision) for seed in seeds or [config.seed] * len(objectives)]
     return [
         Visualization(
             pixels=picture.detach().float().cpu(),
@@ -165,28 +166,49 @@ def _optimize(
     params = canvas.params.requires_grad_(True)
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
     smoothness = smoothness_weights(view, objectives, config)
-    chunks = [
-        _Chunk(view, objectives, config, rows, generators, guides, smoothness) for rows in _chunks(objectives, config)
-    ]
-    dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
-    for index in range(config.steps):
-        progress = index / config.steps
-        if config.decay == "cosine":
-            optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-        scores = torch.zeros(len(objectives), device=view.device)
-        with torch.enable_grad():
-            for chunk in chunks:
-                loss, values, dead = chunk.loss(canvas.to_pixels(params[chunk.rows]), progress)
-                scores[chunk.rows] = values
-                dead_steps[chunk.rows] += dead
-                loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            canvas.constrain(params)
-            pixels = tv.center_crop(canvas.to_pixels(params), list(view.input_size))
-            pixels = transforms.stretch(pixels, config.contrast) if config.contrast else pixels.clone()
-        yield Step(index, pixels, scores, dead_steps.clone(), guides)
+    with drawing(generators, view.device) as sources:
+        chunks = [
+            _Chunk(view, objectives, config, rows, sources, guides, smoothness)
+            for rows in run_together(objectives, max(1, config.batch // config.copies))
+        ]
+        dead_steps = torch.zeros(len(objectives), dtype=torch.long, device=view.device)
+        drawn = _draw(canvas)
+        for index in range(config.steps):
+            progress = index / config.steps
+            if config.decay == "cosine":
+                optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+            scores, dead = _backward(drawn, chunks, progress)
+            dead_steps += dead
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                canvas.constrain(params)
+            drawn = _draw(canvas)
+            yield Step(index, _shown(drawn, view.input_size, config), scores, dead_steps.clone(), guides)
+
+
+def _draw(canvas: Canvas) -> Tensor:
+    """Pixels of all pictures [N, 3, h, w]: those that a step shows are those that the next one changes."""
+    with torch.enable_grad():
+        return canvas.to_pixels(canvas.params)
+
+
+def _shown(drawn: Tensor, size: tuple[int, int], config: VisualizeConfig) -> Tensor:
+    pixels = tv.center_crop(drawn.detach(), list(size))
+    return transforms.stretch(pixels, config.contrast) if config.contrast else pixels.clone()
+
+
+def _backward(drawn: Tensor, chunks: "Sequence[_Chunk]", progress: float) -> tuple[Tensor, Tensor]:
+    """Gradients of the canvas; the scores [N], and which features do not fire [N]."""
+    scores = torch.zeros(len(drawn), device=drawn.device)
+    dead = torch.zeros(len(drawn), dtype=torch.bool, device=drawn.device)
+    with torch.enable_grad():
+        pixels = drawn.detach().requires_grad_()
+        for chunk in chunks:
+            loss, scores[chunk.rows], dead[chunk.rows] = chunk.loss(pixels.index_select(0, chunk.rows), progress)
+            loss.backward()
+        drawn.backward(pixels.grad)
+    return scores, dead
 
 
 class _Chunk:
@@ -198,7 +220,7 @@ class _Chunk:
         objectives: Sequence[Objective],
         config: VisualizeConfig,
         rows: Sequence[int],
-        generators: Sequence[torch.Generator],
+        generators: transforms.Generators,
         guides: Sequence[Guide],
         smoothness: Tensor,
     ) -> None:
@@ -207,7 +229,9 @@ class _Chunk:
         self.generators = [generators[r] for r in rows]
         self.guides = [guides[r] for r in rows] if guides else []
         own = [objectives[r] for r in rows]
-        self.read = Readout(view, own, list(self.guides[0].moments) if config.align else ())
+        self.read = Readout(
+            at_precision(view, config.precision), own, list(self.guides[0].moments) if config.align else ()
+        )
         self.smoothness = smoothness[self.rows]
         if self.guides:
             self.best = torch.tensor([g.best for g in self.guides], device=view.device)
@@ -218,8 +242,8 @@ class _Chunk:
         config = self.config
         images = _augment(pixels, self.view.input_size, config, progress, self.generators)
         seen = transforms.contrast(images, config.contrast, self.generators) if config.contrast else images
-        with torch.autocast(self.view.device.type, torch.bfloat16) if config.autocast else nullcontext():
-            read = self.read(seen)
+        turn(self.generators)
+        read = self.read(seen)
         scores = read.values.detach().mean(1)
         dead = self.read.revivable & (scores <= 0)
         target = read.values.mean(1)
@@ -235,23 +259,15 @@ class _Chunk:
         return (self.smoothness * roughness - target).sum(), scores, dead
 
 
-def _chunks(objectives: list[Objective], config: VisualizeConfig) -> list[list[int]]:
-    """Rows that are run together: they read the same sites, so none computes layers only another needs."""
-    groups: dict[Any, list[int]] = {}
-    for row, objective in enumerate(objectives):
-        groups.setdefault((objective.sites, objective.needs_logits), []).append(row)
-    n = max(1, config.batch // config.copies)
-    return [rows[i : i + n] for rows in groups.values() for i in range(0, len(rows), n)]
-
-
 def _augment(
-    pixels: Tensor, size: tuple[int, int], config: VisualizeConfig, progress: float, generators: list[torch.Generator]
+    pixels: Tensor, size: tuple[int, int], config: VisualizeConfig, progress: float, generators: transforms.Generators
 ) -> Tensor:
     """Copies of each picture [n, 3, h, w] -> [n, M, 3, H, W], re-drawn at every step."""
     images = pixels.unsqueeze(1).expand(-1, config.copies, -1, -1, -1)
     if config.rotate or config.zoom:
-        images = transforms.rotate_and_scale(images, config.rotate, config.zoom, generators)
-    images = transforms.random_crop(images, size, generators)
+        images = transforms.rotate_and_scale(images, config.rotate, config.zoom, generators, size)
+    else:
+        images = transforms.random_crop(images, size, generators)
     if config.color_shift:
         images = transforms.color_shift(images, config.color_shift, generators)
     if config.noise:

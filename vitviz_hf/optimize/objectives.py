@@ -286,15 +286,23 @@ def place_of(target: Target) -> Place:
     return target.site, target.token if isinstance(target, AtToken) else None
 
 
+def run_together(objectives: Sequence[Objective], n: int) -> list[list[int]]:
+    """Rows of up to n objectives that read the same sites, so that none computes layers only another needs."""
+    groups: dict[Any, list[int]] = {}
+    for row, objective in enumerate(objectives):
+        groups.setdefault((objective.sites, objective.needs_logits), []).append(row)
+    return [rows[i : i + n] for rows in groups.values() for i in range(0, len(rows), n)]
+
+
 def readout(view: ModelView, objectives: Sequence[Objective]) -> dict[Place, Tensor]:
-    """Weights [N, F] of each objective on the features of each place that it reads; [N, K] on the logits."""
+    """Weights [N, F] of each objective on the features of each place, on the CPU; [N, K] on the logits."""
     weights: dict[Place, Tensor] = {}
     for n, objective in enumerate(objectives):
         for factor, target in objective.terms:
             site, _ = place = place_of(target)
             if place not in weights:
                 size = len(view.labels or ()) if site is None else find_tap(view, site).size
-                weights[place] = torch.zeros(len(objectives), size, device=view.device)
+                weights[place] = torch.zeros(len(objectives), size)
             target.add_weights(weights[place][n], factor)
     return weights
 

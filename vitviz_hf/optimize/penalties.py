@@ -1,6 +1,7 @@
 """What is subtracted from an objective: total variation, and how much of it."""
 
 import math
+from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
 
@@ -72,12 +73,39 @@ def total_variation(images: Tensor) -> Tensor:
 
     Source: the code of Ghiasi et al. 2022, arXiv:2212.06727.
     """
-    differences = (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
-    # vector_norm has gradient 0, not NaN, where the norm is 0.
-    norms = [torch.linalg.vector_norm(d, dim=(-2, -1)) for d in differences]
-    return torch.stack(norms).sum(0).mean(dim=(1, 2))
+    value: Tensor = _TotalVariation.apply(images)
+    return value
+
+
+_ALL, _LATER, _EARLIER = slice(None), slice(1, None), slice(None, -1)
+_DIRECTIONS = (
+    ((_ALL, _LATER), (_ALL, _EARLIER)),
+    ((_LATER, _ALL), (_EARLIER, _ALL)),
+    ((_LATER, _LATER), (_EARLIER, _EARLIER)),
+    ((_LATER, _EARLIER), (_EARLIER, _LATER)),
+)
+"""Rows and columns of the pixels, and of those that are subtracted from them."""
+
+
+class _TotalVariation(torch.autograd.Function):
+    """With its gradient written out, for autograd would fill a whole picture for each slice of it."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        differences = [images[..., *a] - images[..., *b] for a, b in _DIRECTIONS]
+        norms = torch.stack([torch.linalg.vector_norm(d, dim=(-2, -1)) for d in differences])
+        ctx.save_for_backward(norms, *differences)
+        ctx.shape = images.shape
+        return norms.sum(0).mean(dim=(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        norms, *differences = ctx.saved_tensors
+        n = norms.shape[2] * norms.shape[3]
+        factors = torch.where(norms > 0, gradient[:, None, None] / n / norms, 0)  # 0, not NaN, for a constant
+        whole: Tensor = norms.new_zeros(ctx.shape)
+        for (a, b), difference, factor in zip(_DIRECTIONS, differences, factors, strict=True):
+            part = difference * factor[..., None, None]
+            whole[..., *a] += part
+            whole[..., *b] -= part
+        return whole

@@ -45,7 +45,7 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
     recipe = read_recipe(source)
     try:
         objective = Objective.from_json(recipe["objective"], view.kinds if view else KINDS)
-        config = VisualizeConfig.from_dict(recipe["config"])
+        config = VisualizeConfig.from_recipe(recipe["config"])
         guides = [Guide.from_json(recipe["guide"])] if "guide" in recipe else []
         after = int(recipe.get("stopped_after", config.steps))
         if not 1 <= after <= config.steps:

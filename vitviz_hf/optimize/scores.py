@@ -1,6 +1,7 @@
 """Objectives as numbers of pictures."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -15,16 +16,23 @@ from vitviz_hf.models.measure import PRE_ACT
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import seeded_generator
-from vitviz_hf.optimize.objectives import Objective, can_revive, place_of, readout
+from vitviz_hf.optimize.objectives import Objective, can_revive, place_of, readout, run_together
 from vitviz_hf.reading.recording import Acts, record, record_with_logits
 from vitviz_hf.sites import Site, Token
+
+_TOGETHER = 64
+"""Images in one forward pass of a device beside the CPU."""
 
 
 def score_pixels(view: ModelView, objectives: Sequence[Objective], images: Tensor) -> Tensor:
     """Objective n on each of its images [N, M, 3, H, W] in [0, 1] -> [N, M], without gradients."""
+    # A CPU gains nothing by large batches, and gives so each picture the number that it has alone, to the last bit.
+    together = 1 if view.device.type == "cpu" else max(1, _TOGETHER // images.shape[1])
+    values = torch.zeros(images.shape[:2], device=images.device)
     with torch.no_grad():
-        values = [Readout(view, [o])(image[None]).values for o, image in zip(objectives, images, strict=True)]
-    return torch.cat(values)
+        for rows in run_together(objectives, together):
+            values[rows] = Readout(view, [objectives[r] for r in rows])(images[rows]).values
+    return values
 
 
 def transfer_scores(view: ModelView, objectives: Sequence[Objective], pixels: Tensor) -> Tensor:
@@ -77,8 +85,9 @@ class Readout:
     def __init__(self, view: ModelView, objectives: list[Objective], beside: Collection[Site] = ()) -> None:
         self.view, self.beside = view, beside
         weights = readout(view, objectives)
-        self.logit_weights = weights.pop((None, None), None)
-        self.weights = {(site, token): w for (site, token), w in weights.items() if site is not None}
+        logit_weights = weights.pop((None, None), None)
+        self.logit_weights = None if logit_weights is None else logit_weights.to(view.device)
+        self.weights = {(s, token): _Weights.of(w, view.device) for (s, token), w in weights.items() if s is not None}
         self.revivable = torch.tensor([can_revive(view, o) for o in objectives], device=view.device)
         revivable = {place_of(o.terms[0][1]) for o in objectives if can_revive(view, o)}
         self.pre_sites = {place: Site(place[0].layer, PRE_ACT) for place in self.weights if place in revivable}
@@ -104,17 +113,31 @@ class Readout:
             acts, logits = record_with_logits(self.view, flat, wanted)
             values = values + torch.einsum("nmk,nk->nm", logits.float().unflatten(0, (-1, copies)), self.logit_weights)
         for (site, token), weights in self.weights.items():
-            values = values + _weighted(acts[site], token, weights, copies)
+            values = values + weights.sum(acts[site], token, copies)
         patches = {s: acts[s].patches.float().unflatten(0, (-1, copies)) for s in self.beside}
         if not self.pre_sites:
             return Read(values, None, patches)
-        pre = [_weighted(acts[s], place[1], self.weights[place], copies) for place, s in self.pre_sites.items()]
+        pre = [self.weights[place].sum(acts[s], place[1], copies) for place, s in self.pre_sites.items()]
         return Read(values, torch.stack(pre).sum(0), patches)
 
 
-def _weighted(acts: Acts, token: Token | None, weights: Tensor, copies: int) -> Tensor:
-    """Weighted sum of the features at a token, or of their means over patches."""
-    if token is not None:
-        return torch.einsum("nmf,nf->nm", acts.at(token).float().unflatten(0, (-1, copies)), weights)
-    patches = acts.patches.float().unflatten(0, (-1, copies))
-    return torch.einsum("nmtf,nf->nmt", patches, weights).mean(2)
+class _Weights(NamedTuple):
+    """What N objectives weigh of a site's features."""
+
+    columns: Tensor
+    """[C], features with a weight: the others are not read."""
+    values: Tensor
+    """[N, C]"""
+
+    @classmethod
+    def of(cls, weights: Tensor, device: torch.device) -> "_Weights":
+        """Of [N, F] on the CPU."""
+        columns = weights.any(0).nonzero().squeeze(1)
+        return cls(columns.to(device), weights[:, columns].to(device))
+
+    def sum(self, acts: Acts, token: Token | None, copies: int) -> Tensor:
+        """Weighted sum [N, M] of the features at a token, or of their means over patches."""
+        read = replace(acts, values=acts.values.index_select(2, self.columns).float())
+        if token is not None:
+            return torch.einsum("nmf,nf->nm", read.at(token).unflatten(0, (-1, copies)), self.values)
+        return torch.einsum("nmtf,nf->nmt", read.patches.unflatten(0, (-1, copies)), self.values).mean(2)

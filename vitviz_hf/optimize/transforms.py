@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Generators = Sequence[torch.Generator]
+from vitviz_hf.optimize.draws import Ahead, draw
+
+Generators = Sequence[torch.Generator | Ahead]
 
 
 def color_shift(images: Tensor, strength: float, generators: Generators) -> Tensor:
@@ -27,7 +29,7 @@ def color_shift(images: Tensor, strength: float, generators: Generators) -> Tens
 
 def contrast(images: Tensor, least: float, generators: Generators) -> Tensor:
     """Each copy with the contrast it has, or more, up to `least` (see `stretch`), by a power U(0, 1) of the gain."""
-    power = torch.stack([torch.rand(images.shape[1], generator=g) for g in generators])
+    power = torch.stack([draw(g, torch.rand, images.shape[1]) for g in generators])
     flat = images.flatten(0, 1)
     return stretch(flat, least, to_device(power, images.device).flatten()).view_as(images)
 
@@ -49,14 +51,14 @@ def stretch(images: Tensor, least: float, power: Tensor | None = None) -> Tensor
 def noise(images: Tensor, std: float, per: str, generators: Generators) -> Tensor:
     """Additive Gaussian noise, one draw per pixel (the paper) or one per copy and color (its code)."""
     shape = images.shape[1:] if per == "pixel" else (images.shape[1], 3, 1, 1)
-    draws = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    draws = torch.stack([draw(g, torch.randn, shape) for g in generators])
     return images + std * to_device(draws, images.device)
 
 
 def jitter(images: Tensor, pixels: int, generators: Generators) -> Tensor:
     """Torus shift of both axes by a uniform integer in [-pixels, pixels], one draw per picture."""
     height, width = images.shape[-2:]
-    shifts = torch.stack([torch.randint(-pixels, pixels + 1, (2,), generator=g) for g in generators])[:, :, None, None]
+    shifts = torch.stack([draw(g, torch.randint, -pixels, pixels + 1, (2,)) for g in generators])[:, :, None, None]
     rows = (torch.arange(height) - shifts[:, 0]) % height
     cols = (torch.arange(width) - shifts[:, 1]) % width
     return _pick(images, rows, cols)
@@ -67,13 +69,19 @@ def random_crop(images: Tensor, size: tuple[int, int], generators: Generators) -
     spare = (images.shape[-2] - size[0], images.shape[-1] - size[1])
     if spare == (0, 0):
         return images
-    draws = [torch.randint(0, s + 1, (images.shape[1],), generator=g) for g in generators for s in spare]
+    draws = [draw(g, torch.randint, 0, s + 1, (images.shape[1],)) for g in generators for s in spare]
     corners = torch.stack(draws).unflatten(0, (-1, 2))[..., None]
     return _pick(images, corners[:, 0] + torch.arange(size[0]), corners[:, 1] + torch.arange(size[1]))
 
 
-def rotate_and_scale(images: Tensor, degrees: float, factor: float, generators: Generators) -> Tensor:
-    """Rotation by U(-degrees, degrees) and zoom by exp(U(-factor, factor)) per copy; edges are reflected."""
+def rotate_and_scale(
+    images: Tensor, degrees: float, factor: float, generators: Generators, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Rotation by U(-degrees, degrees) and zoom by exp(U(-factor, factor)) per copy; edges are reflected.
+
+    Args:
+        size: of a random window of every copy, as by `random_crop` afterwards; nothing else is computed.
+    """
     draws = _uniform((2, images.shape[1]), generators)
     angle, zoom = draws[:, 0] * math.radians(degrees), (draws[:, 1] * factor).exp()
     height, width = images.shape[-2:]
@@ -83,18 +91,21 @@ def rotate_and_scale(images: Tensor, degrees: float, factor: float, generators: 
     theta = to_device(torch.stack(rows, dim=-1).reshape(-1, 2, 3), images.device)
     flat = images.flatten(0, 1)
     grid = functional.affine_grid(theta, list(flat.shape), align_corners=False)
-    turned = functional.grid_sample(flat, grid, padding_mode="reflection", align_corners=False)
-    return turned.reshape(images.shape)
+    if size:
+        places = grid.movedim(3, 1).unflatten(0, images.shape[:2])
+        grid = random_crop(places, size, generators).flatten(0, 1).movedim(1, 3).contiguous()
+    turned: Tensor = functional.grid_sample(flat, grid, padding_mode="reflection", align_corners=False)
+    return turned.view(*images.shape[:2], *turned.shape[1:])
 
 
 def to_device(draws: Tensor, device: torch.device) -> Tensor:
     """What was drawn on the CPU, on the device, which is not waited for."""
-    return draws.to(device, non_blocking=device.type == "cuda")
+    return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)
 
 
 def _uniform(shape: tuple[int, ...], generators: Generators) -> Tensor:
     """[N, *shape] in (-1, 1), on the CPU."""
-    return torch.stack([torch.rand(shape, generator=g) for g in generators]) * 2 - 1
+    return torch.stack([draw(g, torch.rand, shape) for g in generators]) * 2 - 1
 
 
 def _pick(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

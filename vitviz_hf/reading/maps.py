@@ -138,4 +138,4 @@ def usual_spread(std: Tensor) -> Tensor:
 
 def name_precision(view: ModelView) -> str:
     """The model and the type of its weights, for a message."""
-    return f"{view.model_id!r} in {view.identity.dtype}"
+    return f"{view.model_id!r} in {view.identity.dtype if view.precision == 'float32' else view.precision}"

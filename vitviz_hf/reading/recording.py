@@ -12,7 +12,7 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.models.hooks import Reader, read_inputs_and_outputs
 from vitviz_hf.models.measure import Tap
-from vitviz_hf.models.view import ModelView, check_index, find_tap, run, to_site
+from vitviz_hf.models.view import ModelView, autocast, check_index, find_tap, run, to_site
 from vitviz_hf.sites import Feature, Site, Token
 
 
@@ -136,7 +136,9 @@ def _read(view: ModelView, pixels: Tensor, sites: set[Site], use: Callable[[Acts
 
         def read(value: Any) -> None:
             if next(runs) == tap.call:
-                use(Acts(tap.read(value, len(pixels)), tap, site))
+                acts = Acts(tap.read(value, len(pixels)), tap, site)
+                with autocast(view, on=False):  # what is made of the values is no part of it
+                    use(acts)
                 waiting.discard(site)
                 if stop and not waiting:
                     raise _Done

@@ -27,7 +27,7 @@ class ExperimentsTab:
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
-        self.job = page.gpu(lambda _, name, *__: experiment_seconds(name))(page.jobs.experiment)
+        self.job = page.in_frames(lambda _, name, *__: experiment_seconds(name), lambda *_: 1, page.jobs.experiment)
         names = stored_results()
         with gr.Row():
             with gr.Column(scale=1, min_width=300):

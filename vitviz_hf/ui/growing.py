@@ -180,10 +180,10 @@ def time_step(view: ModelView) -> float:
     return (time.monotonic() - start) / n
 
 
-def gpu_seconds(snapshot: Snapshot, steps: int, copies: int) -> int:
-    """GPU time to ask for: loading, and 20 ms for a step of 8 copies of a model with 0.35 GB of weights."""
+def gpu_seconds(snapshot: Snapshot, copies: int) -> int:
+    """GPU time to ask for the first time: loading, and 20 ms for 8 images of a model with 0.35 GB of weights."""
     gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
-    return min(120, int(20 + 10 * gigabytes + steps * copies * gigabytes * 0.007))
+    return min(120, int(20 + 10 * gigabytes + copies * gigabytes * 0.007))
 
 
 def _grown(step: Step, seeds: Sequence[int]) -> list[Grown]:

@@ -334,7 +334,7 @@ class Jobs:
 
 
 def experiment_seconds(name: str) -> int:
-    """GPU time to ask for."""
+    """GPU time to ask for the first time."""
     return 60 if EXPERIMENTS[name].dataset == "labelled" else 120
 
 

@@ -55,7 +55,8 @@ class OptimizeTab:
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
-        self.job, self.keep_job = page.gpu(_duration)(page.jobs.optimize), page.on_device(60, page.jobs.keep)
+        self.job = page.in_frames(_duration, _copies_of, page.jobs.optimize)
+        self.keep_job = page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
         self.card_job = page.on_device(30, Beside(page.shelf).card)
         self._paces: LRUCache[object, float] = LRUCache(256)
@@ -384,10 +385,14 @@ def to_wanted(feature: str, preset: str, steps: float | None, seed: float | None
     return Wanted(feature or "", preset, n, seed, many)
 
 
+def _copies_of(_: Any, asked: Wanted) -> int:
+    """Images that the run sees; on a GPU `auto` is `fourier`."""
+    plan = VisualizeConfig.preset("fourier" if asked.preset == "auto" else asked.preset)
+    return (asked.steps or plan.steps) * plan.copies * asked.pictures
+
+
 def _duration(snapshot: Any, asked: Wanted) -> int:
-    plan = PRESETS.get(asked.preset, {})
-    copies = int(plan.get("copies", 8)) * asked.pictures
-    return gpu_seconds(snapshot, asked.steps or int(plan.get("steps", 300)), copies)
+    return gpu_seconds(snapshot, _copies_of(snapshot, asked))
 
 
 def _copies_in_all(preset: str, steps: int) -> int:

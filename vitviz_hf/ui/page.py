@@ -1,10 +1,15 @@
 """The page that the tabs stand on, and how they find each other."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import gradio as gr
 
+from vitviz_hf.errors import VitvizError
+from vitviz_hf.manifest import cache_folder
+from vitviz_hf.ui.durations import Durations, name_job, timed, timed_frames
 from vitviz_hf.ui.jobs import Jobs
 from vitviz_hf.ui.lane import Lane
 from vitviz_hf.ui.link import Kept, link_js, one_of, or_else
@@ -43,6 +48,8 @@ class Page:
 
     def __init__(self, shelf: Shelf, gpu: Gpu, model: gr.Dropdown, facts: gr.Markdown) -> None:
         self.shelf, self.jobs, self.lane, self.gpu = shelf, Jobs(shelf), Lane(), gpu
+        shared = os.environ.get("SPACES_ZERO_GPU")
+        self.durations = Durations(cache_folder() / "durations.json" if shared else None)
         self.model, self.facts = model, facts
         self.loaded = gr.State("")
         """The model that the page shows."""
@@ -59,19 +66,58 @@ class Page:
         self.tab_key: gr.Textbox
         self.laid_out: list[Tab] = []
 
-    def on_device(self, duration: Any, job: Callable[..., T]) -> Callable[..., T]:
+    def on_device(self, guess: int, job: Callable[..., T]) -> Callable[..., T]:
         """A short job that takes its turn on the device.
 
         Args:
-            duration: seconds of a ZeroGPU that it may take.
+            guess: seconds of a ZeroGPU to ask for until it has run once.
         """
-        run = self.gpu(duration)(job)
+        run = self.gpu(lambda *args: self.durations.ask(name_job(job, *args), guess))(timed(job))
 
         def take_turn(*args: Any) -> T:
-            with self.lane.turn():
-                return cast(T, run(*args))
+            name = name_job(job, *args)
+            with self.lane.turn(), self._told(name):
+                seconds, result = run(*args)
+            self.durations.took(name, seconds)
+            return cast(T, result)
 
         return take_turn
+
+    def in_frames(
+        self, guess: Callable[..., float], units: Callable[..., float], job: Callable[..., Generator[T]]
+    ) -> Callable[..., Generator[T]]:
+        """A long job that gives frames, for `Lane.run`.
+
+        Args:
+            guess: its arguments -> seconds of a ZeroGPU to ask for until it has run once.
+            units: its arguments -> how much work it is after its first frame.
+        """
+
+        def duration(*args: Any) -> int:
+            return self.durations.ask(name_job(job, *args), guess(*args), units(*args))
+
+        run = self.gpu(duration)(timed_frames(job))
+
+        def frames(*args: Any) -> Generator[T]:
+            name, taken = name_job(job, *args), []
+            with self._told(name), closing(run(*args)) as found:
+                for seconds, frame in found:
+                    taken.append(seconds)
+                    yield frame
+            if taken:
+                self.durations.took(name, taken[0], sum(taken[1:]) / max(1.0, units(*args)))
+
+        return frames
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (VitvizError, GeneratorExit):
+            raise
+        except BaseException:
+            self.durations.failed(name)
+            raise
 
     def tab(self, kind: type[T]) -> T:
         """The tab of a class."""

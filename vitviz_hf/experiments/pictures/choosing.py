@@ -1,7 +1,7 @@
 """What the picture experiments share: features by a stated rule, optimized pictures that survive a kill, an atlas."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.result import Progress
 from vitviz_hf.images import open_image
-from vitviz_hf.models.view import ModelView, check_feature, find_tap
+from vitviz_hf.models.view import ModelView, at_precision, check_feature, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import N_IMAGES, Guide, needed
 from vitviz_hf.optimize.loop import visualize
@@ -142,7 +142,9 @@ def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig
     if not path.is_file():
         return False
     recipe = read_recipe(path)
-    return shows(recipe, view, target) and recipe["config"] == config.to_dict()
+    made = VisualizeConfig.from_recipe(recipe["config"])
+    wanted = replace(config, precision=at_precision(view, config.precision).precision)
+    return shows(recipe, view, target) and made == wanted
 
 
 def _read(path: Path) -> Picture:
