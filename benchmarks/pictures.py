@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitviz_hf import VisualizeConfig, load_model, visualize
+from vitviz_hf.cli.options import parse_pair
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.pictures.agreement import (
     Judged,
@@ -61,7 +62,7 @@ from vitviz_hf.experiments.pictures.trials import (
 from vitviz_hf.experiments.tables import Cell, Table
 from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open_image, pixels_to_image
 from vitviz_hf.manifest import replace_file
-from vitviz_hf.models.view import ModelView, find_tap, run
+from vitviz_hf.models.view import ModelView, at_size, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.guides import needed
 from vitviz_hf.sites import Feature, Site, file_stem
@@ -461,6 +462,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="builtin", help="Hub id, folder or built-in model (default: builtin)")
     parser.add_argument("--judge", default="builtin-cnn", help="another model, which compares (default: builtin-cnn)")
     parser.add_argument("--limit", type=int, help="images that are read (default: all)")
+    parser.add_argument("--size", help="input size such as 112x112 (default: the model's)")
     parser.add_argument("--passes", type=int, default=160, help="images through the model for a picture (default: 160)")
     parser.add_argument("--per-layer", type=int, default=10, help="features of each of six layers (default: 10)")
     parser.add_argument(
@@ -488,6 +490,8 @@ def main(argv: Sequence[str] | None = None) -> Table:
     arguments = parse(argv)
     out, seed, passes = arguments.out, arguments.seed, arguments.passes
     view = load_model(arguments.model)
+    if arguments.size:
+        view = at_size(view, parse_pair(arguments.size, "x", "--size must be HEIGHTxWIDTH such as 112x112"))
     judge = open_judge(arguments.judge, view)
     claim(out, {"model": view.identity.to_json(), "seed": seed, "data": [arguments.dataset, arguments.limit]})
     photographs = read_once(arguments, view, judge)

@@ -1332,6 +1332,39 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "experiments/pictures/agreement",
+        (
+            "pictures that images went into are judged by these images",
+            'if (own := atlas.visualization(f)) and "guide" not in read_recipe(own)]',
+            "if atlas.visualization(f)]",
+            "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
+        ),
+        (
+            "pictures of an atlas are made anew",
+            "known = atlas if seed == config.seed else None",
+            "known = None",
+            "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/judging",
+        (
+            "the best photograph counts as nine do",
+            'row["1 exemplar"]',
+            'row["9 exemplars"]',
+            "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
+        ),
+    ),
+    *_of(
+        "atlas/agreement",
+        (
+            "figures of other pictures are dropped",
+            'features = json.loads(path.read_text("utf-8")) if path.is_file() else {}',
+            "features = {}",
+            "experiments/pictures/judging::figures_of_other_pictures_stay",
+        ),
+    ),
+    *_of(
         "experiments/pictures/realism",
         (
             "all photographs are compared",

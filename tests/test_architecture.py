@@ -33,7 +33,7 @@ FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config draws objectives", "transforms canvas", "penalties scores recipe", "guides", "loop", "replay"],
-    "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
+    "atlas": ["config fold parquet agreement", "search card", "store", "write words page", "guiding"],
     "inside": [
         "components curves edits figures heads lens norms places relevance similarity words",
         "reasons",
@@ -57,6 +57,7 @@ FLOORS = {
         "choosing judge realism",
         "trials",
         "progression narrow_sites triplets concepts spatial agreement",
+        "judging",
     ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [

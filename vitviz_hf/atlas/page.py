@@ -100,6 +100,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
         neighbours=atlas.neighbours(feature) if neighbours else None,
         how=atlas.words,
         words=atlas.feature_words(feature),
+        agreement=atlas.agreement(feature),
         picture=picture and _figure({_OPTIMIZED: open_image(picture)}, f"optimized picture, score {score:.3g}"),
         histogram=_histogram(*atlas.histogram(feature), score),
         top=[_tile(h, scale) for h in top],

@@ -18,6 +18,8 @@ N_NEIGHBOURS = 12
 class StoredImage:
     """The crop of a ranked image, as the model saw it (JPEG)."""
 
+    key: int
+    """Of the image that it was cut from, see `Row.key`."""
     name: str
     label: str
     jpeg: bytes
@@ -104,4 +106,4 @@ def read_words(path: Path, version: tuple[int, ...], group: int) -> tuple[list[l
 def read_images(path: Path, version: tuple[int, ...], group: int) -> list[StoredImage]:
     """A row group of images.parquet, `IMAGES_TOGETHER` crops."""
     table = pq.ParquetFile(path).read_row_group(group)
-    return [StoredImage(r["name"], r["label"], r["image"]["bytes"]) for r in table.to_pylist()]
+    return [StoredImage(int(r["key"], 16), r["name"], r["label"], r["image"]["bytes"]) for r in table.to_pylist()]

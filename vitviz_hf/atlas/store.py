@@ -7,6 +7,7 @@ A folder, or a dataset repository on the Hub, for one model and one dataset:
     images/images.parquet        the crops of ranked images, each once, as the model saw them
     visualizations/*.png         optimized pictures, each with its recipe
     words/words.parquet          if it was named: words for each feature, a row group for each site
+    agreement.json               if it was judged: how well each picture tells what its feature sees
 
 Maps are not stored: they are computed from the crop when they are shown.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vitviz_hf.atlas.agreement import Agreement, digest_of, read_agreements
 from vitviz_hf.atlas.card import Words
 from vitviz_hf.atlas.fold import sketch_centers
 from vitviz_hf.atlas.parquet import (
@@ -45,6 +47,7 @@ _FILES = (
     "images/*.parquet",
     "visualizations/*.png",
     "words/*",
+    "agreement.json",
 )
 
 
@@ -184,6 +187,18 @@ class Atlas:
         path = self.folder / "visualizations" / f"{file_stem(feature)}.png"
         return path if path.is_file() else None
 
+    def agreement(self, feature: Feature) -> Agreement | None:
+        """How well the feature's picture tells what it sees, if a second network was asked about this very picture."""
+        picture = self.visualization(feature)
+        if picture is None or not self.agreements.is_file():
+            return None
+        return read_agreements(*version_of(self.agreements)).get((str(feature), digest_of(picture)))
+
+    @property
+    def agreements(self) -> Path:
+        """The file of `agreement`, there or not."""
+        return self.folder / "agreement.json"
+
     def _words(self, group: int) -> tuple[list[list[str]], list[list[float]]]:
         return read_words(*version_of(self.folder / "words" / "words.parquet"), group)
 
@@ -217,6 +232,8 @@ def open_atlas(name: str, token: Token = None) -> Atlas:
         _check_manifest(manifest)
         atlas = Atlas(name, folder, manifest)
         _ = atlas.words  # so that unreadable ones are refused here
+        if atlas.agreements.is_file():
+            read_agreements(*version_of(atlas.agreements))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, AtlasError):
             raise

@@ -61,6 +61,14 @@ def add_atlas_commands(verbs: Any) -> None:
         "--words", metavar="FILE", help="one word or phrase a line (default: ImageNet's classes and 667 common words)"
     )
     name.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    judge = add_verb(
+        tasks, "judge", _atlas_judge, "ask a second network how well each picture tells what its feature sees"
+    )
+    judge.add_argument("atlas", metavar="ATLAS")
+    judge.add_argument(
+        "--judge", metavar="MODEL", help="a network that is not the model, such as builtin-cnn (default: of the Hub)"
+    )
+    judge.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     push = add_verb(tasks, "push", _atlas_push, "upload an atlas as a dataset repository")
     push.add_argument("atlas", metavar="ATLAS")
     push.add_argument("repository", metavar="OWNER/NAME")
@@ -136,7 +144,6 @@ def _atlas_build(args: Any) -> None:
     from vitviz_hf.atlas.guiding import guide_from_atlas
     from vitviz_hf.atlas.page import check_model
     from vitviz_hf.atlas.store import missing_visualizations, open_atlas
-    from vitviz_hf.models.view import at_size, load_model
     from vitviz_hf.optimize.guides import needed
     from vitviz_hf.optimize.loop import default_config, visualize
 
@@ -146,8 +153,7 @@ def _atlas_build(args: Any) -> None:
     print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
     if not missing:
         return
-    view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], args.device)
-    view = at_size(view, tuple(atlas.manifest["input_size"]))
+    view = _own_model(atlas, args.device)
     check_model(view, atlas)
     config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
     together = 8  # features of one site share the batches
@@ -196,6 +202,28 @@ def _atlas_name(args: Any) -> None:
         f"{atlas.folder / 'words'}: {named:,} of {sum(atlas.sites.values()):,} features have a word whose agreement is "
         f"above {found.chance:.2f}, which 95 % of random sets of images stay below"
     )
+
+
+def _atlas_judge(args: Any) -> None:
+    from vitviz_hf.atlas.store import open_atlas
+    from vitviz_hf.experiments.pictures.judging import judge_atlas
+
+    atlas = open_atlas(args.atlas)
+    with counter("asking", "", keep=True) as show:
+        found = judge_atlas(_own_model(atlas, args.device), atlas, args.judge, show)
+    by_picture, by_best = (sum(getattr(a, x) for a in found.values()) / len(found) for x in ("picture", "exemplar"))
+    print(
+        f"{atlas.agreements}: {len(found):,} pictures; right choices by the picture {by_picture:.0f} %, by the best "
+        f"photograph {by_best:.0f} %, by chance 50 %"
+    )
+
+
+def _own_model(atlas: Any, device: str | None) -> Any:
+    """The model of an atlas as it was searched with."""
+    from vitviz_hf.models.view import at_size, load_model
+
+    view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], device)
+    return at_size(view, tuple(atlas.manifest["input_size"]))
 
 
 def _atlas_push(args: Any) -> None:

@@ -35,6 +35,7 @@ examples:
   vitviz replay pictures/8.mlp_act-908.png
   vitviz search builtin builtin --out atlas
   vitviz atlas build atlas 5.mlp_act:1059
+  vitviz atlas judge atlas --judge builtin-cnn
   vitviz atlas name atlas --namer openai/clip-vit-base-patch32
   vitviz page builtin 5.mlp_act:1059 --atlas atlas --out page.html
   vitviz experiment progression builtin --out progression

@@ -148,12 +148,20 @@ class AgreementConfig(_Reads):
 
     judge: str | None = knob(None, "Hub id, folder or builtin-cnn: a network that is not the model", blank="")
     features: tuple[Feature, ...] | None = knob(
-        None, "addresses with commas between; empty: live neurons, drawn at random", blank="", parse=parse_features
+        None,
+        "addresses with commas between; empty: all with a picture in the atlas, else live neurons, drawn at random",
+        blank="",
+        parse=parse_features,
     )
     layers: tuple[int, ...] | None = knob(
         None, "such as 3,7; empty: six from a sixth of the depth to the end", blank="", parse=parse_numbers
     )
     per_layer: int = knob(10, "features of each layer", 1, 10_000)
+    atlas: str | None = knob(
+        None,
+        "folder or Hub id of an atlas of the model: its pictures are judged, by its images if no dataset is given",
+        blank="",
+    )
     preset: PresetName = knob("fast", _PRESET)
     steps: int | None = knob(None, _STEPS, 1, 10_000, blank=0)
     seeds: int = knob(1, "pictures of each feature", 1, 64)

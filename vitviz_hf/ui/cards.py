@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitviz_hf.atlas.agreement import Agreement
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import open_image
 from vitviz_hf.models.seen import Box
@@ -49,6 +50,8 @@ class Card:
     """At most one of each photograph, with its crop; the strongest first."""
     made: Image.Image | None = None
     """The optimized picture."""
+    agreement: Agreement | None = None
+    """How well that tells what the feature sees, where it was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class FeatureCard:
     exemplars: list[tuple[Exemplar, Image.Image]]
     """As those of `Card`."""
     made: Image.Image | None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,4 +198,6 @@ def feature_card(shelf: Shelf, view: ModelView, atlas: Atlas | None, feature: Fe
     check_feature(view, feature)
     atlas = atlas if atlas and feature.site in atlas.sites else None
     word = atlas.best_word(feature) if atlas else ""
-    return FeatureCard(feature, told, word, crop_exemplars(shelf, view, atlas, feature), made_picture(atlas, feature))
+    judged = atlas.agreement(feature) if atlas else None
+    crops, made = crop_exemplars(shelf, view, atlas, feature), made_picture(atlas, feature)
+    return FeatureCard(feature, told, word, crops, made, judged)

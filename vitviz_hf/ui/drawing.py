@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitviz_hf.atlas.agreement import Agreement
 from vitviz_hf.images import cover, heatmap, is_signed, open_image, overlay, palette_stops, two_sided
 from vitviz_hf.models.seen import Box
 from vitviz_hf.reading.exemplars import Exemplar
@@ -106,8 +107,8 @@ def feature_cards_html(cards: Sequence[FeatureCard], label: str) -> str:
         {
             "feature": str(card.feature),
             "word": card.word,
-            "told": card.told,
-            "title": f"{card.feature} {card.told}".strip(),
+            "told": ", ".join(filter(None, (card.told, _judged(card.agreement)))),
+            "title": _titled(f"{card.feature} {card.told}".strip(), card.agreement),
             "own": None,
             "made": card.made and _shrink(card.made, _MAP),
             "alt": "",
@@ -124,13 +125,22 @@ def _card(card: Card, crop: Image.Image, word: str) -> dict[str, Any]:
     return {
         "feature": str(fired.feature),
         "word": word,
-        "told": "",
-        "title": f"{fired.feature} {_where(fired)}",
+        "told": _judged(card.agreement),
+        "title": _titled(f"{fired.feature} {_where(fired)}", card.agreement),
         "own": draw_map(crop, fired, "overlay"),
         "made": card.made and _shrink(card.made, _MAP),
         "alt": f"{peak_text(fired)}. It is also excited by",
         "exemplars": _exemplars(card.exemplars),
     }
+
+
+def _judged(agreement: Agreement | None) -> str:
+    """As short as beside an address; `_titled` tells it in full."""
+    return f"by its picture {agreement.picture:.0f} %" if agreement else ""
+
+
+def _titled(title: str, agreement: Agreement | None) -> str:
+    return f"{title}: {agreement}" if agreement else title
 
 
 def _exemplars(exemplars: Sequence[tuple[Exemplar, Image.Image]]) -> list[dict[str, Any]]:

@@ -182,7 +182,13 @@ class Jobs:
         ranked = rank_values(view, site, deviations(scores, usual) if unusual else scores, k)
         fired = measure(own, [f for f, _ in ranked], usual, patch)
         cards = [
-            Card(f, crop_exemplars(self._shelf, view, atlas, f.feature), made_picture(atlas, f.feature)) for f in fired
+            Card(
+                f,
+                crop_exemplars(self._shelf, view, atlas, f.feature),
+                made_picture(atlas, f.feature),
+                atlas.agreement(f.feature) if atlas else None,
+            )
+            for f in fired
         ]
         return RankResult(_picture(pixels[0]), grid, patch, cards, classes, seen_box(view, image.size))
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitviz_hf.atlas.page import check_model
+from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import AgreementConfig
@@ -41,12 +43,21 @@ from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import N_IMAGES, Guide, guide_by, needed
 from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.scores import transfer_scores
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Source
 
 WAYS = ("picture", "1 exemplar", "9 exemplars", "another's picture", "noise")
+LEAST_RANKS = 64
+"""Images of a feature that an atlas must rank, so that of each half the best 20 are among them."""
+_RULE = {
+    "features": "Features as given, of them those whose best score is above 0.",
+    "atlas": "Features with a picture in the atlas, into which no real image went, and whose best score is above 0; if "
+    "there is none, drawn at random (seed {}).",
+    "drawn": "Features drawn at random (seed {}) among those whose best score is above 0.",
+}
 _N_NOISE = 8
 _BATCH = 16
 
@@ -80,17 +91,25 @@ def run(
 
     Raises:
         ConfigError: several models, no dataset or too small a one, a judge that is the model, or no live feature.
+        AtlasError: the atlas is of another model.
         SiteError: a layer that the model lacks.
     """
     view = one_model("agreement", views)
-    if source is None:
-        raise ConfigError(f"agreement needs a dataset of at least {LEAST_IMAGES} images.")
+    atlas = atlas_of(view, config.atlas, ranked=source is None) if config.atlas else None
+    images = source or atlas
+    if images is None:
+        raise ConfigError(f"agreement needs a dataset of at least {LEAST_IMAGES} images, or an atlas.")
     judge = open_judge(config.judge, view)
     check_features(view, config.features or ())
     sites = [Site(layer, "mlp_act") for layer in layers_of(view, config.layers)]
-    candidates = list(config.features or draw_candidates(view, sites, config.per_layer, config.seed))
-    photographs = read_photographs(view, judge, source, candidates, config.limit, config.batch, progress)
-    chosen = live_features(photographs, len(candidates) if config.features else config.per_layer)
+    given = list(config.features or (pictured(atlas) if atlas else ()))
+    if guided := [str(f) for f in given if atlas and atlas.visualization(f) and f not in pictured(atlas)]:
+        raise ConfigError(
+            f"images of the atlas went into its picture of {guided[0]}, and could be asked about; leave it out."
+        )
+    candidates = given or draw_candidates(view, sites, config.per_layer, config.seed)
+    photographs = read_photographs(view, judge, images, candidates, config.limit, config.batch, progress)
+    chosen = live_features(photographs, len(given) or config.per_layer)
     if needed(picture_config(config.preset, config.steps, config.seed)):
         chosen = [f for f in chosen if photographs.score(exemplars(photographs, f)[0], f) > 0]
     if not chosen:
@@ -103,7 +122,8 @@ def run(
     for seed in range(config.seed, config.seed + config.seeds):
         how = picture_config(config.preset, config.steps, seed)
         guide = partial(guide_of, view, photographs, config=how) if needed(how) else None
-        made_now = optimized(view, chosen, how, work / f"seed-{seed}", progress, guide=guide)
+        known = atlas if seed == config.seed else None
+        made_now = optimized(view, chosen, how, work / f"seed-{seed}", progress, known, guide)
         for feature, picture in made_now.items():
             made[feature].append(image_to_pixels(picture.image))
     pictures = {f: torch.stack(own) for f, own in made.items()}
@@ -112,7 +132,8 @@ def run(
     judged = judge_pictures(view, judge, photographs, depths, pictures)
     how_made = f"Preset {config.preset}, {how.steps} steps, {how.copies} copies, seed {config.seed}."
     how_made += how_guided(how, "half that helps")
-    notes = (how_made, *_notes(judge, source, photographs, found, config))
+    how_made += " Pictures that the atlas holds are taken from it." if atlas else ""
+    notes = (how_made, *_notes(judge, images, photographs, found, config))
     return Result(
         "agreement",
         {
@@ -124,6 +145,34 @@ def run(
         {"judge": judge.view.identity.to_json(), "depths": {" + ".join(d): share for d, share in found.items()}},
         {"features": table_of_features(judged)},
     )
+
+
+def atlas_of(view: ModelView, name: str, ranked: bool) -> Atlas:
+    """An atlas whose pictures are judged.
+
+    Args:
+        ranked: its own images are asked about.
+
+    Raises:
+        AtlasError: there is none, or it is of another model.
+        ConfigError: the best images of a feature are not among those that it stores.
+    """
+    atlas = open_atlas(name)
+    check_model(view, atlas)
+    facts = atlas.manifest
+    whole = facts["n_stored_images"] == facts["n_images"]
+    if ranked and not whole and (facts["k"] < LEAST_RANKS or facts["reduce"] != "mean"):
+        raise ConfigError(
+            f"the atlas {name!r} ranks {facts['k']} images by the {facts['reduce']}; agreement needs {LEAST_RANKS} by "
+            f"the mean, or a dataset: search with --k {LEAST_RANKS}, or name the dataset too."
+        )
+    return atlas
+
+
+def pictured(atlas: Atlas) -> list[Feature]:
+    """Features with a picture into which no real image went: those could be among the ones that are asked about."""
+    features = (Feature(site, i) for site, n in atlas.sites.items() for i in range(n))
+    return [f for f in features if (own := atlas.visualization(f)) and "guide" not in read_recipe(own)]
 
 
 def guide_of(view: ModelView, photographs: Photographs, feature: Feature, config: VisualizeConfig) -> Guide:
@@ -311,12 +360,16 @@ def figure(photographs: Photographs, judged: Sequence[Judged], pictures: Mapping
 
 
 def _notes(
-    judge: Judge, source: Source, photographs: Photographs, found: Mapping[Depths, float], config: AgreementConfig
+    judge: Judge,
+    images: Source | Atlas,
+    photographs: Photographs,
+    found: Mapping[Depths, float],
+    config: AgreementConfig,
 ) -> tuple[str, ...]:
     told = ", ".join(f"{' + '.join(names)} {100 * share:.0f}" for names, share in found.items())
     n, helps = len(photographs.keys), int(photographs.helps.sum())
     return (
-        f"Share of right choices in %, with 95 % intervals over features. {n:,} images of {source.dataset}: "
+        f"Share of right choices in %, with 95 % intervals over features. {n:,} images of {_name(images)}: "
         f"{helps:,} help (exemplars), the others are asked about: the {N_QUERIES} best of a feature against "
         f"{N_QUERIES} from the middle of its ranking, in all pairs.",
         f"Judge: {judge.view.model_id}, means over positions, standardized over the images, by cosine. Its depth is "
@@ -324,6 +377,9 @@ def _notes(
         "Chance is 50 %. People reach 92 % with nine natural exemplars and 82 % with synthetic pictures on features of "
         "a CNN (Borowski et al. 2021). Valid only where nine exemplars reach 80 % and another feature's picture is "
         "near 50 %.",
-        f"Features {'as given' if config.features else f'drawn at random (seed {config.seed})'}, of them those whose "
-        "best score is above 0.",
+        _RULE["features" if config.features else "atlas" if config.atlas else "drawn"].format(config.seed),
     )
+
+
+def _name(images: Source | Atlas) -> str:
+    return f"the atlas {images.name}" if isinstance(images, Atlas) else images.dataset

@@ -5,7 +5,7 @@ split in two by the images' keys. One half helps: exemplars come from it, and wh
 other half is asked about.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas.fold import Ranking
+from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.pictures.judge import Judge
 from vitviz_hf.experiments.registry import EXPERIMENTS
-from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode, open_image
+from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode, image_to_pixels, open_image, pixels_to_bytes
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.reading.batches import decoders, read_batches
 from vitviz_hf.reading.recording import Acts, record_each
@@ -109,13 +110,13 @@ def draw_candidates(view: ModelView, sites: Sequence[Site], per_site: int, seed:
 def read_photographs(
     view: ModelView,
     judge: Judge,
-    source: Source,
+    source: Source | Atlas,
     candidates: Sequence[Feature],
     limit: int | None,
     batch: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Photographs:
-    """One pass over a dataset, of the model and of the judge, which sees the model's crop.
+    """One pass over a dataset, or over the images that an atlas stores, of the model and the judge: both see the crop.
 
     Raises:
         DatasetError: the stream failed.
@@ -126,25 +127,44 @@ def read_photographs(
     reading = _Reading()
     rankings = [Ranking.empty(len(candidates), N_QUERIES, torch.device("cpu")) for _ in range(2)]
     sums = {site: torch.zeros(2, find_tap(view, site).size, dtype=torch.float64) for site in sites}
-    n_rows = 0
+    batches = _stored(source, limit, batch) if isinstance(source, Atlas) else _streamed(view, source, limit, batch)
+    for done, n, crops in batches:
+        fresh = [(key, crop) for key, crop in crops.items() if key not in reading.keys]
+        if fresh:
+            stack = torch.from_numpy(np.stack([crop for _, crop in fresh]))
+            pixels = bytes_to_pixels(stack.to(view.device))
+            found: dict[Site, Tensor] = {}
+            with torch.no_grad():
+                record_each(view, pixels, sites, partial(_take_scores, found))
+            for site in sites:
+                sums[site] += torch.stack([found[site].double().sum(0), found[site].double().square().sum(0)])
+            _take_in(reading, judge, pixels, torch.cat([found[s][:, own[s]] for s in sites], 1))
+            _keep_best(reading, rankings, [key for key, _ in fresh], stack)
+        if progress:
+            progress(done, n)
+    return _finished(reading, candidates, sums)
+
+
+_Crops = dict[int, NDArray[np.uint8]]
+"""Key -> [3, H, W] as the model sees it."""
+
+
+def _streamed(view: ModelView, source: Source, limit: int | None, batch: int) -> Iterator[tuple[int, int, _Crops]]:
+    """Rows so far, their number, and the images of each batch."""
+    done = 0
     with decoders(view, 0) as submit:
         for rows in read_batches(source.read(0, 1, None), submit, batch, limit):
-            n_rows += len(rows.items)
-            usable = [(row, value) for row, value in rows.usable if row.key not in reading.keys]
-            fresh = list({row.key: value for row, value in usable}.items())
-            if fresh:
-                stack = torch.from_numpy(np.stack([value for _, value in fresh]))
-                pixels = bytes_to_pixels(stack.to(view.device))
-                found: dict[Site, Tensor] = {}
-                with torch.no_grad():
-                    record_each(view, pixels, sites, partial(_take_scores, found))
-                for site in sites:
-                    sums[site] += torch.stack([found[site].double().sum(0), found[site].double().square().sum(0)])
-                _take_in(reading, judge, pixels, torch.cat([found[s][:, own[s]] for s in sites], 1))
-                _keep_best(reading, rankings, [key for key, _ in fresh], stack)
-            if progress:
-                progress(n_rows, limit or source.n_rows or 0)
-    return _finished(reading, candidates, sums)
+            done += len(rows.items)
+            yield done, limit or source.n_rows or 0, {row.key: value for row, value in rows.usable}
+
+
+def _stored(atlas: Atlas, limit: int | None, batch: int) -> Iterator[tuple[int, int, _Crops]]:
+    """The same of an atlas."""
+    n = min(atlas.manifest["n_stored_images"], limit or 10**9)
+    for start in range(0, n, batch):
+        rows = [atlas.image(row) for row in range(start, min(start + batch, n))]
+        crops = {row.key: pixels_to_bytes(image_to_pixels(open_image(row.jpeg))).numpy() for row in rows}
+        yield start + len(rows), n, crops
 
 
 def _take_scores(found: dict[Site, Tensor], acts: Acts) -> None:
