@@ -19,6 +19,7 @@ WINGS = [
     "sites manifest images hub",
     "config templates",
     "stream models",
+    "cluster",
     "reading",
     "optimize",
     "atlas",
@@ -32,7 +33,7 @@ FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config transforms objectives", "canvas", "penalties scores recipe", "guides", "loop", "replay"],
-    "atlas": ["config fold parquet", "search card", "store", "write words page", "guiding"],
+    "atlas": ["config fold parquet", "state", "search card", "store", "write words page", "spreading guiding"],
     "experiments": [
         "config tables figures masks verdict",
         "claims",
@@ -82,6 +83,7 @@ FENCES = {
     "matplotlib": {"experiments.figures"},
     "scipy": {"experiments"},
     "sklearn": {"experiments"},
+    "ray": {"cluster"},
 }
 
 
