@@ -101,13 +101,14 @@ def open_cluster(address: str, gpus: int | None = None) -> Iterator[Cluster]:
     except ImportError as error:
         raise ClusterError("--on ray needs Ray: pip install 'vitviz_hf[ray]'.") from error
     joined = ray.is_initialized()
-    try:
-        if not joined:
+    if not joined:
+        try:
             _knock(options["address"])
             ray.init(**options)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"no Ray cluster answers at {options['address']!r}: {first_line(error)}") from error
+    try:
         yield Cluster(ray, *_plan([n["Resources"] for n in ray.nodes() if n["Alive"]], gpus))
-    except (ConnectionError, ray.exceptions.RaySystemError) as error:
-        raise ClusterError(f"no Ray cluster answers at {options['address']!r}: {first_line(error)}") from error
     finally:
         if not joined:
             ray.shutdown()
@@ -312,7 +313,7 @@ class _Spread(Generic[Result]):
         worker.ready, version = self._fetch(ref)
         if not worker.ready:
             self._replace(worker)
-            self._count_try((), f"a worker could not start: {first_line(version)}")
+            self._count_try((), first_line(version))
         elif version != __version__:
             raise ClusterError(f"a machine of the cluster has vitviz_hf {version}, this one has {__version__}.")
 
@@ -349,4 +350,6 @@ class _Spread(Generic[Result]):
         self.tries[job] = self.tries.get(job, 0) + 1
         if self.tries[job] >= _TRIES:
             what = f"part {job[0]}" if job else "the start of a worker"
-            raise ClusterError(f"{what} ended its process {_TRIES} times; the last time: {why}")
+            raise ClusterError(
+                f"{what} ended its process {_TRIES} times; the last time: {why}. What was done is kept for --resume."
+            )
