@@ -14,6 +14,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("VITVIZ_TEST_MODELS", f"{_HOME}/trained")  # of all processes of a run
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # ports on 127.0.0.1
+os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", os.urandom(32).hex()  # else one is kept at home
+os.environ["RAY_TMPDIR"] = _HOME
+os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("VITVIZ_MODEL", None)
 
@@ -193,3 +198,22 @@ def photo():
     image.paste("orange", (5, 5, 25, 25))
     image.paste("white", (60, 35, 75, 55))
     return image
+
+
+@pytest.fixture(scope="session")
+def machines():
+    """A Ray cluster of two nodes with a CPU each on 127.0.0.1, that workers can be spread over."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitviz_hf[ray]'")
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    node = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+    config = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000, "worker_niceness": 0}
+    head = {**node, "include_dashboard": False, "_system_config": config}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.node_args = node
+    cluster.add_node(**node)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    yield cluster
+    del os.environ["RAY_ADDRESS"]
+    cluster.shutdown()

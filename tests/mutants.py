@@ -704,6 +704,48 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "atlas/spreading",
+        (
+            "floors are above the last of the ranking",
+            "last - _MARGIN * last.abs()",
+            "last + _MARGIN * last.abs()",
+            "atlas/spreading::floors_of_rankings_that_are_not_full_keep_nothing_out",
+        ),
+        (
+            "the crops of one of two parts are lost",
+            "self.crops[key] = min(self.crops.get(key, crop), crop)",
+            "crop = min(self.crops.get(key, crop), crop)",
+            "atlas/spreading::parts_of_shares_in_any_order_and_tree_are_the_state_of_one_process",
+        ),
+        (
+            "a copy of an image keeps the name of the part that came first",
+            "DO UPDATE SET name = excluded.name, ",
+            "DO UPDATE SET name = name, ",
+            "atlas/search::copies_in_the_shares_of_several_processes_merge_to_one",
+        ),
+        (
+            "shares need not have files of their own",
+            "if n_files % n == 0)",
+            "if n_files)",
+            "atlas/spreading::shares_have_files_of_their_own_and_enough_rows",
+        ),
+    ),
+    *_of(
+        "cluster",
+        (
+            "what two workers did counts twice",
+            "        if self._is_done(job):\n            return\n",
+            "",
+            "cluster::what_two_workers_did_counts_once",
+        ),
+        (
+            "each worker takes all CPUs of its machine",
+            "[n // n_gpus for n, n_gpus in cpus if n_gpus]",
+            "[n for n, n_gpus in cpus if n_gpus]",
+            "cluster::workers_have_a_gpu_each_or_a_machines_cpus",
+        ),
+    ),
+    *_of(
         "atlas/config",
         (
             "layers are searched twice",

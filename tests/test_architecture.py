@@ -20,6 +20,7 @@ WINGS = [
     "sites manifest images hub",
     "config templates",
     "stream models",
+    "cluster",
     "reading",
     "optimize",
     "atlas inside",
@@ -33,7 +34,14 @@ FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": ["config draws objectives", "transforms canvas", "penalties scores recipe", "guides", "loop", "replay"],
-    "atlas": ["config fold parquet agreement", "search card", "store", "write words page", "guiding"],
+    "atlas": [
+        "config fold parquet agreement",
+        "state",
+        "search card",
+        "store",
+        "write words page",
+        "spreading guiding",
+    ],
     "inside": [
         "components curves edits figures heads lens norms places relevance similarity words",
         "reasons",
@@ -90,6 +98,7 @@ FENCES = {
     "matplotlib": {"experiments.figures"},
     "scipy": {"experiments"},
     "sklearn": {"experiments"},
+    "ray": {"cluster"},
 }
 
 

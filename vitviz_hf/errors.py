@@ -15,6 +15,7 @@ VitvizError
 ├── SiteError (ValueError)              no such layer or kind in this model
 │   └── FeatureError                    no such feature at this site
 ├── ConfigError (ValueError)            contradictory or unknown option
+├── ClusterError (RuntimeError)         Ray is missing, does not answer, or loses workers
 ├── AtlasError (ValueError)             not a usable atlas
 ├── ImageError (ValueError)             not a usable picture
 ├── RecipeError (ValueError)            a picture without a usable recipe
@@ -91,6 +92,10 @@ class FeatureError(SiteError):
 
 class ConfigError(VitvizError, ValueError):
     """An option is unknown or contradicts another."""
+
+
+class ClusterError(VitvizError, RuntimeError):
+    """Ray is not installed, does not answer, or loses its workers."""
 
 
 class AtlasError(VitvizError, ValueError):

@@ -100,6 +100,8 @@ class Source:
     """If it is known before reading."""
     class_names: tuple[str, ...] = ()
     """Of the column of labels, if the dataset names its classes; for files the folders that they are in."""
+    n_files: int | None = None
+    """If a reader can leave files of other ranks alone only where the number of ranks divides this one."""
     read: Callable[[int, int, Any], Iterator[tuple[Row, Callable[[], Any]]]]
     """(rank, n_ranks, position or None) -> rows, each with a function that gives the position after it."""
 
@@ -194,6 +196,7 @@ def _streamed(dataset: str, split: str | None, token: Token) -> Source:
         split=split,
         n_rows=n_rows,
         class_names=next((tuple(names[c]) for c in _LABELS if c in names), ()),
+        n_files=stream.num_shards,
         read=partial(_read_streamed, dataset, stream, to_row),
     )
 

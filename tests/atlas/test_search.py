@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import os
 import random
 import re
 import shutil
@@ -15,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,10 +45,12 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, Ranking, SiteFold, sketch_bins, sketch_centers
 from vitviz_hf.atlas.page import feature_page, map_hits, page_document
 from vitviz_hf.atlas.parquet import QUANTILES
-from vitviz_hf.atlas.search import search, search_steps
+from vitviz_hf.atlas.search import check_result, empty_state, search, search_recipe, search_steps
+from vitviz_hf.atlas.spreading import Searching, floors_of, search_shares, take_in
+from vitviz_hf.atlas.state import open_crops
 from vitviz_hf.atlas.store import Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
-from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
+from vitviz_hf.atlas.write import make_atlas, search_folder, write_atlas
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import (
     AtlasError,
@@ -287,42 +289,6 @@ def test_a_search_killed_at_any_moment_goes_on_to_the_same_atlas_bit_for_bit(
         for file in ("features/features.parquet", "images/images.parquet", "manifest.json", "README.md"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "straight" / file).read_bytes(), (name, file)
         assert not (tmp_path / f"{name}.search").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_merge_to_the_atlas_of_one(tiny_folder, parquet, tmp_path):
-    model = tiny_folder("vit")
-    assert run_search(model, parquet, tmp_path / "one")[0] == 0
-    ranks = [
-        subprocess.Popen(
-            [
-                *COMMAND,
-                str(model),
-                str(parquet),
-                "--out",
-                str(tmp_path / "two"),
-                "--batch",
-                "2",
-                "-k",
-                "4",
-                "--workers",
-                "0",
-                "--device",
-                "cpu",
-            ],
-            env={**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r)},
-        )
-        for r in (0, 1)
-    ]
-    assert [p.wait(120) for p in ranks] == [0, 0]
-
-    one, two = open_atlas(str(tmp_path / "one")), open_atlas(str(tmp_path / "two"))
-    assert two.manifest["n_images"] == N
-    for site in one.sites:
-        a, b = one.table(site), two.table(site)
-        assert np.array_equal(a.top_rows, b.top_rows) and np.array_equal(a.bottom_rows, b.bottom_rows)
-        np.testing.assert_allclose(a.mean, b.mean, atol=1e-6)
-        np.testing.assert_array_equal(a.quantiles, b.quantiles)
 
 
 def test_a_connection_that_is_lost_for_good_keeps_what_was_read(tiny_view, pictures, tmp_path):
@@ -938,10 +904,16 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
 
 
 def run_ranks(view, source, config, out, n_ranks):
-    """As several processes would, one after another; the last one merges."""
-    for rank in range(n_ranks):
-        search(view, source, config, search_folder(out) / f"rank-{rank}", False, rank, n_ranks)
-    return merge_searches(view, source, config, out, n_ranks)
+    """As the workers of a cluster would, one after another."""
+    task, state, folder = Searching(view, source, config, n_ranks, False), empty_state(view, config), search_folder(out)
+    folder.mkdir()
+    with closing(open_crops(folder)) as crops:
+        for rank in range(n_ranks):
+            take_in(state, search_shares(task, (rank,), floors_of(state), lambda n: None), crops)
+        crops.commit()
+    check_result(view, source, state)
+    write_atlas(out, search_recipe(view, source, config), state, folder)
+    return open_atlas(str(out))
 
 
 def assert_same(one, two):
@@ -1075,16 +1047,15 @@ def test_a_process_without_rows_is_no_failure_and_ranks_are_checked(pictures, ti
         search(view, source, config, tmp_path / "2", False, 2, 2)
 
 
-def test_ranks_that_the_environment_garbles_are_refused(tiny_folder, pictures, tmp_path, monkeypatch, capsys):
-    command = ["search", str(tiny_folder("vit")), str(pictures), "--out", str(tmp_path / "a"), "--workers", "0"]
+def test_options_of_a_cluster_that_do_not_fit_and_torchrun_are_refused(pictures, tmp_path, monkeypatch, capsys):
+    def told(*options):
+        assert main(["search", "builtin", str(pictures), "--out", str(tmp_path / "a"), *options]) == 2
+        return capsys.readouterr().err
+
+    assert "--gpus needs --on; write for example --on ray." in told("--gpus", "2")
+    assert "--device is this process's" in told("--on", "ray", "--device", "cpu")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in (None, "x", "2", "-1"):
-        monkeypatch.delenv("RANK", raising=False)
-        if rank is not None:
-            monkeypatch.setenv("RANK", rank)
-        assert main(command) == 2
-        assert "RANK" in capsys.readouterr().err
-    assert not (tmp_path / "a.search").exists()
+    assert "several GPUs are used by --on ray, started once; not by torchrun or accelerate." in told()
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
@@ -1092,7 +1063,7 @@ def test_skipped_images_are_listed_the_same_for_any_number_of_processes(
     n_ranks, pictures, tiny_view, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("vitviz_hf.atlas.search.LISTED", 3)
-    monkeypatch.setattr("vitviz_hf.atlas.write.LISTED", 3)
+    monkeypatch.setattr("vitviz_hf.atlas.state.LISTED", 3)
     folder = tmp_path / "odd"
     shutil.copytree(pictures, folder)
     for i, name in enumerate("zfabgh"):

@@ -15,7 +15,8 @@ from vitviz_hf import Feature, load_model, open_image, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import SKETCH_ERROR, SiteFold
 from vitviz_hf.atlas.parquet import QUANTILES
-from vitviz_hf.atlas.search import open_crops, search
+from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.state import open_crops
 from vitviz_hf.atlas.store import open_atlas, unusual_features
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError, FeatureError

@@ -1,6 +1,12 @@
 """The one reader of batches: order, limit, positions, what is left out, and how far it runs ahead."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +92,45 @@ def test_threads_and_processes_decode_to_what_the_model_sees(n_processes, tiny_v
 
     assert np.array_equal(found, pixels_to_bytes(to_pixels(view, open_image(data))[0])) and not why
     assert broken[0] is None and "image" in broken[1]
+
+
+DECODING = """
+import os, signal, sys
+from vitviz_hf import load_model
+from vitviz_hf.reading.batches import decoders
+from vitviz_hf.stream import Row
+
+if __name__ == "__main__":
+    view = load_model(sys.argv[1], device="cpu")
+    with decoders(view, 1) as submit:
+        submit(Row("", "", b"")).result()
+        import multiprocessing
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_decoding_processes_end_with_a_reader_that_is_killed(tiny_folder, tmp_path):
+    (tmp_path / "decoding.py").write_text(DECODING)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "decoding.py"), str(tiny_folder("vit"))]
+
+    with (tmp_path / "pids").open("w") as file:  # not a pipe, which the processes would keep open
+        run = subprocess.run(command, env=environment, stdout=file)
+
+    assert run.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert pids
+    deadline = time.monotonic() + 60
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def is_alive(pid):
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

@@ -8,57 +8,30 @@ A ranking holds an image once, however many rows have its bytes; statistics are 
 that is no finite number is left out of that site's rankings and statistics, counted and named.
 """
 
-import json
 import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vitviz_hf.atlas.config import SearchConfig, check_kinds
-from vitviz_hf.atlas.fold import NO_KEY, SiteFold
+from vitviz_hf.atlas.fold import SiteFold
+from vitviz_hf.atlas.state import LISTED, Floors, SearchState, checkpoint, load_state, open_crops
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
-from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, at_precision, find_tap, list_sites
 from vitviz_hf.reading.batches import Batch, Bytes, decoders, read_batches
 from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import Acts, record_each
-from vitviz_hf.sites import Site, parse_site
+from vitviz_hf.sites import Site
 from vitviz_hf.stream import Row, Source
-
-LISTED = 1000
-"""Skipped images that are named."""
-
-
-@dataclass(slots=True)
-class SearchState:
-    """Everything that a search knows; it is what a checkpoint stores."""
-
-    folds: dict[Site, SiteFold]
-    n_images: int = 0
-    """Rows that the model saw."""
-    n_rows: int = 0
-    """Images and what was skipped."""
-    n_skipped: int = 0
-    """Rows that are no usable picture."""
-    n_non_finite: int = 0
-    """Images with a value that is no finite number at some site; each site leaves out its own."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of what was skipped or not finite, the first 1000 by name."""
-    position: Any = None
-    """Where the source goes on."""
-    done: bool = False
 
 
 def site_list(view: ModelView, config: SearchConfig) -> list[Site]:
@@ -119,6 +92,7 @@ def search_steps(
     rank: int = 0,
     n_ranks: int = 1,
     checkpoint_seconds: float = 60.0,
+    floors: Floors | None = None,
 ) -> Generator[SearchState]:
     """Read a dataset once, batch by batch; what is closed before its end has stored what it read.
 
@@ -127,6 +101,7 @@ def search_steps(
         resume: go on from the checkpoint in `folder`.
         rank: this process reads its share of the rows, of `n_ranks` in all. With `config.limit` the share is of the
             first rows of the dataset in its own order, so every process reads all of those and takes each n-th.
+        floors: of rankings that this search's are to be merged with.
 
     Yields:
         The one state of the search: after every batch, and at the end, when it is `done`.
@@ -140,15 +115,13 @@ def search_steps(
     """
     if not 0 <= rank < n_ranks:
         raise ConfigError(f"there is no process {rank} of {n_ranks}; ranks are 0-{n_ranks - 1}.")
-    sites = site_list(view, config)
     view = at_precision(view, config.precision)
     recipe = search_recipe(view, source, config) | {"rank": rank, "n_ranks": n_ranks}
     state_file = folder / "state.safetensors"
     if state_file.is_file() and not resume:
         raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
     folder.mkdir(parents=True, exist_ok=True)
-    state = load_state(state_file, recipe, view.device) if state_file.is_file() else None
-    state = state or SearchState({s: SiteFold.empty(find_tap(view, s).size, config.k, view.device) for s in sites})
+    state = load_state(state_file, recipe, view.device) if state_file.is_file() else empty_state(view, config, floors)
     if not state.done:
         yield from _read_on(view, source, config, state, recipe, folder, checkpoint_seconds)
     yield state
@@ -201,13 +174,13 @@ def _read_on(
                 _take_in(view, state, sites, config.reduce, batch, crops)
                 yield state
                 if time.monotonic() - saved >= checkpoint_seconds:
-                    _checkpoint(state, recipe, state_file, crops)
+                    checkpoint(state, recipe, state_file, crops)
                     saved = time.monotonic()
         except (DatasetError, GeneratorExit):
-            _checkpoint(state, recipe, state_file, crops)
+            checkpoint(state, recipe, state_file, crops)
             raise
         state.done = True
-        _checkpoint(state, recipe, state_file, crops)
+        checkpoint(state, recipe, state_file, crops)
 
 
 def _rows(
@@ -221,6 +194,16 @@ def _rows(
     for i, item in zip(range(after, limit), source.read(0, 1, state.position), strict=False):
         if i % n_ranks == rank:
             yield item
+
+
+def empty_state(view: ModelView, config: SearchConfig, floors: Floors | None = None) -> SearchState:
+    """Nothing seen yet."""
+    sites = site_list(view, config)
+    folds = {s: SiteFold.empty(find_tap(view, s).size, config.k, view.device) for s in sites}
+    for site, (top, bottom) in (floors or {}).items():
+        folds[site].top.values[:] = top[:, None].to(view.device)
+        folds[site].bottom.values[:] = bottom[:, None].to(view.device)
+    return SearchState(folds)
 
 
 def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict[str, Any]:
@@ -240,72 +223,6 @@ def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict
         "precision": at_precision(view, config.precision).precision,
         "grids": {str(s): list(find_tap(view, s).patch_grid) for s in site_list(view, config)},
     }
-
-
-def open_crops(folder: Path) -> sqlite3.Connection:
-    """The crops of ranked images: key, name, label, JPEG."""
-    crops = sqlite3.connect(folder / "crops.sqlite")
-    crops.execute("CREATE TABLE IF NOT EXISTS crops (key INTEGER PRIMARY KEY, name TEXT, label TEXT, jpeg BLOB)")
-    return crops
-
-
-def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> SearchState:
-    """A checkpoint.
-
-    Raises:
-        ConfigError: it is of another search.
-    """
-    with safe_open(path, "pt", device="cpu") as file:
-        facts = json.loads(file.metadata()["state"])
-        made = {"precision": "float32"} | facts["recipe"]  # earlier versions knew no other
-        if different := [k for k, v in recipe.items() if made.get(k) != v]:
-            name = different[0]
-            raise ConfigError(
-                f"'{path.parent}' holds a search with {name} {made.get(name)!r}, not {recipe[name]!r}; "
-                "give the same options, or another --out."
-            )
-        names: dict[Site, dict[str, Tensor]] = {}
-        for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
-            site, _, part = name.partition("/")
-            names.setdefault(parse_site(site, None), {})[part] = file.get_tensor(name)
-    folds = {site: SiteFold.from_tensors(parts, device) for site, parts in sorted(names.items())}
-    return SearchState(folds, **{k: facts[k] for k in _FACTS}, skipped=[(a, b) for a, b in facts["skipped"]])
-
-
-def is_done(folder: Path) -> bool:
-    """Whether the search in this folder has read all its rows."""
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return False
-    with safe_open(path, "pt") as file:
-        return bool(json.loads(file.metadata()["state"])["done"])
-
-
-_FACTS = ("n_images", "n_rows", "n_skipped", "n_non_finite", "position", "done")
-
-
-def _checkpoint(state: SearchState, recipe: Mapping[str, Any], path: Path, crops: sqlite3.Connection) -> None:
-    """Crops first: a state never names one that is not stored."""
-    _prune(state, crops)
-    crops.commit()
-    facts = {k: getattr(state, k) for k in (*_FACTS, "skipped")} | {"recipe": dict(recipe)}
-    tensors = {f"{s}/{n}": t.contiguous().cpu() for s, f in state.folds.items() for n, t in f.tensors().items()}
-    with replace_file(path) as part:
-        save_file(tensors, part, {"state": json.dumps(facts)})
-
-
-def _prune(state: SearchState, crops: sqlite3.Connection) -> None:
-    n_stored = crops.execute("SELECT COUNT(*) FROM crops").fetchone()[0]
-    ranked = ranked_keys(state)
-    if state.done or n_stored > 2 * len(ranked) + 1000:
-        unranked = {key for (key,) in crops.execute("SELECT key FROM crops")} - ranked
-        crops.executemany("DELETE FROM crops WHERE key = ?", [(k,) for k in unranked])
-
-
-def ranked_keys(state: SearchState) -> set[int]:
-    """Keys of the images that some feature ranks."""
-    keys = [r.keys.unique().cpu() for f in state.folds.values() for r in (f.top, f.bottom)]
-    return set(torch.cat(keys).unique().tolist()) - {NO_KEY}
 
 
 def _take_in(

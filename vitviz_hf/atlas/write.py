@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,17 +16,8 @@ from vitviz_hf.atlas.card import dataset_card
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, SiteFold, sketch_centers
 from vitviz_hf.atlas.parquet import IMAGES_TOGETHER, N_NEIGHBOURS, QUANTILES
-from vitviz_hf.atlas.search import (
-    LISTED,
-    SearchState,
-    check_result,
-    is_done,
-    load_state,
-    open_crops,
-    ranked_keys,
-    search,
-    search_recipe,
-)
+from vitviz_hf.atlas.search import search, search_recipe
+from vitviz_hf.atlas.state import SearchState, open_crops, ranked_keys
 from vitviz_hf.atlas.store import SCHEMA, Atlas, open_atlas
 from vitviz_hf.manifest import check_absent, versions, write_dir
 from vitviz_hf.models.view import ModelView
@@ -55,7 +45,7 @@ def make_atlas(
     work = search_folder(out)
     state = search(view, source, config, work / "rank-0", resume, progress=progress)
     recipe = search_recipe(view, source, config)
-    write_atlas(out, recipe, state, [work / "rank-0"])
+    write_atlas(out, recipe, state, work / "rank-0")
     shutil.rmtree(work)
     return open_atlas(str(out))
 
@@ -65,31 +55,11 @@ def search_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.search")
 
 
-def merge_searches(view: ModelView, source: Source, config: SearchConfig, out: Path, n_ranks: int) -> Atlas:
-    """One atlas from the searches of several processes; waits until all have finished."""
-    folders = [search_folder(out) / f"rank-{r}" for r in range(n_ranks)]
-    recipe = search_recipe(view, source, config)
-    while not all(is_done(f) for f in folders):
-        time.sleep(1)
-    states = [
-        load_state(f / "state.safetensors", recipe | {"rank": r, "n_ranks": n_ranks}, view.device)
-        for r, f in enumerate(folders)
-    ]
-    whole = states[0]
-    for state in states[1:]:
-        for site, fold in state.folds.items():
-            whole.folds[site].merge(fold)
-        for name in ("n_images", "n_rows", "n_skipped", "n_non_finite"):
-            setattr(whole, name, getattr(whole, name) + getattr(state, name))
-        whole.skipped = sorted(whole.skipped + state.skipped)[:LISTED]
-    check_result(view, source, whole)
-    write_atlas(out, recipe, whole, folders)
-    shutil.rmtree(search_folder(out))
-    return open_atlas(str(out))
-
-
-def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Sequence[Path]) -> None:
+def write_atlas(out: Path, recipe: dict[str, Any], state: SearchState, crops: Path) -> None:
     """Write a complete atlas or none.
+
+    Args:
+        crops: folder of the search.
 
     Raises:
         OutputExistsError: `out` exists.
@@ -200,7 +170,7 @@ def _quantiles(counts: NDArray[np.int32], low: NDArray[np.float32], high: NDArra
     return np.asarray(sketch_centers()[bins].clip(low[:, None], high[:, None]))
 
 
-def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> None:
+def _write_images(path: Path, keys: Sequence[int], crops: Path) -> None:
     import datasets
 
     text = datasets.Value("string")
@@ -208,9 +178,7 @@ def _write_images(path: Path, keys: Sequence[int], crops: Sequence[Path]) -> Non
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(keys), IMAGES_TOGETHER):
             some = keys[start : start + IMAGES_TOGETHER]
-            found: dict[int, tuple[str, str, bytes]] = {}
-            for key, *rest in (row for folder in crops for row in _read_crops(folder, some)):
-                found[key] = min(found.get(key, tuple(rest)), tuple(rest))  # the first by name, as in one process
+            found = {key: rest for key, *rest in _read_crops(crops, some)}
             ordered = [found[key] for key in some]
             columns = [
                 [f"{key:016x}" for key in some],

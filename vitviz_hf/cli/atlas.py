@@ -3,15 +3,18 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.cli.options import (
+    add_cluster_options,
     add_knobs,
     add_model_options,
     add_preset,
     add_verb,
+    check_cluster_options,
     counter,
     describe,
     load_view,
@@ -23,6 +26,10 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.sites import Feature, file_stem, parse_feature
+
+if TYPE_CHECKING:
+    from vitviz_hf.atlas.store import Atlas
+    from vitviz_hf.stream import Source
 
 _NAMER = "openai/clip-vit-base-patch32"
 
@@ -42,6 +49,7 @@ def add_atlas_commands(verbs: Any) -> None:
     search.add_argument("--split", help="default: validation if there is one")
     add_knobs(search, SearchConfig, None, defaults=True)
     search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+    add_cluster_options(search)
 
     atlas = verbs.add_parser("atlas", help="add pictures to an atlas, and share it on the Hub")
     tasks = atlas.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -88,56 +96,49 @@ def add_atlas_commands(verbs: Any) -> None:
 
 
 def _search(args: Any) -> None:
-    from vitviz_hf.atlas.search import SearchState, search
-    from vitviz_hf.atlas.write import make_atlas, merge_searches, search_folder
     from vitviz_hf.stream import open_source
 
-    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **read_knobs(args, SearchConfig)})
+    given = read_knobs(args, SearchConfig)
+    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})
     check_kinds(config.kinds)
-    out, (rank, n_ranks) = Path(args.out), _ranks()
-    check_absent(out)
-    if n_ranks > 1 and args.device is None and os.environ.get("LOCAL_RANK"):
-        args.device = _rank_device()
+    check_cluster_options(args)
+    check_absent(Path(args.out))
     source = open_source(args.dataset, args.split)
-    view = load_view(args, args.model)
     n_rows = min(x for x in (source.n_rows, config.limit, 10**12) if x is not None)
-    with counter("searching", " images", keep=True) as show:
+    with counter("searching", " images", keep=True) as bar:
 
-        def progress(state: SearchState) -> None:
-            show(state.n_rows * n_ranks, n_rows if n_rows < 10**12 else 0)
+        def show(n: int) -> None:
+            bar(n, n_rows if n_rows < 10**12 else 0)
 
-        if n_ranks == 1:
-            atlas = make_atlas(view, source, config, out, args.resume, progress)
-        else:
-            folder = search_folder(out) / f"rank-{rank}"
-            search(view, source, config, folder, args.resume, rank, n_ranks, progress)
-            if rank:
-                return
-            atlas = merge_searches(view, source, config, out, n_ranks)
+        atlas = _searched(args, source, config, show) if args.on is None else _spread(args, source, given, show)
     facts = atlas.manifest
     n_features = sum(atlas.sites.values())
-    print(f"{out}: {n_features:,} features, {facts['n_images']:,} images, {facts['n_stored_images']:,} of them stored")
+    n_stored = facts["n_stored_images"]
+    print(f"{args.out}: {n_features:,} features, {facts['n_images']:,} images, {n_stored:,} of them stored")
     if facts["n_skipped"]:
         print(f"{facts['n_skipped']:,} could not be read")
     if facts["n_non_finite"]:
         print(f"{facts['n_non_finite']:,} gave non-finite activations and were left out of the sites where they did")
     if facts["skipped"]:
-        print(f"these are listed in manifest.json; first: {': '.join(facts['skipped'][0])}")
+        print(f"these are listed in manifest.json; first: {', '.join(facts['skipped'][0])}")
 
 
-def _ranks() -> tuple[int, int]:
-    """This process and their number, as torchrun and accelerate tell."""
-    n_ranks, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "")
-    rank = rank or ("0" if n_ranks == "1" else "")
-    if not (n_ranks.isdecimal() and rank.isdecimal() and int(rank) < int(n_ranks)):
-        raise ConfigError(f"RANK must be from 0 to WORLD_SIZE - 1; got {rank!r} and {n_ranks!r} in the environment.")
-    return int(rank), int(n_ranks)
+def _searched(args: Any, source: "Source", config: SearchConfig, show: Callable[[int], None]) -> "Atlas":
+    from vitviz_hf.atlas.write import make_atlas
+
+    view = load_view(args, args.model)
+    return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
 
 
-def _rank_device() -> str | None:
-    import torch
+def _spread(args: Any, source: "Source", given: dict[str, Any], show: Callable[[int], None]) -> "Atlas":
+    from vitviz_hf.atlas.spreading import spread_atlas
+    from vitviz_hf.cluster import open_cluster
 
-    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
+    with open_cluster(args.on, args.gpus) as cluster:
+        args.device = "cpu"  # workers have devices of their own
+        view = load_view(args, args.model)
+        config = SearchConfig(**{"workers": cluster.n_cpus - 1 if cluster.on_gpus else 0, **given})
+        return spread_atlas(cluster, view, source, config, Path(args.out), args.resume, show)
 
 
 def _atlas_build(args: Any) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: options, loading, bars and tables."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,32 @@ def add_model_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--revision", help="branch, tag or commit on the Hub")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     verb.add_argument("--size", metavar="HxW", help="input size in pixels (default: the checkpoint's)")
+
+
+def add_cluster_options(verb: argparse.ArgumentParser) -> None:
+    """Where a command that can be spread runs."""
+    verb.add_argument(
+        "--on",
+        metavar="ray[://HOST:PORT]",
+        help="spread over a Ray cluster: that of RAY_ADDRESS, else this machine; or one's Ray Client address",
+    )
+    verb.add_argument(
+        "--gpus", type=int, metavar="N", help="of the cluster (default: all; 0: the CPUs, a worker for each machine)"
+    )
+
+
+def check_cluster_options(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and processes that torchrun or accelerate started.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if args.on is None and args.gpus is not None:
+        raise ConfigError("--gpus needs --on; write for example --on ray.")
+    if args.on is not None and args.device is not None:
+        raise ConfigError("--device is this process's; with --on, --gpus says what the workers take.")
+    if (os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise ConfigError("several GPUs are used by --on ray, started once; not by torchrun or accelerate.")
 
 
 def add_knobs(parser: argparse.ArgumentParser, config: type[Any], title: str | None, defaults: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Rows of a dataset in batches, decoded ahead of the model in threads or processes."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -127,8 +129,17 @@ _decode_here: _Decode | None = None
 
 def _start_process(snapshot: Snapshot, config: Any, size: tuple[int, int]) -> None:
     global _decode_here
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the model needs the others
     _decode_here = partial(_decode, partial(sized_pixels, load_preprocessing(snapshot, config)[0], size=size))
+
+
+def _end_with_parent() -> None:
+    """A process that is killed ends none of its own, which would wait for rows for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _decode_in_process(data: bytes) -> Made[Bytes]:

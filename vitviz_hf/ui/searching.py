@@ -24,7 +24,8 @@ import torch
 from safetensors import SafetensorError
 
 from vitviz_hf.atlas.config import SearchConfig
-from vitviz_hf.atlas.search import SearchState, check_result, load_state, search_recipe, search_steps, site_list
+from vitviz_hf.atlas.search import check_result, search_recipe, search_steps, site_list
+from vitviz_hf.atlas.state import SearchState, load_state
 from vitviz_hf.atlas.write import write_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, DatasetAccessError, DatasetError, VitvizError, first_line
@@ -270,7 +271,7 @@ class Searches:
         place = made_folder(run.seen.name)
         check_result(self._shelf.described(run.snapshot), source, state)
         if not (place / f"{state.n_images:08}").is_dir():
-            write_atlas(place / f"{state.n_images:08}", recipe, state, [place / "search"])
+            write_atlas(place / f"{state.n_images:08}", recipe, state, place / "search")
         drop_superseded(place, 2)  # somebody may be reading the one before
         run.tell(run.seen.doing, written=state.n_images)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.guiding import guide_from_atlas
 from vitviz_hf.atlas.page import check_model
-from vitviz_hf.atlas.search import SearchState
+from vitviz_hf.atlas.state import SearchState
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import ConfigError

@@ -1,0 +1,237 @@
+"""A search in shares: merged as one process, with floors or without; and on a Ray cluster that loses workers."""
+
+import math
+import os
+import signal
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.conftest import draw_noise
+from tests.inline_ray import InlineRay
+from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.fold import NO_KEY
+from vitviz_hf.atlas.search import empty_state, search
+from vitviz_hf.atlas.spreading import (
+    Searching,
+    _job_size,
+    floors_of,
+    merge_parts,
+    prepare,
+    search_shares,
+    share_count,
+    spread_atlas,
+    take_in,
+)
+from vitviz_hf.atlas.state import open_crops, ranked_keys
+from vitviz_hf.atlas.store import open_atlas
+from vitviz_hf.atlas.write import make_atlas, search_folder
+from vitviz_hf.cli.main import main
+from vitviz_hf.cluster import Cluster, open_cluster
+from vitviz_hf.errors import ConfigError, DatasetError, OutputExistsError
+from vitviz_hf.stream import open_source
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Files of which some are copies."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(N):
+        draw_noise(i % 34).save(folder / f"{i * 7 % N:02}.png")
+    return folder
+
+
+def assert_same(one, two):
+    """Two atlases, up to the last digits of scores, sums and correlations."""
+    assert {**two.manifest, "skipped": []} == {**one.manifest, "skipped": []}
+    assert (one.folder / "images/images.parquet").read_bytes() == (two.folder / "images/images.parquet").read_bytes()
+    own, other = (pq.read_table(a.folder / "features/features.parquet").to_pydict() for a in (one, two))
+    exact = {"feature", "layer", "kind", "top_rows", "bottom_rows", "top_places", "sketch_bins", "sketch_counts"}
+    for name, values in own.items():
+        if name in exact:
+            assert values == other[name], name
+        elif name not in ("neighbours", "correlations"):
+            for a, b in zip(values, other[name], strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
+    for a, b in zip(own["correlations"], other["correlations"], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]])
+def test_parts_of_shares_in_any_order_and_tree_are_the_state_of_one_process(order, vit, pictures, tmp_path):
+    source, config = open_source(str(pictures)), SearchConfig(k=4, batch=3)
+    task, told = Searching(vit, source, config, 5, True), []
+    whole = search(vit, source, config, tmp_path / "one")
+
+    state = empty_state(vit, config)
+    (tmp_path / "crops").mkdir()
+    with closing(open_crops(tmp_path / "crops")) as crops:
+        take_in(state, search_shares(task, (order[0],), None, told.append), crops)
+        floors = floors_of(state)
+        take_in(state, search_shares(task, (order[1], order[2]), floors, told.append), crops)
+        late = [search_shares(task, (share,), floors, told.append) for share in order[3:]]
+        take_in(state, merge_parts(*late), crops)
+        assert {key for (key,) in crops.execute("SELECT key FROM crops")} >= ranked_keys(state)
+
+    assert [n for n, _ in groupby(told)] == [3, 6, 8, 3, 6, 8, 11, 14, 16, 3, 6, 8, 3, 6, 8]
+    assert (state.n_images, state.n_rows) == (whole.n_images, whole.n_rows) == (N, N)
+    for site, fold in whole.folds.items():
+        other = state.folds[site]
+        for a, b in ((fold.top, other.top), (fold.bottom, other.bottom)):
+            assert torch.equal(a.keys, b.keys) and (b.keys != NO_KEY).all()
+            torch.testing.assert_close(a.values, b.values, atol=1e-6, rtol=0)
+        assert torch.equal(fold.counts, other.counts)
+        np.testing.assert_allclose(fold.mean, other.mean, atol=1e-7)
+        np.testing.assert_allclose(fold.squares, other.squares, rtol=1e-5)
+
+
+def test_an_image_below_the_floors_is_neither_ranked_nor_kept(vit, pictures):
+    task = Searching(vit, open_source(str(pictures)), SearchConfig(k=2, batch=8, layers=(1,)), 2, True)
+    free = search_shares(task, (0,), None, lambda n: None)
+    (site, fold), *_ = free.state.folds.items()
+    high = (fold.top.values[:, 0] + 1, fold.bottom.values[:, 0] + 1)
+
+    none = search_shares(task, (0,), {site: high}, lambda n: None)
+    best = search_shares(task, (0,), {site: (fold.top.values[:, 0], high[1])}, lambda n: None)
+
+    assert not none.crops and none.state.n_images == free.state.n_images == N // 2
+    assert set(best.crops) == set(fold.top.keys[:, 0].tolist())
+    assert torch.equal(best.state.folds[site].top.keys[:, 0], fold.top.keys[:, 0])
+    np.testing.assert_allclose(none.state.folds[site].mean, fold.mean)
+
+
+def test_floors_of_rankings_that_are_not_full_keep_nothing_out(vit):
+    state = empty_state(vit, SearchConfig(k=3, layers=(1,)))
+    (site, fold), *_ = state.folds.items()
+    fold.top.values[0] = torch.tensor([5.0, 2.0, 1.0])
+
+    top, bottom = floors_of(state)[site]
+
+    assert top[0] == pytest.approx(0.9999) and (top[1:] == -math.inf).all() and (bottom == -math.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("n_files", "n_rows", "limit", "n_workers", "expected"),
+    [
+        (None, 10**6, None, 2, 50),
+        (None, 1000, None, 2, 16),
+        (None, 5, None, 2, 5),
+        (294, 1_281_167, None, 8, 98),
+        (23, None, None, 2, 23),
+        (4, 1000, None, 2, 4),
+        (1, 10**6, None, 4, 8),
+        (294, 10**6, 1000, 8, 16),
+        (100_000, 10**9, None, 64, 50_000),
+    ],
+)
+def test_shares_have_files_of_their_own_and_enough_rows(n_files, n_rows, limit, n_workers, expected, pictures):
+    source = replace(open_source(str(pictures)), n_files=n_files, n_rows=n_rows)
+
+    assert share_count(source, SearchConfig(limit=limit), n_workers) == expected
+
+
+def test_jobs_grow_as_rankings_fill_and_shrink_towards_the_end():
+    assert [_job_size(4, left, 1000 - left) for left in (1000, 980, 600, 100, 8, 1)] == [1, 5, 16, 12, 1, 1]
+
+
+def test_a_local_dataset_that_a_machine_lacks_is_told(vit, pictures, tmp_path):
+    source = replace(open_source(str(pictures)), dataset=str(tmp_path / "elsewhere"))
+
+    with pytest.raises(DatasetError, match="is not on every machine; copy it to the same path on all, or read the Hub"):
+        prepare(Searching(vit, source, SearchConfig(), 2, True))
+
+
+@pytest.mark.slow
+def test_an_atlas_of_two_nodes_is_that_of_one_process(machines, tiny_folder, vit, pictures, tmp_path, capsys):
+    one = make_atlas(vit, open_source(str(pictures)), SearchConfig(k=4, batch=3), tmp_path / "one")
+    command = ["search", str(tiny_folder("vit")), str(pictures), "-k", "4", "--batch", "3", "--on", "ray"]
+
+    assert main([*command, "--out", str(tmp_path / "two")]) == 0
+    assert main([*command, "--out", str(tmp_path / "none"), "--gpus", "1"]) == 2
+    assert "the cluster has 0 GPUs; got --gpus 1" in capsys.readouterr().err
+
+    assert_same(one, open_atlas(str(tmp_path / "two")))
+    assert not search_folder(tmp_path / "two").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_a_killed_node_change_nothing(machines, vit, pictures, tmp_path):
+    source, config = open_source(str(pictures)), SearchConfig(k=4, batch=1)
+    one = make_atlas(vit, source, config, tmp_path / "one")
+    (lost,) = machines.worker_nodes
+    notes, doomed = str(tmp_path), lost.node_id
+
+    def read(rank, n_ranks, position):
+        import ray
+
+        on_doomed = ray.get_runtime_context().get_node_id() == doomed
+        for i, row in enumerate(source.read(rank, n_ranks, position)):
+            if i == 1 and on_doomed:
+                Path(notes, "reading").touch()
+                time.sleep(600)  # its node dies before
+            while not on_doomed and not Path(notes, "reading").exists():
+                time.sleep(0.05)
+            if i == 1 and not Path(notes, "killed").exists():
+                Path(notes, "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield row
+
+    def lose():
+        while not Path(notes, "killed").exists():
+            time.sleep(0.05)
+        machines.remove_node(lost, allow_graceful=False)
+
+    killer = threading.Thread(target=lose, daemon=True)
+    killer.start()
+    try:
+        with open_cluster("ray") as cluster:
+            two = spread_atlas(cluster, vit, replace(source, read=read), config, tmp_path / "two")
+    finally:
+        killer.join(60)
+        machines.add_node(**machines.node_args)
+
+    assert Path(notes, "killed").exists() and not killer.is_alive()
+    assert_same(one, two)
+
+
+def breaking(source, mended, asked):
+    """The source, of which one share cannot be read until it is mended."""
+
+    def read(rank, n_ranks, position):
+        asked.append(rank)
+        if rank == 9 and not mended:
+            raise DatasetError("the connection was lost.")
+        yield from source.read(rank, n_ranks, position)
+
+    return replace(source, read=read)
+
+
+def test_a_spread_search_goes_on_where_it_was_stopped(vit, pictures, tmp_path):
+    source, config = open_source(str(pictures)), SearchConfig(k=4, batch=3, layers=(1, 2))
+    one = make_atlas(vit, source, config, tmp_path / "one")
+    out, asked, told, cluster = tmp_path / "two", [], [], Cluster(InlineRay, 2, 1, False)
+
+    with pytest.raises(DatasetError, match="the connection was lost"):
+        spread_atlas(cluster, vit, breaking(source, False, asked), config, out)
+    with pytest.raises(OutputExistsError, match="go on with --resume"):
+        spread_atlas(cluster, vit, source, config, out)
+    with pytest.raises(ConfigError, match=r"holds a search with rank 'all', not 0"):
+        make_atlas(vit, source, config, out, resume=True)
+    again: list[int] = []
+    four = Cluster(InlineRay, 4, 1, False)
+    two = spread_atlas(four, vit, breaking(source, True, again), config, out, True, told.append, 0)
+
+    given = set(range(14)) - set(again)
+    assert {0, 1} <= given <= set(asked) and len(again) == len(set(again)) < 14
+    assert told == sorted(told) and told[-1] == N
+    assert_same(one, two)
