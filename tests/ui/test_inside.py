@@ -339,11 +339,11 @@ def test_a_second_picture_is_chosen_and_put_away(page, url):
     page.wait_for_selector("#inside .stage.two")
     page.wait_for_function("location.search.includes('beside=lion')")
     settled(page)
-    assert page.locator("#inside canvas").count() == 2
+    assert page.locator("#inside .view canvas").count() == 2
     page.locator("#inside-alone").click()
     page.wait_for_selector("#inside .stage:not(.two)")
     settled(page)
-    assert page.locator("#inside canvas").count() == 1
+    assert page.locator("#inside .view canvas").count() == 1
 
 
 @pytest.mark.slow
