@@ -9,6 +9,7 @@ from vitviz_hf import activations, attention_weights, open_image, to_pixels
 from vitviz_hf.cli.inside import SHOWS as NAMES
 from vitviz_hf.cli.main import main
 from vitviz_hf.inside.looks import SHOWS
+from vitviz_hf.reading.attention import window_attention
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import builtin_paths
 
@@ -80,6 +81,17 @@ def test_a_model_without_a_class_token_shows_the_middle_patch(inside):
     code, told, _, _ = inside("--show", "heads", model="siglip")
 
     assert code == 0 and "Attention of patch 2,2 in layer 2" in told
+
+
+def test_attention_in_windows_is_that_of_one_patch(inside, tiny_view):
+    code, told, _, out = inside("--show", "heads", "--layer", "1", "--token", "3,5", model="swin")
+
+    view = tiny_view("swin")
+    own = window_attention(view, to_pixels(view, open_image(builtin_paths()["chelsea"])), 1, (3, 5))[0]
+    numbers = np.load(out / "heads.npz")
+    assert code == 0 and "Attention of patch 3,5 in layer 1 to its window" in told
+    assert np.allclose(numbers["head_1"][0], own[1].nan_to_num(0), atol=1e-6)
+    assert np.array_equal(numbers["inside"], ~own[0].isnan()) and 0 < numbers["inside"].sum() < 256
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from tests.ui.browsing import barriers, visiting, wait_until_idle
-from vitviz_hf import activations, attention_weights, open_image, to_pixels
+from vitviz_hf import activations, attention_weights, load_model, open_image, to_pixels
+from vitviz_hf.reading.attention import window_attention
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.app import App
@@ -190,6 +191,11 @@ def test_a_hierarchical_model_has_its_grids_and_says_what_it_cannot_show(tab, hu
     assert facts["layers"][0]["grid"] == [16, 16] and facts["layers"][-1]["grid"] == [8, 8]
     assert len(asked(tab, facts["key"], "components")["layers"]) == len(facts["layers"])
     assert "cannot be used here" in asked(tab, facts["key"], "lens")["error"]
+    told, own = asked(tab, facts["key"], "window", 0, 3, 5), load_model("tiny/swin", device="cpu")
+    weights = window_attention(own, to_pixels(own, open_image(CHELSEA)), 0, (3, 5))[0].nan_to_num(0)
+    assert facts["windows"] and told["grid"] == [16, 16]
+    assert np.allclose(unpacked(told["heads"][1], np.float32, 16, 16), weights[1], atol=1e-6)
+    assert np.isclose(unpacked(told["heads"][0], np.float32, 256).sum(), 1, atol=1e-5)
 
 
 def test_the_tab_is_filled_when_it_is_opened_and_when_the_choice_is_another(tab):
@@ -333,11 +339,11 @@ def test_a_second_picture_is_chosen_and_put_away(page, url):
     page.wait_for_selector("#inside .stage.two")
     page.wait_for_function("location.search.includes('beside=lion')")
     settled(page)
-    assert page.locator("#inside canvas").count() == 2
+    assert page.locator("#inside .view canvas").count() == 2
     page.locator("#inside-alone").click()
     page.wait_for_selector("#inside .stage:not(.two)")
     settled(page)
-    assert page.locator("#inside canvas").count() == 1
+    assert page.locator("#inside .view canvas").count() == 1
 
 
 @pytest.mark.slow

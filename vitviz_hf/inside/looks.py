@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.images import overlay, pixels_to_image, two_sided
+from vitviz_hf.images import Floats, overlay, pixels_to_image, two_sided
 from vitviz_hf.inside import figures
 from vitviz_hf.inside.components import token_components
 from vitviz_hf.inside.figures import Drawn
@@ -22,8 +22,9 @@ from vitviz_hf.inside.reasons import changed, explain, parse_turns
 from vitviz_hf.inside.relevance import METHODS
 from vitviz_hf.inside.similarity import matches, similarity
 from vitviz_hf.models.view import ModelView, find_tap
-from vitviz_hf.reading.attention import attention_weights
+from vitviz_hf.reading.attention import attention_weights, window_attention
 from vitviz_hf.reading.recording import Acts, activations
+from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import Site
 
 _MOST_LABELS = len(figures.CLASS_COLORS)
@@ -109,6 +110,15 @@ def look(view: ModelView, pixels: Tensor, names: Sequence[str], show: str, confi
     return SHOWS[show](Looking(view, pixels, tuple(names), config))
 
 
+def in_windows(view: ModelView) -> bool:
+    """Whether attention works on windows or several grids, so that it is read for one patch at a time."""
+    try:
+        check_sequence(view)
+    except ConfigError:
+        return True
+    return False
+
+
 def _pca(asked: Looking) -> Drawn:
     acts = asked.acts()
     found = token_components(acts)
@@ -149,26 +159,51 @@ def _similarity(asked: Looking) -> Drawn:
 
 
 def _heads(asked: Looking) -> Drawn:
+    if in_windows(asked.view):
+        return _window_heads(asked)
     layer, place = asked.layer, asked.place("cls")
     weights = attention_weights(asked.view, asked.pixels, heads=True, layers=(layer,))[:, 0]
     n_prefix, grid = asked.view.layers[layer].n_prefix, asked.view.layers[layer].patch_grid
-    rows = weights[:, :, list(place.tokens)].mean(2)
+    tokens = list(place.tokens)
+    rows = weights[:, :, tokens].mean(2)
     joined = rollout(attention_weights(asked.view, asked.pixels, layers=range(layer + 1)))[:, -1]
-    named = {f"head {h}": rows[:, h] for h in range(rows.shape[1])}
-    every = {"mean": rows.mean(1), "maximum": rows.amax(1), "rollout": joined[:, list(place.tokens)].mean(1), **named}
-    maps = {k: v[:, n_prefix:].reshape(-1, *grid).cpu().numpy() for k, v in every.items()}
+    maps = _head_maps(rows[..., n_prefix:].unflatten(-1, grid))
+    maps["rollout"] = joined[:, tokens, n_prefix:].mean(1).unflatten(-1, grid).numpy()
+    told = f"Attention of {place.told} in layer {layer}, mean over heads: {figures.peak(maps['mean'][0])}"
+    if n_prefix:
+        told += f"; {float(rows[0, :, :n_prefix].sum(-1).mean()):.0%} goes to tokens without a patch"
+    return _draw_heads(asked, maps, place.told, told, {"tokens": place.tokens, "rows": rows.cpu().numpy()})
+
+
+def _window_heads(asked: Looking) -> Drawn:
+    place = asked.place()
+    if place.box is None:
+        raise ConfigError(f"attention in windows is that of a patch; got {place.told}.")
+    row, col = place.box[:2]
+    weights = window_attention(asked.view, asked.pixels, asked.layer, (row, col))
+    maps = _head_maps(weights.nan_to_num(0.0))
+    told = f"Attention of patch {row},{col} in layer {asked.layer} to its window, mean over heads: "
+    told += figures.peak(maps["mean"][0])
+    inside = ~weights[0, 0].isnan().numpy()
+    return _draw_heads(asked, maps, f"patch {row},{col} in its window", told, {"inside": inside})
+
+
+def _head_maps(heads: Tensor) -> dict[str, Floats]:
+    """Maps [n, heads, R, C] -> [n, R, C] of their mean, their maximum and each."""
+    named = {f"head {h}": heads[:, h] for h in range(heads.shape[1])}
+    return {name: x.cpu().numpy() for name, x in {"mean": heads.mean(1), "maximum": heads.amax(1), **named}.items()}
+
+
+def _draw_heads(asked: Looking, maps: Mapping[str, Floats], whose: str, told: str, numbers: Mapping[str, Any]) -> Drawn:
     crops = [figures.enlarged(c, figures.SIDE // 2) for c in asked.crops]
     drawn = {
         f"{name}, {asked.names[i]}" if len(crops) > 1 else name: overlay(crop, m[i], (0.0, float(m[i].max())))
         for i, crop in enumerate(crops)
         for name, m in maps.items()
     }
-    title = f"{asked.view.model_id}, layer {layer}: attention of {place.told}, each map on its own scale"
-    told = f"Attention of {place.told} in layer {layer}, mean over heads: {figures.peak(maps['mean'][0])}"
-    if n_prefix:
-        told += f"; {float(rows[0, :, :n_prefix].sum(-1).mean()):.0%} goes to tokens without a patch"
-    numbers = {**{k.replace(" ", "_"): v for k, v in maps.items()}, "tokens": place.tokens, "rows": rows.cpu().numpy()}
-    return Drawn(figures.tiles(drawn, len(maps) if len(crops) > 1 else min(len(maps), 6), title), numbers, f"{told}.")
+    title = f"{asked.view.model_id}, layer {asked.layer}: attention of {whose}, each map on its own scale"
+    sheet = figures.tiles(drawn, len(maps) if len(crops) > 1 else min(len(maps), 6), title)
+    return Drawn(sheet, {**{k.replace(" ", "_"): v for k, v in maps.items()}, **numbers}, f"{told}.")
 
 
 def _norms(asked: Looking) -> Drawn:

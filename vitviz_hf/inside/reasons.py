@@ -9,7 +9,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.inside import figures
 from vitviz_hf.inside.components import token_components
 from vitviz_hf.inside.curves import Curves, curves
-from vitviz_hf.inside.edits import EditEffect, compare_edit, edited
+from vitviz_hf.inside.edits import EditEffect, Place, compare_edit, edited
 from vitviz_hf.inside.relevance import Relevance, relevance
 from vitviz_hf.inside.words import resolve_words
 from vitviz_hf.models.view import ModelView
@@ -83,7 +83,7 @@ class Changed:
     told: str
 
 
-def changed(view: ModelView, pixels: Tensor, turns: Mapping[str, float], site: Site) -> Changed:
+def changed(view: ModelView, pixels: Tensor, turns: Mapping[Place, float], site: Site) -> Changed:
     """What turning something changes.
 
     Args:
@@ -105,13 +105,13 @@ def changed(view: ModelView, pixels: Tensor, turns: Mapping[str, float], site: S
     return Changed(effect, found.paint(own)[0], found.paint(other)[0], told)
 
 
-def parse_turns(texts: Sequence[str]) -> dict[str, float]:
+def parse_turns(texts: Sequence[str]) -> dict[Place, float]:
     """`ADDRESS=FACTOR` of what is changed -> {address: factor}.
 
     Raises:
         ConfigError: nothing is changed, or one is not of this form.
     """
-    turns: dict[str, float] = {}
+    turns: dict[Place, float] = {}
     for text in texts:
         address, _, factor = text.rpartition("=")
         try:

@@ -198,6 +198,7 @@ def page_html(looked: Looked, facts: InsideFacts, asked: dict[str, Any]) -> str:
         "key": looked.key,
         "layers": [{"grid": g, "prefix": n} for g, n in zip(facts.grids, facts.prefixes, strict=True)],
         "prefix": facts.names,
+        "windows": facts.windows,
         "pictures": looked.names,
         "state": state,
         "kept": _STATE,

@@ -22,13 +22,13 @@ from vitviz_hf.inside.components import token_components
 from vitviz_hf.inside.figures import Drawn
 from vitviz_hf.inside.heads import rollout
 from vitviz_hf.inside.lens import logit_lens
-from vitviz_hf.inside.looks import LookConfig, look
+from vitviz_hf.inside.looks import LookConfig, in_windows, look
 from vitviz_hf.inside.norms import token_norms, without_outliers
 from vitviz_hf.inside.places import prefix_names
 from vitviz_hf.inside.reasons import changed, explain, parse_turns
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView, find_tap, to_pixels
-from vitviz_hf.reading.attention import attention_weights
+from vitviz_hf.reading.attention import attention_weights, window_attention
 from vitviz_hf.reading.recording import Acts, activations, record_each
 from vitviz_hf.sites import Site
 from vitviz_hf.ui.shelf import Shelf
@@ -71,6 +71,8 @@ class InsideFacts:
     """Of these tokens."""
     kinds: tuple[str, ...]
     """That every layer has."""
+    windows: bool
+    """Attention works on windows or several grids: it is read for one patch at a time."""
 
 
 class InsideJobs:
@@ -96,7 +98,11 @@ class InsideJobs:
         taps = [find_tap(view, Site(i, kind)) for i in range(max(1, len(view.layers)))]
         pixels = torch.cat([to_pixels(view, image) for image in images]).float().cpu()
         facts = InsideFacts(
-            tuple(t.patch_grid for t in taps), tuple(t.n_prefix for t in taps), prefix_names(view), kinds
+            tuple(t.patch_grid for t in taps),
+            tuple(t.n_prefix for t in taps),
+            prefix_names(view),
+            kinds,
+            in_windows(view),
         )
         return Looked(snapshot, kind, names, pixels), facts
 
@@ -122,6 +128,8 @@ class InsideJobs:
                 return seen.tokens(layer)
             case "attention", [int(layer)]:
                 return seen.attention(layer)
+            case "window", [int(layer), int(row), int(col)]:
+                return seen.window(layer, (row, col))
             case "norms", []:
                 return seen.norms()
             case "lens", []:
@@ -188,6 +196,11 @@ class Seen:
             "pictures": pictures,
             "note": note,
         }
+
+    def window(self, layer: int, patch: tuple[int, int]) -> dict[str, Any]:
+        """Attention of one patch of the first picture by head, [R, C] each, 0 outside its window."""
+        weights = window_attention(self.view, self.pixels[:1], layer, patch)[0].nan_to_num(0.0)
+        return {"grid": list(weights.shape[1:]), "heads": [pack(w.float().numpy()) for w in weights]}
 
     def norms(self) -> dict[str, Any]:
         """Length of the tokens [T] after every layer, those that outshine the others, and their rule."""

@@ -138,6 +138,29 @@ export const start = (element, server, trigger) => {
     blend: "screen",
     alt: (k) => `${what} on ${facts.pictures[k]}: highest ${short(maps[k][argmax(maps[k])])} at patch ${place(argmax(maps[k]))}`,
   });
+  // Attention in windows is asked for one patch at a time: the chosen one.
+  const windowed = () => {
+    const at = parse(state.token), [row, col] = at.box && !at.picture ? at.box : grid().map((n) => n >> 1);
+    const got = need("window", state.layer, row, col);
+    if (!got || got.error) return got;
+    got.values ??= got.heads.map(floats);
+    const over = (how) => got.values[0].map((_, i) => how(got.values.map((v) => v[i])));
+    got.every ??= {
+      mean: over((all) => all.reduce((a, b) => a + b) / all.length),
+      maximum: over((all) => Math.max(...all)),
+      ...Object.fromEntries(got.values.map((v, h) => [`head ${h}`, v])),
+    };
+    const name = state.head in got.every ? state.head : "mean", map = got.every[name];
+    const what = `Attention (${name}) of patch ${row},${col}, layer ${state.layer},`;
+    return {
+      ...plain([map], [0, map[argmax(map)]], what),
+      grid: got.grid,
+      only: 1,
+      alt: () => `${what} on ${facts.pictures[0]}: highest ${short(map[argmax(map)])}`,
+      said: `Where patch ${row},${col} looks inside its window: ${name}. Click another patch.`,
+      heads: {shown: Object.keys(got.every), name, row: (head) => got.every[head], size: got.grid},
+    };
+  };
   const modes = {
     pca: () => {
       const got = need("components");
@@ -188,6 +211,7 @@ export const start = (element, server, trigger) => {
       return drawn;
     },
     heads: () => {
+      if (facts.windows) return windowed();
       const got = need("attention", state.layer);
       if (!got || got.error) return got;
       const {tokens, names} = got, at = query(), prefix = got.prefix;
@@ -312,7 +336,7 @@ export const start = (element, server, trigger) => {
     },
     heads: ({heads}) => [canvases(
       heads.shown,
-      grid,
+      () => heads.size ?? grid(),
       (i) => {
         const values = heads.row(heads.shown[i]), top = values[argmax(values)] || 1;
         return (j) => [...colors[within(Math.round(255 * values[j] / top), 256)], 255];
