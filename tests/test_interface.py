@@ -140,4 +140,5 @@ def test_what_others_rely_on_is_as_it_was(now, part):
 
 if __name__ == "__main__":  # in the tests' own surroundings, which `trained` brings
     os.environ["VITVIZ_INTERFACE"] = str(GOLDEN)
-    sys.exit(pytest.main(["-q", __file__]))
+    harmless = "ignore::pytest.PytestAssertRewriteWarning"  # plugins are imported before pytest could rewrite them
+    sys.exit(pytest.main(["-q", "-W", harmless, __file__]))
