@@ -109,15 +109,7 @@ def run(
         )
     candidates = given or draw_candidates(view, sites, config.per_layer, config.seed)
     photographs = read_photographs(view, judge, images, candidates, config.limit, config.batch, progress)
-    chosen = live_features(photographs, len(given) or config.per_layer)
-    if needed(picture_config(config.preset, config.steps, config.seed)):
-        chosen = [f for f in chosen if photographs.score(exemplars(photographs, f)[0], f) > 0]
-    if not chosen:
-        names = ", ".join(map(str, candidates[:3])) + (", ..." if len(candidates) > 3 else "")
-        raise ConfigError(
-            f"no image that may be used for a picture excites any of {names}, so there is nothing to ask about; name "
-            "other features, or read more images."
-        )
+    chosen = _to_ask(photographs, config, len(given) or config.per_layer)
     made: dict[Feature, list[Tensor]] = {f: [] for f in chosen}
     for seed in range(config.seed, config.seed + config.seeds):
         how = picture_config(config.preset, config.steps, seed)
@@ -144,6 +136,20 @@ def run(
         {"figure": figure(photographs, judged, pictures)},
         {"judge": judge.view.identity.to_json(), "depths": {" + ".join(d): share for d, share in found.items()}},
         {"features": table_of_features(judged)},
+    )
+
+
+def _to_ask(photographs: Photographs, config: AgreementConfig, per_layer: int) -> list[Feature]:
+    """Features to ask about: those that some image excites, one that may be used if the pictures take images."""
+    chosen = live_features(photographs, per_layer)
+    if needed(picture_config(config.preset, config.steps, config.seed)):
+        chosen = [f for f in chosen if photographs.score(exemplars(photographs, f)[0], f) > 0]
+    if chosen:
+        return chosen
+    names = ", ".join(map(str, photographs.features[:3])) + (", ..." if len(photographs.features) > 3 else "")
+    raise ConfigError(
+        f"no image that may be used for a picture excites any of {names}, so there is nothing to ask about; name other "
+        "features, or read more images."
     )
 
 
