@@ -17,6 +17,7 @@ from vitviz_hf import visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
+from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
 from vitviz_hf.optimize.guides import guide_by_images, guide_by_photograph
@@ -403,3 +404,14 @@ def test_the_endpoint_names_every_preset():
     told = re.search(r"preset: (.*)steps: ", inspect.getdoc(Api.visualize), re.DOTALL)[1]
 
     assert all(re.search(rf"\b{preset}\b", told) for preset in PRESETS)
+
+
+@pytest.mark.parametrize("words", ['text:"striped fur"@cls', "striped fur"])
+def test_a_text_is_an_objective(words, tiny_view):
+    view = tiny_view("clip")
+
+    *_, last = grow(view, Wanted(words, "fast", 2, 0))
+
+    (made,) = last.pictures
+    expected = visualize(with_words(view, ["striped fur"]), ["2.text:0@cls"], VisualizeConfig.preset("fast", steps=2))
+    assert made.score == pytest.approx(expected[0].score) and made.result.recipe["address"] == "2.text:0@cls"

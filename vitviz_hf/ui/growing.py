@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import image_to_pixels, pixels_to_image
+from vitviz_hf.inside.words import resolve_words
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
@@ -51,14 +52,15 @@ class Wanted:
         base = default_config(view) if self.preset == "auto" else VisualizeConfig.preset(self.preset)
         return VisualizeConfig.from_dict({**base.to_dict(), **changes})
 
-    def parsed(self, view: ModelView) -> Objective:
-        """The objective, with classes by name.
+    def parsed(self, view: ModelView) -> tuple[ModelView, Objective]:
+        """The objective, with classes by name and texts and labels as features, and the model that has these.
 
         Raises:
             ConfigError: malformed.
             SiteError: no such site, feature or class.
         """
-        return to_objective(number_classes(self.objective, view.labels), view.kinds)
+        view, address = resolve_words(view, self.objective)
+        return view, to_objective(number_classes(address, view.labels), view.kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def grow(view: ModelView, asked: Wanted, guided: Guided | None = None) -> Genera
     A GPU takes a step of all pictures in one batch. A CPU gains nothing by that: there each step is taken picture by
     picture, so that another's job need not wait for a step of all of them.
     """
-    config, wanted = asked.config(view), asked.parsed(view)
+    config, (view, wanted) = asked.config(view), asked.parsed(view)
     groups = [asked.seeds] if steps_together(view) else [[seed] for seed in asked.seeds]
     guides = [guided.guide] if guided else []
     runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds, guides * len(seeds)) for seeds in groups]
@@ -157,7 +159,7 @@ def steps_together(view: ModelView) -> bool:
 
 def keep(view: ModelView, asked: Wanted, frame: Frame) -> Frame:
     """The frame that a run was stopped at, with its results; the recipes say after which step."""
-    config, wanted = asked.config(view), asked.parsed(view)
+    config, (view, wanted) = asked.config(view), asked.parsed(view)
     guides = [frame.guided.guide] if frame.guided else []
 
     def ended(grown: Grown) -> Grown:

@@ -28,11 +28,12 @@ def guide_run(shelf: Shelf, view: ModelView, asked: Wanted) -> Guided | None:
         ConfigError: a malformed objective; for `aligned`, one that is above 0 on fewer than 3 of the images.
     """
     if asked.photograph:
+        view, wanted = asked.parsed(view)
         pixels = to_pixels(view, asked.photograph)[0]
-        return Guided(guide_by_photograph(view, asked.parsed(view), pixels), "started from your photograph")
+        return Guided(guide_by_photograph(view, wanted, pixels), "started from your photograph")
     if asked.preset != "aligned":
         return None
-    wanted = asked.parsed(view)
+    view, wanted = asked.parsed(view)
     check_objective(view, wanted)
     feature = only_feature(wanted)
     atlas = fitting_atlas(shelf, view, feature.site, asked.atlas) if feature else None
