@@ -46,6 +46,7 @@ from vitviz_hf import load_model  # noqa: E402
 SHARED_CACHE = Path(_HOME)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
     """Of several processes one has the browser and the app; what a file makes for its tests is made in one of them.
 

@@ -138,7 +138,7 @@ def test_real_images_that_do_not_fit_are_told_before_the_model_is_loaded(
 ):
     (tmp_path / "empty").mkdir()
     places = {"PICTURE": picture, "EMPTY": str(tmp_path / "empty"), "ATLAS": str(small_atlas)}
-    monkeypatch.setattr("vitviz_hf.cli.optimization.load_view", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("vitviz_hf.cli.optimization.load_worded", lambda *_: pytest.fail("the model was loaded"))
     given = [places.get(a, a) for a in arguments]
 
     assert main(["visualize", model, "1.mlp_act:5", *given, "--out", str(tmp_path / "out")]) == 2
