@@ -100,6 +100,7 @@ def test_attention_in_windows_is_that_of_one_patch(inside, tiny_view):
         (("--show", "colors"), "--show takes pca, similarity, heads, norms, relevance, lens, change; got 'colors'."),
         (("--show", ","), "--show takes pca"),
         (("--layer", "7"), "has layers 0-2; got layer 7"),
+        (("--layer", "7", "--show", "lens"), "has layers 0-2; got layer 7"),
         (("--layer", "-1"), "layers are numbered from 0; got -1."),
         (("--token", "9,9", "--show", "heads"), "'9,9' is outside the grid of 4 rows (0-3) and 4 columns (0-3)."),
         (("--kind", "keys"), "has no keys; it has attn_in, attn_q"),
@@ -107,6 +108,7 @@ def test_attention_in_windows_is_that_of_one_patch(inside, tiny_view):
         (("--show", "relevance"), "say what is to be explained: a class such as logit:207"),
         (("--show", "change"), "say what is changed: ADDRESS=FACTOR"),
         (("--show", "change", "--turn", "0.head:0"), "'0.head:0' is no change; write ADDRESS=FACTOR"),
+        (("--show", "change", "--turn", "0.resid=1e38"), "0.resid times 1e+38 makes values of 2.resid NaN or infinite"),
         (("--image", "lion", "--image", "coins"), "--image is given once or twice; got 3 pictures."),
         (("--image", "nothing.png"), "'nothing.png' cannot be read"),
     ],
@@ -115,6 +117,12 @@ def test_mistakes_are_told_in_one_line(inside, options, message):
     code, _, told, out = inside(*options)
 
     assert code == 2 and message in told.splitlines()[-1] and not list(out.glob("*"))
+
+
+def test_attention_over_coarser_keys_is_that_of_a_patch_of_the_queries(inside):
+    code, told, _, _ = inside("--show", "heads", "--layer", "0", "--kind", "attn_k", "--token", "3,3", model="pvt")
+
+    assert code == 0 and "Attention of patch 3,3 in layer 0" in told
 
 
 def test_nothing_is_overwritten(inside):

@@ -100,6 +100,16 @@ def test_attention_that_is_too_much_for_a_page_comes_as_the_mean_or_not_at_all(t
     assert "Choose a later layer or a smaller input." in told["error"]
 
 
+def test_a_file_of_a_patch_of_the_second_picture_shows_that_picture_first(tab, vit):
+    facts, _ = looked(tab, second="lion")
+    told = asked(tab, facts["key"], "file", "npz", "similarity", {"layer": 1, "token": "1:2,3"})
+
+    cosine = np.load(io.BytesIO(base64.b64decode(told["data"])))["cosine"]
+    pixels = torch.cat([to_pixels(vit, open_image(p)) for p in (LION, CHELSEA)])
+    values = torch.nn.functional.normalize(activations(vit, pixels, ["1.resid"])[Site(1, "resid")].values, dim=-1)
+    assert np.allclose(cosine.reshape(2, 16), values[:, 1:] @ values[0, 1 + 4 * 2 + 3], atol=1e-5)
+
+
 def test_components_norms_and_lens_come_for_every_layer(tab, vit):
     facts, _ = looked(tab, second="lion")
     components, norms, lens = (asked(tab, facts["key"], name) for name in ("components", "norms", "lens"))
@@ -317,6 +327,23 @@ def test_arrow_keys_move_the_patch_and_the_link_restores_it(page, url):
     page.wait_for_selector("#inside .inside[data-mode=heads]")
     settled(page)
     assert page.locator("#inside canvas").first.get_attribute("aria-label") == label
+
+
+@pytest.mark.slow
+def test_attention_that_comes_as_the_mean_is_drawn(page, url):
+    def shorten(route):
+        answer = route.fetch()
+        told = json.loads(answer.json()) if isinstance(answer.json(), str) else {}
+        if "prefix" in told and "pictures" in told:
+            told |= {"names": ["mean", "rollout"], "note": "As their mean."}
+            told["pictures"] = [{"heads": p["heads"][1:]} for p in told["pictures"]]
+            return route.fulfill(response=answer, json=json.dumps(told))
+        return route.fulfill(response=answer)
+
+    page.route("**/component_server*", shorten)
+    opened(page, url, "&inside-mode=heads&inside-layer=2")
+    assert said(page).endswith("As their mean.")
+    assert page.locator("#inside .small button").all_inner_texts() == ["mean", "rollout"]
 
 
 @pytest.mark.slow

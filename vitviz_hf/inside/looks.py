@@ -176,7 +176,8 @@ def _heads(asked: Looking) -> Drawn:
 
 
 def _window_heads(asked: Looking) -> Drawn:
-    place = asked.place()
+    # Clicked or named on the grid of the queries, whatever kind of site is shown elsewhere.
+    place = replace(asked, config=replace(asked.config, kind="attn_q")).place()
     if place.box is None:
         raise ConfigError(f"attention in windows is that of a patch; got {place.told}.")
     row, col = place.box[:2]
@@ -259,6 +260,8 @@ def _relevance(asked: Looking) -> Drawn:
 
 
 def _lens(asked: Looking) -> Drawn:
+    check_sequence(asked.view)
+    find_tap(asked.view, Site(asked.layer, "resid"))
     found, layers = logit_lens(asked.view, asked.pixels[:1]), asked.view.layers
     if asked.config.layer is None:
         chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, 6)})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.inside import figures
 from vitviz_hf.inside.components import token_components
 from vitviz_hf.inside.curves import Curves, curves
@@ -90,19 +90,26 @@ def changed(view: ModelView, pixels: Tensor, turns: Mapping[Place, float], site:
         pixels: [1, 3, H, W] in [0, 1].
         turns: address -> factor, see `edited`.
         site: whose patches are painted.
+
+    Raises:
+        NonFiniteError: a factor is too large.
+        VitvizError: as `edited`.
     """
-    effect = compare_edit(view, pixels, turns)
     own = activations(view, pixels, [site])[site].in_float32()
     with edited(view, turns):
         other = activations(view, pixels, [site])[site].in_float32()
-    found = token_components(own)
     moved = (other.patches - own.patches).norm(dim=-1) / own.patches.norm(dim=-1).clamp_min(1e-12)
+    if not moved.isfinite().all():
+        raise NonFiniteError(f"{_told(turns)} makes values of {site} NaN or infinite; take a smaller factor.")
+    effect, found = compare_edit(view, pixels, turns), token_components(own)
     row, col = divmod(int(moved[0].argmax()), own.tap.patch_grid[1])
-    told = (
-        f"{', '.join(f'{a} times {x:g}' for a, x in turns.items())}: patches of {site} move by {moved.mean():.1%} of "
-    )
-    told += f"their length, most at patch {row},{col} ({float(moved.max()):.1%})."
+    told = f"{_told(turns)}: patches of {site} move by {moved.mean():.1%} of their length, most at patch {row},{col}"
+    told += f" ({float(moved.max()):.1%})."
     return Changed(effect, found.paint(own)[0], found.paint(other)[0], told)
+
+
+def _told(turns: Mapping[Place, float]) -> str:
+    return ", ".join(f"{address} times {factor:g}" for address, factor in turns.items())
 
 
 def parse_turns(texts: Sequence[str]) -> dict[Place, float]:

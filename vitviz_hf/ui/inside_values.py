@@ -6,7 +6,7 @@ On ZeroGPU every job runs in a forked process: CPU data in and out.
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -273,7 +273,15 @@ class Seen:
 
     def file(self, kind: str, show: str, config: LookConfig) -> dict[str, Any]:
         """The view as a picture with its title, or its numbers."""
-        drawn = look(self.view, self.pixels, self.names, show, config)
+        # A patch of the second picture is written 1:3,4. The picture that is asked about comes first; attention in
+        # windows is that of the first picture.
+        second, _, token = config.token.rpartition(":")
+        seen = self
+        if second == "1" and in_windows(self.view):
+            token = ""
+        elif second == "1" and show in ("similarity", "heads"):
+            seen = replace(self, pixels=self.pixels.flip(0), names=self.names[::-1])
+        drawn = look(self.view, seen.pixels, seen.names, show, replace(config, token=token))
         data = drawn.to_png() if kind == "png" else drawn.to_npz()
         return {"name": f"{show}-{self.names[0]}.{kind}", "data": base64.b64encode(data).decode()}
 

@@ -4,7 +4,6 @@ const SVG = "http://www.w3.org/2000/svg";
 const ARROWS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
 const CLASSES = ["#4e9bff", "#ff9d3c", "#5fd38d", "#ff6b8b", "#b68cff", "#ffd84d", "#3fd6d0", "#d99a6c", "#ff8ee6", "#a6c34c"];
 const OTHER = "#8a8f98";
-const SUMMARIES = ["mean", "maximum", "rollout"];
 
 const decode = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const floats = (text) => new Float32Array(decode(text).buffer);
@@ -223,7 +222,7 @@ export const start = (element, server, trigger) => {
         });
         return row;
       };
-      const heads = names.map((name, h) => h).filter((h) => !SUMMARIES.includes(names[h]));
+      const heads = names.map((name, h) => h).filter((h) => names[h] !== "rollout");
       const row = (k, name) => {
         if (name === "mean" || name === "maximum") {
           const every = heads.map((h) => rows(k, h));
