@@ -59,6 +59,12 @@ def test_similarity_is_the_cosine_to_the_token_in_two_pictures(inside, vit, chel
     assert f"of lion highest {float(expected[1].max()):.3g} at patch {row},{col}" in told
 
 
+def test_of_a_box_that_is_the_whole_picture_the_patches_are_told_too(inside):
+    _, told, _, out = inside("--show", "similarity", "--token", "0,0-3,3")
+
+    assert f"highest {float(np.load(out / 'similarity.npz')['cosine'].max()):.3g} at patch" in told
+
+
 def test_heads_are_those_of_the_class_token_where_none_is_named(inside, vit, chelsea):
     _, told, _, out = inside("--show", "heads", "--layer", "2")
 

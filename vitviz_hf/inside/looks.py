@@ -140,7 +140,7 @@ def _similarity(asked: Looking) -> Drawn:
     title = f"{asked.title}: cosine to {place.told}" + (f" of {asked.names[0]}" if len(maps) > 1 else "")
     rest = maps[0].copy()
     corner = place.box[:2] if place.box else None
-    if place.box:
+    if place.box and len(place.tokens) < rest.size:
         top, left, bottom, right = place.box
         rest[top : bottom + 1, left : right + 1] = -1
     told = f"Cosine to {place.told}: of {asked.names[0]} {figures.peak(rest)}"

@@ -450,6 +450,7 @@ export const start = (element, server, trigger) => {
   };
   const set = (change) => {
     Object.assign(state, change);
+    find(".saved").textContent = "";
     controls();
     render();
     clearTimeout(waiting);
