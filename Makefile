@@ -30,12 +30,12 @@ check: .venv/tested ## style, types, every test, the browser's too (needs chromi
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 	$(BIN)/python -m tests.mutants
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not slow'
+	$(BIN)/pytest -n 2 -m 'not slow'
 
 faults: .venv/tested ## plant faults by hand, one at a time: a test must catch each
 	$(BIN)/python -m tests.mutants

@@ -46,15 +46,16 @@ from vitviz_hf import load_model  # noqa: E402
 SHARED_CACHE = Path(_HOME)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items):
-    """Of several processes one has the browser and the app; what a file makes for its tests is made in one of them.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several processes one has the browser and the app; what a file makes for its tests is made in one of them."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    The browser's tests take half of the time, so they begin first.
-    """
-    items.sort(key=lambda item: item.path.parent.name != "ui")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ui" if item.path.parent.name == "ui" else str(item.path)))
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/ui" if nodeid.startswith("tests/ui/") else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
