@@ -26,12 +26,11 @@ help: ## list the targets
 app: .venv/installed ## start the app on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-check: .venv/tested ## style, types, every test, the browser's too (needs chromium), and planted faults
+check: .venv/tested ## style, types and every test, the browser's too (needs chromium)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
-	$(BIN)/python -m tests.mutants
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .

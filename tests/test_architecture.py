@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 import vitviz_hf
 from tests.conftest import draw_noise
+from tests.mutants import MUTANTS
 
 ROOT = Path(vitviz_hf.__file__).parent
 WINGS = [
@@ -184,6 +185,14 @@ def test_modules_and_functions_are_short():
 def test_the_formatter_wins():
     for folder in (ROOT, ROOT.parent / "tests", ROOT.parent / "benchmarks"):
         assert not [p for p in folder.rglob("*.py") if "fmt: " + "skip" in p.read_text("utf-8")]
+
+
+def test_every_planted_fault_has_its_place_and_its_tests():
+    for fault in MUTANTS:
+        assert (ROOT.parent / fault.path).read_text("utf-8").count(fault.old) == 1, fault
+        for test in fault.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}" in (ROOT.parent / file).read_text("utf-8"), fault
 
 
 def test_no_folder_is_called_like_a_public_name():
