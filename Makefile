@@ -30,11 +30,11 @@ check: .venv/tested ## style, types and every test, the browser's too (needs chr
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .
-	$(BIN)/pytest -n 2 -m 'not slow'
+	$(BIN)/pytest -m 'not slow'
 
 faults: .venv/tested ## plant faults by hand, one at a time: a test must catch each
 	$(BIN)/python -m tests.mutants

@@ -11,9 +11,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("VITVIZ_TEST_MODELS", f"{_HOME}/trained")  # of all processes of a run
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("VITVIZ_TEST_MODELS", f"{_HOME}/trained")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # ports on 127.0.0.1
 os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", os.urandom(32).hex()  # else one is kept at home
@@ -44,18 +42,6 @@ from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
 SHARED_CACHE = Path(_HOME)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Of several processes one has the browser and the app; what a file makes for its tests is made in one of them."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return "tests/ui" if nodeid.startswith("tests/ui/") else nodeid.partition("::")[0]
-
-    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
