@@ -209,15 +209,14 @@ def _draw_heads(asked: Looking, maps: Mapping[str, Floats], whose: str, told: st
 
 def _norms(asked: Looking) -> Drawn:
     found, n = token_norms(asked.view, asked.pixels, asked.config.kind), len(asked.pixels)
-    prefixes = [find_tap(asked.view, Site(i, asked.config.kind)).n_prefix for i in range(len(asked.view.layers))]
-    patches = [x[:, p:].float().cpu().numpy() for x, p in zip(found.norms, prefixes, strict=True)]
+    patches = [x[:, p:].numpy() for x, p in zip(found.norms, found.prefixes, strict=True)]
     lines = {
         "longest patch": np.array([x[0].max() for x in patches]),
         "median patch": np.array([np.median(x[0]) for x in patches]),
     }
-    if min(prefixes):
+    if min(found.prefixes):
         lines["class token"] = np.array([float(x[0, 0]) for x in found.norms])
-    grid, prefix = find_tap(asked.view, asked.site).patch_grid, prefixes[asked.layer]
+    grid, prefix = find_tap(asked.view, asked.site).patch_grid, found.prefixes[asked.layer]
     maps = patches[asked.layer].reshape(n, *grid)
     low = float(maps.min())
     drawn = []
@@ -231,8 +230,8 @@ def _norms(asked: Looking) -> Drawn:
     if 0 < n_out < maps[0].size:
         out = found.outliers[asked.layer][0, prefix:]
         told += f"; without them the map spans {without_outliers(torch.from_numpy(maps[0]), out).change:.0%} less"
-    numbers = {f"norms_{i}": x.float().cpu().numpy() for i, x in enumerate(found.norms)}
-    numbers |= {f"outliers_{i}": x.cpu().numpy() for i, x in enumerate(found.outliers)}
+    numbers = {f"norms_{i}": x.numpy() for i, x in enumerate(found.norms)}
+    numbers |= {f"outliers_{i}": x.numpy() for i, x in enumerate(found.outliers)}
     return Drawn(figures.titled(figures.beside(*drawn, chart), f"{asked.title}: length of tokens"), numbers, f"{told}.")
 
 
