@@ -374,6 +374,22 @@ def test_a_second_picture_is_chosen_and_put_away(page, url):
 
 
 @pytest.mark.slow
+def test_of_an_uploaded_second_picture_and_a_chosen_one_the_last_counts(page, url):
+    opened(page, url)
+    page.locator("#inside-more button").first.click()
+    for again in range(2):
+        page.locator("#inside-photo input[type=file]").set_input_files(builtin_paths()["coins"])
+        page.wait_for_selector("#inside .stage.two figcaption:has-text('the second picture')")
+        if again:
+            page.locator("#inside-alone").click()
+            page.wait_for_selector("#inside .stage:not(.two)")
+        else:
+            page.locator("#inside-examples button[data-pick=lion]").click()
+            page.wait_for_selector("#inside .stage.two figcaption:has-text('lion')")
+        page.wait_for_selector("#inside-photo input[type=file]", state="attached")  # the drop area is free again
+
+
+@pytest.mark.slow
 def test_reasons_are_asked_for_and_a_mistake_is_told(page, url):
     opened(page, url, "&inside-mode=relevance")
     field = page.locator("#inside input[name=why]")
