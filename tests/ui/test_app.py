@@ -19,6 +19,7 @@ from vitviz_hf.stream import open_source
 from vitviz_hf.ui.app import TABS
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.maps_tab import MapsTab
+from vitviz_hf.ui.optimize_tab import OptimizeTab
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -522,13 +523,14 @@ def test_the_first_page_is_small_and_shows_picture_map_and_six_cards(page, url):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
-def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(browser, url, width, scheme):
+def test_nothing_on_the_tabs_of_pictures_and_of_views_shuts_anyone_out(browser, url, width, scheme):
     found = []
     with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
-        opened(page, url, "?patch=1,2", advanced=True)
-        for tab in (MapsTab, BehaviorTab):
+        opened(page, url, "?patch=1,2&objective=1.mlp_act:7", advanced=True)
+        shows = {"maps": "#cards .card", "views": "#views .thumbnail-item", "optimize": "#objective-card .card"}
+        for tab in (MapsTab, BehaviorTab, OptimizeTab):
             page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
-            page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
+            page.wait_for_selector(shows[tab.key])
             found += barriers(page)
 
     assert found == []
@@ -566,6 +568,26 @@ def test_a_picture_is_optimized_live_and_carries_its_recipe(page, url, tmp_path)
     download.value.save_as(tmp_path / "a.png")
     assert read_recipe(tmp_path / "a.png")["address"] == "1.mlp_act:7"
     assert "tab=optimize" in page.url and "objective=1.mlp_act%3A7" in page.url
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_card_of_the_chosen_feature_opens_its_page_beside_the_picture(browser, url, width):
+    with visiting(browser, viewport={"width": width, "height": 1000}) as page:
+        opened(page, url, "?tab=optimize&objective=-1.mlp_act:7")
+        page.locator("#objective-card .card").click()
+        wait_for_text(page, "#objective-page", "1.mlp_act:7")
+        assert value(page, "#objective") == "-1.mlp_act:7" and "tab=optimize" in page.url
+        page.wait_for_function(
+            "document.querySelector('#objective-page').getBoundingClientRect().top < innerHeight / 2"
+        )
+
+        neighbour = page.locator("#objective-page .card").nth(2)
+        feature = neighbour.get_attribute("data-pick")
+        neighbour.click()
+        wait_for_text(page, "#objective-page h2", feature)
+        assert value(page, "#objective") == feature
+        page.wait_for_selector(f"#objective-card .card[data-pick='{feature}']")
+        page.wait_for_function("f => new URLSearchParams(location.search).get('objective') === f", arg=feature)
 
 
 def test_seeds_grow_side_by_side_and_the_tray_brings_one_back_with_its_files(page, url, tmp_path):

@@ -29,9 +29,9 @@ from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui import growing, guiding, optimize_tab
 from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.app import App
-from vitviz_hf.ui.growing import Wanted, grow
+from vitviz_hf.ui.growing import Wanted, gpu_seconds, grow
 from vitviz_hf.ui.growth import Growth
-from vitviz_hf.ui.optimize_tab import OptimizeTab, _duration
+from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.telling import summary
 from vitviz_hf.ui.tray import MOST, TrayPicture, put, tray_html
 
@@ -169,7 +169,7 @@ def test_time_is_asked_for_every_picture(app, tab, monkeypatch):
     snapshot = SimpleNamespace(folder=SimpleNamespace(glob=lambda _: [SimpleNamespace(stat=size)]))
 
     assert tab.estimate(app.model.value, "fast", 0, 4) == "This takes about 2 minutes without a GPU."
-    assert _duration(snapshot, Wanted("", "fast", 100, 0, 4)) - _duration(snapshot, Wanted("", "fast", 100, 0)) == 4
+    assert gpu_seconds(snapshot, Wanted("", "fast", 100, 0, 4)) - gpu_seconds(snapshot, Wanted("", "fast", 100, 0)) == 4
 
 
 def size():

@@ -69,6 +69,11 @@ def load_reference(view: ModelView, progress: Callable[[int, int], None] | None 
     return found
 
 
+def reference_of_words(view: ModelView, site: Site) -> Reference:
+    """As `load_reference`, of one site; nothing is kept, since visitors type any number of texts."""
+    return measure_examples(view, builtin_photographs(), [site])
+
+
 def reference_scores(view: ModelView, progress: Callable[[int, int], None] | None = None) -> dict[Site, Tensor]:
     """Score of every feature of every site on each built-in photograph, {site: [N, F]}, as in `load_reference`.
 

@@ -30,7 +30,7 @@ from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.memory import return_freed_memory
 from vitviz_hf.ui.optimize_tab import DREAM, MAKE_CSS, OptimizeTab
 from vitviz_hf.ui.page import Gpu, Page, Tab, Values
-from vitviz_hf.ui.picker import asks_js, keyboard_help, picked_js
+from vitviz_hf.ui.picker import asks_js, keyboard_help
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
 from vitviz_hf.ui.strip import STRIP_CSS, strip_html
@@ -68,6 +68,8 @@ button[role=tab].selected { color: var(--body-text-color); }
 .card:focus-visible, .seen:focus-visible, .whole:focus-visible, .photographs button:focus-visible {
   outline: 3px solid var(--body-text-color); outline-offset: 1px;
 }
+/* Gradio gives the sign of an empty picture a name that its role may not have. */
+[aria-label="Empty value"] { visibility: hidden; }
 .bar .colors { height: 14px; border-radius: 3px; }
 .bar .ticks { display: flex; justify-content: space-between; font-size: 0.8rem; color: var(--body-text-color); }
 """
@@ -142,7 +144,6 @@ class App:
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
         optimize = page.tab(OptimizeTab)
-        features.takes_from(optimize.card.click, optimize.objective, picked_js("objective-card", 2))
         asked = [optimize.card, self.model, optimize.objective]
         pages[optimize.key].select(optimize.first_look, asked, optimize.card, show_progress="hidden", **private)
         asked = [features.atlas, features.grid.listed, *features.looking]

@@ -111,19 +111,14 @@ class FeaturesTab:
         for event in chosen:
             page.link(event)
             event.success(None, js=scroll_js("#page-feature"), api_visibility="private")
-        self.takes_from(maps.to_page.click, maps.feature)
+        taken = maps.to_page.click(
+            self.take, [*source, maps.feature], [self.feature, self.shown, *page.going], api_visibility="private"
+        )
+        page.link(taken.success(self.feature_page, shown_page, self.html, **private))
         mapped = self.to_map.click(
             self.give, shown_page, [page.model, page.loaded, maps.feature, *page.going], api_visibility="private"
         )
         mapped.success(None, maps.feature, js=asks_js("feature"), api_visibility="private")
-
-    def takes_from(self, event: Any, feature: Any, js: str | None = None) -> None:
-        """Another tab's event opens the page of a feature here."""
-        asked, moved = [self.page.model, self.shown, feature], [self.feature, self.shown, *self.page.going]
-        taken = event(self.take, asked, moved, js=js, api_visibility="private")
-        asked = [self.page.model, self.shown, self.feature]
-        shown = taken.success(self.feature_page, asked, self.html, api_visibility="private", **LATEST)
-        self.page.link(shown)
 
     def source(self, model_id: str, name: str, site: Site | None = None) -> tuple[Snapshot, Atlas | None]:
         """The model, and where its images come from: the opened atlas, or the one in use for the model.

@@ -19,8 +19,8 @@ from vitviz_hf.optimize.guides import Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
-from vitviz_hf.reading.reference import best_photograph, reference_scores
-from vitviz_hf.sites import Feature, Site
+from vitviz_hf.reading.reference import best_photograph, reference_of_words, reference_scores
+from vitviz_hf.sites import KINDS, Feature, Site
 
 _FRAME_SECONDS = 0.4
 
@@ -45,6 +45,15 @@ class Wanted:
     def seeds(self) -> list[int]:
         """One for each picture."""
         return list(range(self.seed, self.seed + self.pictures))
+
+    def passes(self, auto: str) -> int:
+        """Images that go through the model.
+
+        Args:
+            auto: the preset that `auto` is.
+        """
+        plan = VisualizeConfig.preset(auto if self.preset == "auto" else self.preset)
+        return (self.steps or plan.steps) * plan.copies * self.pictures
 
     def config(self, view: ModelView) -> VisualizeConfig:
         """All options; the seed is the first picture's."""
@@ -182,10 +191,15 @@ def time_step(view: ModelView) -> float:
     return (time.monotonic() - start) / n
 
 
-def gpu_seconds(snapshot: Snapshot, copies: int) -> int:
+def gpu_passes(_: Snapshot, asked: Wanted) -> int:
+    """Images that go through the model on a GPU."""
+    return asked.passes("fourier")
+
+
+def gpu_seconds(snapshot: Snapshot, asked: Wanted) -> int:
     """GPU time to ask for the first time: loading, and 20 ms for 8 images of a model with 0.35 GB of weights."""
     gigabytes = sum(p.stat().st_size for p in snapshot.folder.glob("*.safetensors")) / 1e9
-    return min(120, int(20 + 10 * gigabytes + copies * gigabytes * 0.007))
+    return min(120, int(20 + 10 * gigabytes + gpu_passes(snapshot, asked) * gigabytes * 0.007))
 
 
 def _grown(step: Step, seeds: Sequence[int]) -> list[Grown]:
@@ -214,7 +228,11 @@ def _last(
     view: ModelView, wanted: Objective, config: VisualizeConfig, pictures: Iterable[Grown], guided: Guided | None
 ) -> Frame:
     feature = only_feature(wanted)
-    photograph = best_photograph(reference_scores(view), feature) if feature else None
+    photograph = None
+    if feature:
+        known = feature.site.kind in KINDS
+        scores = reference_scores(view) if known else reference_of_words(view, feature.site).scores
+        photograph = best_photograph(scores, feature)
     return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph, guided)
 
 

@@ -12,15 +12,15 @@ import gradio as gr
 from cachetools import LRUCache
 
 from vitviz_hf.errors import ConfigError, VitvizError
-from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
+from vitviz_hf.optimize.config import PRESETS, WHEN
 from vitviz_hf.optimize.recipe import Visualization
-from vitviz_hf.sites import file_stem
+from vitviz_hf.sites import file_stem, parse_feature
 from vitviz_hf.templates import to_data_uri
 from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.compare import compare_html, comparison
 from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, open_photo, shown, whole_number
 from vitviz_hf.ui.files import keep_file
-from vitviz_hf.ui.growing import Frame, Wanted, gpu_seconds
+from vitviz_hf.ui.growing import Frame, Wanted, gpu_passes, gpu_seconds
 from vitviz_hf.ui.growth import Growth
 from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
@@ -55,10 +55,11 @@ class OptimizeTab:
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
-        self.job = page.in_frames(_duration, _copies_of, page.jobs.optimize)
+        self.job = page.in_frames(gpu_seconds, gpu_passes, page.jobs.optimize)
         self.keep_job = page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
-        self.card_job = page.on_device(30, Beside(page.shelf).card)
+        beside = Beside(page.shelf)
+        self.card_job, self.page_job = page.on_device(30, beside.card), page.on_device(30, beside.page)
         self._paces: LRUCache[object, float] = LRUCache(256)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -70,6 +71,7 @@ class OptimizeTab:
                 self.status = gr.Markdown("The picture appears within seconds and grows.", elem_id="optimize-status")
                 self.growth = gr.DownloadButton("Download the growth (WebP)", interactive=False, elem_id="growth")
                 self.tray = picker("tray", label="Pictures of this session", container=True, show_label=True)
+                self.about = picker("objective-page", label="Page of the chosen feature")
         self.picked = gr.Textbox(visible="hidden", label="Picked picture")
         self.kept_pictures = gr.State(())
         """A `Tray`."""
@@ -178,6 +180,12 @@ class OptimizeTab:
             api_visibility="private",
             **LATEST,
         )
+        for chosen in (self.card, self.about):
+            asked, js = [page.model, self.objective], picked_js(str(chosen.elem_id), 1)
+            told = chosen.click(self.show_page, asked, self.about, js=js, api_visibility="private", **LATEST)
+            told.success(None, js=scroll_js("#objective-page", block="start"), api_visibility="private")
+        neighbour = "() => [window.vitvizPicked['objective-page']]"
+        page.link(self.about.click(None, None, self.objective, js=neighbour, api_visibility="private"))
         again = self.tray.click(
             self.show_again,
             [self.picked, self.kept_pictures],
@@ -356,13 +364,20 @@ class OptimizeTab:
         key = snapshot.model_id, snapshot.revision
         if key not in self._paces:
             self._paces[key] = self.pace_job(snapshot)
-        seconds = self._paces[key] * _copies_in_all(preset, int(steps or 0)) * int(pictures or 1)
+        asked = Wanted("", preset, int(steps or 0), 0, int(pictures or 1))
+        seconds = self._paces[key] * asked.passes("fast")
         return f"This takes about {seconds / 60:.0f} minutes without a GPU." if seconds > 60 else ""
 
     @shown
     def show_card(self, model_id: str, objective: str) -> str:
         """What else excites the feature that is entered; nothing for a sum or a class."""
         return self.card_job(self.shelf.snapshot(model_id), objective or "")
+
+    @shown
+    def show_page(self, model_id: str, address: str) -> str:
+        """The page of the feature of a card."""
+        snapshot, feature = self.shelf.snapshot(model_id), parse_feature(address, None)
+        return self.page_job(snapshot, self.shelf.atlas_for(snapshot, feature.site), feature)
 
     @shown
     def first_look(self, card: str | None, model_id: str, objective: str) -> Any:
@@ -383,18 +398,3 @@ def to_wanted(feature: str, preset: str, steps: float | None, seed: float | None
     many = whole_number("pictures", pictures, 1, MAX_PICTURES)
     n, seed = whole_number("steps", steps or 0, 0, MAX_STEPS), whole_number("seed", seed or 0, 0, 2**53 - MAX_PICTURES)
     return Wanted(feature or "", preset, n, seed, many)
-
-
-def _copies_of(_: Any, asked: Wanted) -> int:
-    """Images that the run sees; on a GPU `auto` is `fourier`."""
-    plan = VisualizeConfig.preset("fourier" if asked.preset == "auto" else asked.preset)
-    return (asked.steps or plan.steps) * plan.copies * asked.pictures
-
-
-def _duration(snapshot: Any, asked: Wanted) -> int:
-    return gpu_seconds(snapshot, _copies_of(snapshot, asked))
-
-
-def _copies_in_all(preset: str, steps: int) -> int:
-    config = VisualizeConfig.preset("fast" if preset == "auto" else preset)
-    return (steps or config.steps) * config.copies
