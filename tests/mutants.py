@@ -876,8 +876,8 @@ MUTANTS = [
         "inside/lens",
         (
             "every layer shows the last",
-            "resids.pop(i), i)",
-            "resids[len(view.layers) - 1], i)",
+            "acts[site].values, site.layer)",
+            "acts[sites[-1]].values, site.layer)",
             "inside/lens::each_token_gets_the_label_of_the_norm_and_the_classifier",
         ),
     ),
@@ -888,6 +888,12 @@ MUTANTS = [
             "values = self.norm(tokens)",
             "values = tokens",
             "inside/words::a_text_at_the_class_token_of_clip_is_its_cosine_with_the_picture",
+        ),
+        (
+            "every text of an atlas is its first",
+            'return f"{site}:{names.index(wanted)}"',
+            'return f"{site}:0"',
+            "cli/words::texts_are_searched_and_an_atlas_of_them_has_their_pages_and_pictures",
         ),
         (
             "values are no cosines",

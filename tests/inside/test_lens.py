@@ -8,6 +8,7 @@ from vitviz_hf import classify, load_zero_shot
 from vitviz_hf.errors import ConfigError, ModelError, NoClassifierError
 from vitviz_hf.inside import lens
 from vitviz_hf.inside.lens import logit_lens
+from vitviz_hf.inside.looks import LookConfig, look
 from vitviz_hf.models.view import normalize
 
 
@@ -50,6 +51,18 @@ def test_two_towers_without_words_take_the_classes_of_imagenet(tiny_view, monkey
 
     assert logit_lens(view, noise(view)).labels == ("cat", "bus")
     assert asked == [{"templates": ("a photo of a {}.",)}]
+
+
+@pytest.mark.parametrize(("family", "read"), [("vit", True), ("clip", True), ("beit", False), ("siglip", False)])
+def test_the_class_tokens_last_label_is_the_models_where_the_classifier_reads_it(family, read, tiny_view):
+    view = tiny_view(family)
+    words = load_zero_shot(view, ["cat", "bus", "dog"], ["a {}"]) if view.labels is None else None
+
+    found = logit_lens(view, noise(view, 2), words)
+
+    assert found.reads_class_token is read
+    drawn = "of the class token at the end"
+    assert words or (drawn in look(view, noise(view), ["a"], "lens", LookConfig()).told) is read
 
 
 def test_models_that_name_nothing_are_told(tiny_view):

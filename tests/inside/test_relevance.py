@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vitviz_hf.errors import ConfigError, FeatureError, ModelError
+from vitviz_hf.errors import ConfigError, FeatureError, ModelError, NonFiniteError
 from vitviz_hf.inside.relevance import relevance
 from vitviz_hf.models.view import at_size, logits, normalize
 from vitviz_hf.optimize.objectives import AtToken, Direction, to_objective
@@ -215,6 +215,11 @@ def test_auto_takes_legrad_where_attention_can_be_read(family, target, method, t
     made = relevance(view, noise(view), target)
 
     assert made.method == method and torch.equal(made.map, relevance(view, noise(view), target, method).map)
+
+
+def test_auto_tells_what_is_not_finite_and_takes_no_other_method(vit):
+    with pytest.raises(NonFiniteError, match="the relevance by"):
+        relevance(vit, noise(vit) * torch.nan, "logit:1")
 
 
 def test_directions_are_explained_as_the_features_they_are_made_of(vit):

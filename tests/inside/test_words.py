@@ -118,6 +118,7 @@ def test_words_and_labels_become_addresses_and_the_rest_stays(tiny_view):
     labelled, address = resolve_words(vit, "label:bus@cls")
     assert address == "2.label:2@cls" and labelled.layers[2].taps["label"].size == 3
     assert resolve_words(vit, "label:1")[1] == resolve_words(vit, 'label:"dog"')[1] == "2.label:1"
+    assert resolve_words(tiny_view("clip"), "note: 12:30")[1] == "2.text:0@cls"
     for same in ("logit:cat", "5.mlp_act:3", "a photo of a cat"):
         assert resolve_words(vit, same) == (vit, same)
 

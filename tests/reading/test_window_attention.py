@@ -68,11 +68,18 @@ def test_without_windows_it_is_the_row_of_the_attention(family, tiny_view):
 
 
 def test_what_cannot_be_put_back_is_told(tiny_view):
-    swin, xcit, convit = tiny_view("swin"), at_size(tiny_view("timm-xcit"), (32, 48)), tiny_view("timm-convit")
+    swin, convit = tiny_view("swin"), tiny_view("timm-convit")
+    as_many = tiny_view("timm-xcit")  # patches as channels of a head
+    xcit = at_size(as_many, (32, 48))
+    assert as_many.layers[0].patch_grid == (4, 4) and as_many.layers[0].taps["attn_q"].size == 2 * 16
     with pytest.raises(ConfigError, match="patch 16,0 is outside the grid of 16 rows"):
         window_attention(swin, noise(swin), 0, (16, 0))
     with pytest.raises(SiteError, match="has layers 0-3; got layer 4"):
         window_attention(swin, noise(swin), 4, (0, 0))
-    for view in (xcit, convit):  # channels attend to each other; content and positions do, before they are mixed
+    for view in (
+        xcit,
+        as_many,
+        convit,
+    ):  # channels attend to each other; content and positions do, before they are mixed
         with pytest.raises(ModelError, match="cannot be read"):
             window_attention(view, noise(view), 0, (0, 0))

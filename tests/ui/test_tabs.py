@@ -17,6 +17,8 @@ from PIL import Image
 from vitviz_hf import activation_map, activations, load_model, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.inside.words import with_labels
+from vitviz_hf.manifest import cache_folder
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.exemplars import list_exemplars
@@ -166,6 +168,25 @@ def test_a_picked_feature_is_drawn_and_the_cards_stay(app):
     assert "2.mlp_act:5** on the whole picture" in drawn[maps.facts]  # its layer is not the one that is ranked
     assert drawn[maps.feature] == "2.mlp_act:5" and maps.cards not in drawn
     assert again == gr.skip()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
+def test_the_map_of_a_label_or_a_text_is_told_by_its_words(app, vit, hub):
+    maps = app.page.tab(MapsTab)
+    drawn = answer(app, {"feature": "label:bus"})
+    answer(app, model_id="tiny/clip", layer=2)
+    kept = set((cache_folder() / "reference").iterdir())
+
+    text = answer(app, {"feature": 'text:"<b> fur"'}, model_id="tiny/clip", layer=2)
+    wrong = answer(app, {"feature": "label:x"}, listed=drawn[maps.listed])
+
+    pixels = to_pixels(vit, open_image(builtin_paths()["chelsea"]))
+    values = activations(with_labels(vit), pixels, ["2.label"])[Site(2, "label")].map(2)
+    assert f"**label:bus** on the whole picture: {values.mean():.3g}" in drawn[maps.facts]
+    assert drawn[maps.feature] == "label:bus" and "of label:bus: highest" in drawn[maps.large]["alt_text"]
+    assert "text:&quot;&lt;b&gt; fur&quot;** on the whole picture" in text[maps.facts]
+    assert "no class is named" in wrong[maps.facts] and wrong[maps.large] is None
+    assert set((cache_folder() / "reference").iterdir()) == kept
 
 
 def test_a_picture_has_no_patch_yet_and_a_ranking_no_feature(app):

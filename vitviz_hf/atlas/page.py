@@ -92,6 +92,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
     score = float(read_recipe(picture)["score"]) if picture else None
     return load_template(__package__, "page.html").render(
         feature=str(feature),
+        called=atlas.called(feature),
         facts=atlas.manifest,
         mean=table.mean[i],
         std=table.std[i],

@@ -208,6 +208,8 @@ def empty_state(view: ModelView, config: SearchConfig, floors: Floors | None = N
 
 def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict[str, Any]:
     """What decides the result of a search."""
+    sites = site_list(view, config)
+    names = {str(s): list(tap.names) for s, tap in view.extra_taps.items() if s in sites and tap.names}
     return {
         "schema": 3,
         **view.identity.to_json(),
@@ -221,7 +223,8 @@ def search_recipe(view: ModelView, source: Source, config: SearchConfig) -> dict
         "limit": config.limit,
         "batch": config.batch,
         "precision": at_precision(view, config.precision).precision,
-        "grids": {str(s): list(find_tap(view, s).patch_grid) for s in site_list(view, config)},
+        "grids": {str(s): list(find_tap(view, s).patch_grid) for s in sites},
+        **({"names": names} if names else {}),
     }
 
 

@@ -134,9 +134,14 @@ class Atlas:
         pairs = zip(words[feature.index], strengths[feature.index], strict=True)
         return [(str(w), float(x)) for w, x in pairs if x > known.chance]
 
+    def called(self, feature: Feature) -> str:
+        """The text or label that it is; empty for others."""
+        names = self.manifest.get("names", {}).get(str(feature.site))
+        return str(names[feature.index]) if names else ""
+
     def best_word(self, feature: Feature) -> str:
-        """The first of `feature_words`; empty without any."""
-        return next((word for word, _ in self.feature_words(feature)), "")
+        """What it is called, else the first of `feature_words`; empty without any."""
+        return self.called(feature) or next((word for word, _ in self.feature_words(feature)), "")
 
     def find_word(self, word: str, n: int) -> list[tuple[Feature, float]]:
         """The n features that a word names best, with the agreement; parts of words count.

@@ -25,7 +25,7 @@ from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.sites import Feature, file_stem, parse_feature
+from vitviz_hf.sites import KINDS, Feature, file_stem, parse_feature
 
 if TYPE_CHECKING:
     from vitviz_hf.atlas.store import Atlas
@@ -36,26 +36,14 @@ _NAMER = "openai/clip-vit-base-patch32"
 
 def add_atlas_commands(verbs: Any) -> None:
     """Search, atlas and page."""
-    search = add_verb(verbs, "search", _search, "find the images that activate every feature most, and make an atlas")
-    search.add_argument("model", metavar="MODEL")
-    search.add_argument(
-        "dataset",
-        nargs="?",
-        default=IMAGENET,
-        metavar="DATASET",
-        help=f"Hub id (streamed), folder of images, parquet, or 'builtin' (default: {IMAGENET})",
-    )
-    search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
-    search.add_argument("--split", help="default: validation if there is one")
-    add_knobs(search, SearchConfig, None, defaults=True)
-    search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
-    add_cluster_options(search)
-
+    _add_search(verbs)
     atlas = verbs.add_parser("atlas", help="add pictures to an atlas, and share it on the Hub")
     tasks = atlas.add_subparsers(title="commands", required=True, metavar="COMMAND")
     build = add_verb(tasks, "build", _atlas_build, "optimize pictures for features of an atlas; what exists is kept")
     build.add_argument("atlas", metavar="ATLAS")
-    build.add_argument("features", nargs="+", metavar="FEATURE", help="5.mlp_act:10, or a range 5.mlp_act:0-63")
+    build.add_argument(
+        "features", nargs="+", metavar="FEATURE", help='5.mlp_act:10, a range 5.mlp_act:0-63, or text:"striped fur"'
+    )
     add_preset(build, "\n\nReal images are the atlas's own: for aligned up to nine of each feature, for accent one.")
     build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
@@ -87,21 +75,48 @@ def add_atlas_commands(verbs: Any) -> None:
 
     page = add_verb(verbs, "page", _page, "write the page of a feature as one HTML file, or its triplet as a PNG")
     page.add_argument("model", metavar="MODEL")
-    page.add_argument("feature", metavar="FEATURE")
+    page.add_argument("feature", metavar="FEATURE", help='5.mlp_act:10, or what was searched: text:"striped fur"')
     page.add_argument("--atlas", required=True, metavar="ATLAS", help="folder or Hub id")
     page.add_argument("--out", required=True, metavar="FILE", help=".html: the page; .png: picture, best image, map")
     page.add_argument("-k", type=int, default=8, metavar="N", help="images at either end (default: 8)")
-    for verb in (search, page):
-        add_model_options(verb)
+    add_model_options(page)
+
+
+def _add_search(verbs: Any) -> None:
+    search = add_verb(verbs, "search", _search, "find the images that activate every feature most, and make an atlas")
+    search.add_argument("model", metavar="MODEL")
+    search.add_argument(
+        "dataset",
+        nargs="?",
+        default=IMAGENET,
+        metavar="DATASET",
+        help=f"Hub id (streamed), folder of images, parquet, or 'builtin' (default: {IMAGENET})",
+    )
+    search.add_argument("--out", required=True, metavar="ATLAS", help="new folder for the atlas")
+    search.add_argument(
+        "--text",
+        action="append",
+        metavar="WORDS",
+        help="rank images for this text too, for CLIP, SigLIP and AIMv2; can be repeated (kinds then default to text)",
+    )
+    search.add_argument("--split", help="default: validation if there is one")
+    add_knobs(search, SearchConfig, None, defaults=True)
+    search.add_argument("--resume", action="store_true", help="go on with an interrupted search")
+    add_cluster_options(search)
+    add_model_options(search)
 
 
 def _search(args: Any) -> None:
     from vitviz_hf.stream import open_source
 
     given = read_knobs(args, SearchConfig)
+    if args.text:
+        given["kinds"] = tuple(dict.fromkeys((*given.get("kinds", ()), "text")))
     config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})
-    check_kinds(config.kinds)
+    check_kinds(config.kinds, (*KINDS, "label", *(["text"] if args.text else [])))
     check_cluster_options(args)
+    if args.on is not None and {"text", "label"} & set(config.kinds):
+        raise ConfigError("texts and labels are searched in one process: leave --on out.")
     check_absent(Path(args.out))
     source = open_source(args.dataset, args.split)
     n_rows = min(x for x in (source.n_rows, config.limit, 10**12) if x is not None)
@@ -125,8 +140,11 @@ def _search(args: Any) -> None:
 
 def _searched(args: Any, source: "Source", config: SearchConfig, show: Callable[[int], None]) -> "Atlas":
     from vitviz_hf.atlas.write import make_atlas
+    from vitviz_hf.inside.words import with_labels, with_words
 
     view = load_view(args, args.model)
+    view = with_words(view, list(dict.fromkeys(args.text))) if args.text else view
+    view = with_labels(view) if "label" in config.kinds else view
     return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
 
 
@@ -145,11 +163,12 @@ def _atlas_build(args: Any) -> None:
     from vitviz_hf.atlas.guiding import guide_from_atlas
     from vitviz_hf.atlas.page import check_model
     from vitviz_hf.atlas.store import missing_visualizations, open_atlas
+    from vitviz_hf.inside.words import stored_address
     from vitviz_hf.optimize.guides import needed
     from vitviz_hf.optimize.loop import default_config, visualize
 
     atlas = open_atlas(args.atlas)
-    features = [f for text in args.features for f in _feature_range(text)]
+    features = [f for text in args.features for f in _feature_range(stored_address(atlas.manifest, text))]
     missing = missing_visualizations(atlas, features)
     print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
     if not missing:
@@ -221,10 +240,11 @@ def _atlas_judge(args: Any) -> None:
 
 def _own_model(atlas: Any, device: str | None) -> Any:
     """The model of an atlas as it was searched with."""
+    from vitviz_hf.inside.words import with_stored_words
     from vitviz_hf.models.view import at_size, load_model
 
     view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], device)
-    return at_size(view, tuple(atlas.manifest["input_size"]))
+    return with_stored_words(at_size(view, tuple(atlas.manifest["input_size"])), atlas.manifest)
 
 
 def _atlas_push(args: Any) -> None:
@@ -249,15 +269,17 @@ def _page(args: Any) -> None:
     from vitviz_hf.atlas.page import feature_page, page_document, triplet
     from vitviz_hf.atlas.store import open_atlas
     from vitviz_hf.images import encode
+    from vitviz_hf.inside.words import stored_address, with_stored_words
     from vitviz_hf.manifest import write_file
 
-    out, feature = Path(args.out), parse_feature(args.feature, None)
+    out = Path(args.out)
     if out.suffix not in (".html", ".png"):
         raise ConfigError(f"--out must end in .html or .png; got '{out}'.")
     check_absent(out)
     atlas = open_atlas(args.atlas)
+    feature = parse_feature(stored_address(atlas.manifest, args.feature), None)
     atlas.hits(feature)
-    view = load_view(args, args.model)
+    view = with_stored_words(load_view(args, args.model), atlas.manifest)
     if out.suffix == ".png":
         write_file(out, encode(triplet(view, atlas, feature), "PNG"))
     else:

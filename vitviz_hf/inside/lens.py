@@ -8,7 +8,7 @@ from torch import Tensor
 from vitviz_hf.errors import NoClassifierError
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.reading.classification import ZeroShot, as_classifier, load_zero_shot, not_finite
-from vitviz_hf.reading.recording import Acts, record_each
+from vitviz_hf.reading.recording import record_with_logits
 from vitviz_hf.reading.tokens import check_sequence, head_logits
 from vitviz_hf.sites import Site
 
@@ -24,6 +24,8 @@ class Lens:
     """By layer, numbers of labels [B, T] on the CPU: prefix tokens, then patches."""
     p: tuple[Tensor, ...]
     """By layer, their probabilities [B, T]: softmax over all labels."""
+    reads_class_token: bool
+    """The classifier reads the first token of the last layer and no other, so that its label there is the model's."""
 
 
 def logit_lens(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = None) -> Lens:
@@ -51,15 +53,13 @@ def logit_lens(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = Non
         zero_shot = load_zero_shot(view, templates=(TEMPLATE,))
     if zero_shot is not None:
         view = as_classifier(view, zero_shot)
-    resids: dict[int, Tensor] = {}
-
-    def use(acts: Acts) -> None:
-        resids[acts.site.layer] = acts.values
-
+    sites = [Site(i, "resid") for i in range(len(view.layers))]
     with torch.no_grad():
-        record_each(view, pixels, [Site(i, "resid") for i in range(len(view.layers))], use)
-    best = [_likeliest(view, resids.pop(i), i) for i in range(len(view.layers))]
-    return Lens(view.labels or (), tuple(b[0] for b in best), tuple(b[1] for b in best))
+        acts, logits = record_with_logits(view, pixels, sites)
+    best = [_likeliest(view, acts[site].values, site.layer) for site in sites]
+    read = head_logits(view, acts[sites[-1]].values[:, 0])
+    reads_class_token = view.layers[-1].n_prefix > 0 and torch.allclose(read, logits, rtol=1e-3, atol=1e-3)
+    return Lens(view.labels or (), tuple(b[0] for b in best), tuple(b[1] for b in best), reads_class_token)
 
 
 def _likeliest(view: ModelView, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -279,7 +279,7 @@ def _lens(asked: Looking) -> Drawn:
     names = [(short[label], float((patches == label).mean())) for label in order]
     sheet = figures.tiles(drawn, min(3, len(drawn)), f"{asked.view.model_id}: the head on each token after a layer")
     told = f"Likeliest label of the patches: {', '.join(f'{name} {share:.0%}' for name, share in names[:3])}"
-    if layers[-1].n_prefix:
+    if found.reads_class_token:
         told += f"; of the class token at the end {short[int(tops[-1][0])]} {shares[-1][0]:.0%}"
     numbers: dict[str, Any] = {"labels": list(found.labels)}
     numbers |= {f"top_{i}": x for i, x in enumerate(tops)} | {f"p_{i}": x for i, x in enumerate(shares)}

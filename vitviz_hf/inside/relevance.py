@@ -73,6 +73,8 @@ def relevance(view: ModelView, pixels: Tensor, objective: Objective | Target | s
     if method == "auto":
         try:
             return relevance(view, pixels, objective, "legrad")
+        except NonFiniteError:
+            raise
         except (ConfigError, ModelError):
             method = "gradient-input"
     with torch.enable_grad():

@@ -1,7 +1,8 @@
 """Words and classes as features: texts of a two-tower model, and class weights, read at every token."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from vitviz_hf.models.view import ModelView, run, with_taps
 from vitviz_hf.optimize.objectives import number_classes
 from vitviz_hf.reading.classification import ZeroShot, as_classifier, load_zero_shot
 from vitviz_hf.reading.tokens import check_sequence, final_norm
+from vitviz_hf.sites import Feature, parse_feature, parse_site
 
 _WORDS = re.compile(r'(?<![\w.])text:(?:"([^"]+)"|([^\W\d]\w*))')
 _LABEL = re.compile(r'(?<![\w.])label:("[^"]+"|\w+)')
-_ADDRESS = re.compile(r'[\w.]+:["\w]')
+_ADDRESS = re.compile(r'[^\W\d][\w.]*:["\w]')
 
 
 class TextHead(nn.Module):
@@ -57,7 +59,7 @@ def with_words(view: ModelView, texts: Sequence[str]) -> ModelView:
     check_sequence(view)
     made = load_zero_shot(view, texts, ("{}",))
     head = TextHead(_norm(view), getattr(view.module, "head", None), made)
-    return with_taps(view, {f"{len(view.layers) - 1}.text": ExtraTap("resid", head)})
+    return with_taps(view, {f"{len(view.layers) - 1}.text": ExtraTap("resid", head, tuple(texts), of_model=True)})
 
 
 def with_labels(view: ModelView) -> ModelView:
@@ -74,13 +76,62 @@ def with_labels(view: ModelView) -> ModelView:
         raise NoClassifierError(f"{view.model_id!r} has no trained classifier, so it has no labels as features.")
     check_sequence(view)
     head = nn.Sequential(_norm(view), _classifier(view))
-    return with_taps(view, {f"{len(view.layers) - 1}.label": ExtraTap("resid", head)})
+    return with_taps(view, {f"{len(view.layers) - 1}.label": ExtraTap("resid", head, view.labels, of_model=True)})
 
 
 def resolve_words(view: ModelView, text: str) -> tuple[ModelView, str]:
     """A target in words as an address, and the model that has it; see `resolve_all`."""
     view, found = resolve_all(view, [text])
     return view, found[0]
+
+
+def resolve_feature(view: ModelView, text: str) -> tuple[ModelView, Feature]:
+    """A feature by its address, as `text:"striped fur"` or as `label:tabby`, and the model that has it.
+
+    Raises:
+        SiteError: no address of a feature.
+        NoClassifierError, FeatureError, ConfigError: as `resolve_all`.
+    """
+    if _WORDS.search(text) or _LABEL.search(text):
+        view, text = resolve_words(view, text)
+    return view, parse_feature(text, view.kinds)
+
+
+def with_stored_words(view: ModelView, manifest: Mapping[str, Any]) -> ModelView:
+    """The model with the texts and labels that an atlas was searched for.
+
+    Raises:
+        NoClassifierError: it has no text tower, or no classifier.
+    """
+    names = {parse_site(site, None).kind: found for site, found in manifest.get("names", {}).items()}
+    if "text" in names:
+        view = with_words(view, names["text"])
+    return with_labels(view) if "label" in names else view
+
+
+def stored_address(manifest: Mapping[str, Any], text: str) -> str:
+    """An address as it is, or that of a text or label in an atlas.
+
+    Raises:
+        ConfigError: the atlas was not searched for it.
+        FeatureError: no label, or several, of this name.
+    """
+    for site, names in manifest.get("names", {}).items():
+        kind = parse_site(site, None).kind
+        if kind == "text" and (match := _WORDS.fullmatch(text)):
+            wanted = _written(match)
+            if wanted not in names:
+                raise ConfigError(f"the atlas has no text {wanted!r}; it has {', '.join(map(repr, names[:20]))}.")
+            return f"{site}:{names.index(wanted)}"
+        if kind == "label" and (match := _LABEL.fullmatch(text)):
+            return number_classes(f"logit:{match[1]}", names).replace("logit", site)
+    if _WORDS.fullmatch(text) or _LABEL.fullmatch(text):
+        raise ConfigError(f"the atlas was not searched for {text}; 'vitviz search --text' and '--kinds label' do it.")
+    return text
+
+
+def _written(match: re.Match[str]) -> str:
+    return match[1] or match[2].replace("_", " ")
 
 
 def resolve_all(view: ModelView, texts: Sequence[str]) -> tuple[ModelView, list[str]]:
@@ -103,7 +154,7 @@ def resolve_all(view: ModelView, texts: Sequence[str]) -> tuple[ModelView, list[
             return as_classifier(view, made), [f"logit:{i}" for i in range(len(texts))]
         return with_words(view, texts), [f"{len(view.layers) - 1}.text:{i}@cls" for i in range(len(texts))]
     layer = len(view.layers) - 1
-    words = list(dict.fromkeys(m[1] or m[2].replace("_", " ") for t in texts for m in _WORDS.finditer(t)))
+    words = list(dict.fromkeys(_written(m) for t in texts for m in _WORDS.finditer(t)))
     labels = view.labels
     if words:
         view = with_words(view, words)
@@ -111,7 +162,7 @@ def resolve_all(view: ModelView, texts: Sequence[str]) -> tuple[ModelView, list[
         view = with_labels(view)
 
     def word(match: re.Match[str]) -> str:
-        return f"{layer}.text:{words.index(match[1] or match[2].replace('_', ' '))}"
+        return f"{layer}.text:{words.index(_written(match))}"
 
     def label(match: re.Match[str]) -> str:
         return number_classes(f"logit:{match[1]}", labels).replace("logit", f"{layer}.label")

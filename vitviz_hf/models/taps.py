@@ -21,6 +21,10 @@ class ExtraTap:
     """Kind that the layer has."""
     function: nn.Module
     """[B, T, F] -> [B, T, G], differentiable. What its parameters and buffers do not hold, its repr must tell."""
+    names: tuple[str, ...] = ()
+    """What its features are called, if anything: texts, labels."""
+    of_model: bool = False
+    """The model's own weights and the names decide the values, so that these identify it on any device."""
 
 
 def prepare_taps(extra: Mapping[Site, ExtraTap], device: torch.device, dtype: torch.dtype) -> dict[Site, ExtraTap]:
@@ -87,6 +91,9 @@ def digest_taps(extra: Mapping[Site, ExtraTap]) -> str | None:
         return None
     whole = sha256()
     for site, tap in sorted(extra.items(), key=lambda pair: str(pair[0])):
+        if tap.of_model:
+            whole.update(f"{site} {tap.source} {tap.names!r}".encode())
+            continue
         whole.update(f"{site} {tap.source} {tap.function!r}".encode())
         # Not the state_dict, which leaves out buffers that are not stored.
         for name, tensor in (*tap.function.named_parameters(), *tap.function.named_buffers()):

@@ -173,7 +173,7 @@ def window_attention(view: ModelView, pixels: Tensor, layer: int, patch: tuple[i
         given = func(*args, **kwargs)
         if inside[0] and func is functional.scaled_dot_product_attention:
             found.append(Attending(*args, **kwargs).weights())
-        elif inside[0] and func in _SOFTMAX and given.ndim == 4:
+        elif inside[0] and func in _SOFTMAX and given.ndim == 4 and not _may_be_channels(query, given):
             found.append(given.float())
         return given
 
@@ -185,6 +185,12 @@ def window_attention(view: ModelView, pixels: Tensor, layer: int, patch: tuple[i
         if _fits(query, weights.shape[1], weights.shape[-2]) and _fits(key, weights.shape[1], weights.shape[-1]):
             return _put_back(weights, query, key, position)
     raise unreadable(view)
+
+
+def _may_be_channels(query: Tap, weights: Tensor) -> bool:
+    """Whether weights [B, heads, N, N] may be those of a head's channels, as in XCiT: there are as many."""
+    n_heads, *sides = weights.shape[1:]
+    return sides == [query.size // n_heads] * 2
 
 
 def _fits(tap: Tap, windows: int, n_rows: int) -> bool:

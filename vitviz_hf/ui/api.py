@@ -132,7 +132,7 @@ class Api:
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            feature: address such as 5.mlp_act:10.
+            feature: address such as 5.mlp_act:10, label:tabby, or text:"striped fur" for models with a text tower.
             style: 'overlay' on the picture, 'heatmap' alone, or 'signed' with negative values painted too.
 
         Returns:
@@ -155,7 +155,7 @@ class Api:
         Args:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             image: the picture.
-            feature: address such as 5.mlp_act:10.
+            feature: address such as 5.mlp_act:10, label:tabby, or text:"striped fur" for models with a text tower.
 
         Returns:
             feature, rows and columns of the patch grid, values row by row, min, max, mean, place ([row, column] of the
@@ -166,7 +166,7 @@ class Api:
         return {**_numbers(result.fired), "values": result.fired.values.astype(float).tolist()}
 
     def _map(self, model_id: str, image: str, feature: str) -> MapResult:
-        asked = self.shelf.snapshot(model_id), open_photo(image), parse_feature(feature or "")
+        asked = self.shelf.snapshot(model_id), open_photo(image), feature or ""
         found: MapResult = self.map_job(*asked)
         return found
 
@@ -385,7 +385,7 @@ def _numbers(fired: Fired) -> dict[str, Any]:
     values = fired.values.astype(float)
     row, column = divmod(int(values.argmax()), values.shape[1])
     return {
-        "feature": str(fired.feature),
+        "feature": fired.name,
         "rows": values.shape[0],
         "columns": values.shape[1],
         "min": float(values.min()),

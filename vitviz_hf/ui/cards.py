@@ -39,6 +39,13 @@ class Fired:
     else above their means."""
     against: str = "the built-in photographs"
     """Which photographs."""
+    words: str = ""
+    """The text or label that it is, as it was asked for."""
+
+    @property
+    def name(self) -> str:
+        """Its words, else its address."""
+        return self.words or str(self.feature)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,14 +50,14 @@ def describe(fired: Fired, unpainted: bool) -> str:
     values = fired.values
     rows, cols = values.shape
     spread = f"values {values.min():.3g} to {values.max():.3g} on {rows} x {cols} patches, mean {values.mean():.3g}"
-    text = f"**{fired.feature}** {html.escape(_where(fired))}; {spread}."
+    text = f"**{html.escape(fired.name)}** {html.escape(_where(fired))}; {spread}."
     return text + (" Values below 0 are not painted; *signed* paints them." if unpainted and is_signed(values) else "")
 
 
 def peak_text(fired: Fired) -> str:
     """The map of a feature in words."""
     row, col = np.unravel_index(int(fired.values.argmax()), fired.values.shape)
-    return f"Activation map of {fired.feature}: highest {fired.values.max():.3g}, at patch {row},{col}"
+    return f"Activation map of {fired.name}: highest {fired.values.max():.3g}, at patch {row},{col}"
 
 
 def cards_html(result: RankResult, words: list[str], chosen: str = "") -> str:

@@ -197,7 +197,10 @@ def page_html(looked: Looked, facts: InsideFacts, asked: dict[str, Any]) -> str:
     state = {**asked, "layer": min(layer, last)}
     told = {
         "key": looked.key,
-        "layers": [{"grid": g, "prefix": n} for g, n in zip(facts.grids, facts.prefixes, strict=True)],
+        "layers": [
+            {"grid": grid, "prefix": n, "queries": queries}
+            for grid, n, queries in zip(facts.grids, facts.prefixes, facts.query_grids, strict=True)
+        ],
         "prefix": facts.names,
         "windows": facts.windows,
         "pictures": looked.names,

@@ -71,6 +71,8 @@ class InsideFacts:
     """Of these tokens."""
     kinds: tuple[str, ...]
     """That every layer has."""
+    query_grids: tuple[tuple[int, int], ...]
+    """Rows and columns of the queries of attention, by layer."""
     windows: bool
     """Attention works on windows or several grids: it is read for one patch at a time."""
 
@@ -102,6 +104,7 @@ class InsideJobs:
             tuple(t.n_prefix for t in taps),
             prefix_names(view),
             kinds,
+            tuple(layer.taps.get("attn_q", t).patch_grid for layer, t in zip(view.layers, taps, strict=True)),
             in_windows(view),
         )
         return Looked(snapshot, kind, names, pixels), facts

@@ -4,7 +4,7 @@ import html
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
@@ -29,14 +29,16 @@ from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
+from vitviz_hf.inside.words import resolve_feature, with_stored_words
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.seen import seen_box
 from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_values
 from vitviz_hf.reading.recording import activations, record_with_logits
+from vitviz_hf.reading.reference import reference_of_words
 from vitviz_hf.reading.tokens import check_sequence
-from vitviz_hf.sites import Feature, Site
+from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.cards import (
     Card,
@@ -119,12 +121,13 @@ class Jobs:
     def page(self, snapshot: Snapshot, name: str, feature: Feature) -> str:
         """The page of a feature as HTML."""
         atlas = self._shelf.atlas(name)
-        return feature_page(at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"])), atlas, feature)
+        view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
+        return feature_page(with_stored_words(view, atlas.manifest), atlas, feature)
 
     def find(self, snapshot: Snapshot, atlas: Atlas, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
         """The features whose statistics in an atlas a picture exceeds most, with the deviations above the mean."""
         view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
-        check_model(view, atlas)
+        check_model(view := with_stored_words(view, atlas.manifest), atlas)
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
         reduce = atlas.manifest["reduce"]
@@ -196,18 +199,28 @@ class Jobs:
         self,
         snapshot: Snapshot,
         image: Image.Image,
-        feature: Feature,
-        patch: tuple[int, int] | None = None,
+        address: str,
+        at: tuple[Site, tuple[int, int]] | None = None,
         chosen: Atlas | None = None,
     ) -> MapResult:
-        """The activation map of one feature, and what it does on the picture or on one patch; `chosen` as in `rank`."""
-        view = self._shelf.view(snapshot)
+        """The activation map of one feature, and what it does on the picture or on one patch.
+
+        Args:
+            address: of a feature, or a text or label that is one.
+            at: a patch, for a feature of this site only.
+            chosen: as in `rank`.
+        """
+        view, feature = resolve_feature(self._shelf.view(snapshot), address)
         check_feature(view, feature)
+        patch = at[1] if at and at[0] == feature.site else None
         pixels = to_pixels(view, image)
         acts = activations(view, pixels, [feature.site])[feature.site]
         atlas = fitting_atlas(self._shelf, view, feature.site, chosen)
-        usual = usual_values(self._shelf.reference(view), atlas, feature.site, patch is not None)
-        return MapResult(_picture(pixels[0]), measure(acts, [feature], usual, patch)[0])
+        words = "" if feature.site.kind in KINDS else address
+        reference = reference_of_words(view, feature.site) if words else self._shelf.reference(view)
+        usual = usual_values(reference, atlas, feature.site, patch is not None)
+        fired = measure(acts, [feature], usual, patch)[0]
+        return MapResult(_picture(pixels[0]), replace(fired, words=words))
 
     def patch_views(
         self,

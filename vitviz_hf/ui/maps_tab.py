@@ -172,7 +172,11 @@ class MapsTab:
         self.facts = gr.Markdown(elem_id="map-facts")
         self.style = gr.Radio(STYLES, value="overlay", label="Draw", elem_id="style")
         self.feature = gr.Textbox(
-            FIRST_FEATURE, label="Feature: layer.kind:index, Enter draws its map", elem_id="feature", max_lines=1
+            FIRST_FEATURE,
+            label="Feature: layer.kind:index, Enter draws its map",
+            elem_id="feature",
+            max_lines=1,
+            info='or a class, label:tabby; or for a model with a text tower a text, text:"striped fur"',
         )
         with gr.Row(equal_height=True):
             self.to_optimize = gr.Button("Optimize a picture for this feature", elem_id="to-optimize", min_width=130)
@@ -281,10 +285,9 @@ class MapsTab:
 
     def mapping(self, asked: Asked) -> MapResult:
         """The map of one feature; what it does at the chosen patch, if it is of the layer that is ranked."""
-        wanted = parse_feature(asked.feature)
-        at = typed_patch(asked.patch) if wanted.site == asked.site else None
+        at = typed_patch(asked.patch)
         snapshot, atlas = self.shelf.snapshot(asked.model_id), self.chosen_atlas(asked)
-        return self.map_job(snapshot, open_photo(asked.image), wanted, at, atlas)
+        return self.map_job(snapshot, open_photo(asked.image), asked.feature, at and (asked.site, at), atlas)
 
     def list_cards(self, asked: Asked, result: RankResult) -> Values:
         """How the strongest features are shown."""

@@ -98,7 +98,7 @@ export const start = (element, server, trigger) => {
 
   // Where the query is: a box of patches of one picture, or a prefix token.
   const layer = () => facts.layers[state.layer];
-  const grid = () => layer().grid;
+  const grid = () => (facts.windows && state.mode === "heads" ? layer().queries : layer().grid);
   const parse = (text) => {
     const prefix = facts.prefix.indexOf(text);
     if (prefix >= 0 && prefix < layer().prefix) return {prefix, picture: 0};
