@@ -30,7 +30,8 @@ check: .venv/tested ## style, types and every test, the browser's too (needs chr
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/ui
+	$(BIN)/pytest tests/ui
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .

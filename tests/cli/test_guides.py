@@ -101,7 +101,9 @@ def test_a_picture_starts_from_a_photograph_and_says_so(model, picture, tmp_path
     assert (guide_in(tmp_path / "out" / "1.mlp_act-5.png").photograph - expected).abs().mean() < 0.02
 
 
-def test_an_atlas_is_given_pictures_guided_by_its_own_images(model, small_atlas, tmp_path, capsys):
+def test_an_atlas_is_given_pictures_guided_by_its_own_images(model, small_atlas, tmp_path, capsys, monkeypatch):
+    for preset in ("aligned", "accent"):
+        monkeypatch.setitem(PRESETS, preset, {**PRESETS[preset], "steps": 4})
     atlas = tmp_path / "atlas"
     shutil.copytree(small_atlas, atlas)
 

@@ -52,7 +52,7 @@ def pictures(trained, shapes):
 
 @pytest.mark.parametrize("keep", ["low", "high", "band"])
 def test_every_number_equals_numpys(keep, trained, shapes, pictures, tmp_path):
-    n = 200 if keep == "low" else 60
+    n = 100 if keep == "low" else 30
     pixels, targets = (some[:n] for some in pictures)
     config = LowPassConfig(batch=100, keep=keep, limit=n)
 
@@ -82,10 +82,10 @@ def test_every_number_equals_numpys(keep, trained, shapes, pictures, tmp_path):
 def test_the_original_is_filtered_where_that_is_asked_for(trained, shapes, pictures, tmp_path):
     """On a model whose input is half of the file, the file's r is another frequency than the input's."""
     view, source = at_size(trained, (32, 32)), open_source(str(shapes))
-    pixels, targets = pictures
+    pixels, targets = (some[:100] for some in pictures)
 
     def found(where):
-        config = LowPassConfig(filter_at=where, batch=100)
+        config = LowPassConfig(filter_at=where, batch=100, limit=100)
         result = run_experiment("low-pass", [view], source, config, tmp_path / where)
         return {(r["mask"], r["r"]): r for r in result.data["intervals"].records()}
 
@@ -95,7 +95,7 @@ def test_the_original_is_filtered_where_that_is_asked_for(trained, shapes, pictu
         files = by_hand(pixels.astype(float), shape, r).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
         seen = torch.cat([to_pixels(view, Image.fromarray(f)) for f in files])
         own = accuracy(view.module, (seen * 255).round().numpy(), targets)
-        assert original[shape, r]["top-1, %"] == pytest.approx(own, abs=0.51)
+        assert original[shape, r]["top-1, %"] == pytest.approx(own, abs=1.01)
         assert original[shape, r]["cycles per image"] is None and at_input[shape, r]["cycles per image"] == 16 * r
     differing = [k for k in original if original[k]["top-1, %"] != at_input[k]["top-1, %"]]
     assert len(differing) > 10

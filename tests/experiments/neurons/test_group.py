@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import draw_noise
-from vitviz_hf import load_model
+from vitviz_hf import at_size, load_model
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import ConfigError, DatasetError, NonFiniteError
 from vitviz_hf.experiments.config import GroupConfig, Variant, parse_variants
@@ -155,7 +155,7 @@ def expected_columns(view, pixels, mask, names, seed):
 
 @pytest.mark.parametrize("model", ["vit", "builtin"])
 def test_every_number_of_every_variant(model, tiny_view, request):
-    view = tiny_view("vit") if model == "vit" else request.getfixturevalue("builtin")
+    view = tiny_view("vit") if model == "vit" else at_size(request.getfixturevalue("builtin"), (140, 140))
     scenes = [draw_scene(view, seed) for seed in (0, 10)]
     config = GroupConfig(variants=parse_variants("shuffle 2,clean,random 0.2"), seed=5)
 
