@@ -70,6 +70,7 @@ button[role=tab].selected { color: var(--body-text-color); }
 }
 /* Gradio gives the sign of an empty picture a name that its role may not have. */
 [aria-label="Empty value"] { visibility: hidden; }
+@media (width <= 640px) { footer .divider { display: none; } }
 .bar .colors { height: 14px; border-radius: 3px; }
 .bar .ticks { display: flex; justify-content: space-between; font-size: 0.8rem; color: var(--body-text-color); }
 """
