@@ -712,6 +712,12 @@ MUTANTS = [
             "atlas/spreading::floors_of_rankings_that_are_not_full_keep_nothing_out",
         ),
         (
+            "every group of pictures is guided by the first one's images",
+            "task.config, task.guides[i])",
+            "task.config, task.guides[0])",
+            "atlas/spreading::pictures_of_workers_are_guided_by_their_own_images",
+        ),
+        (
             "the crops of one of two parts are lost",
             "self.crops[key] = min(self.crops.get(key, crop), crop)",
             "crop = min(self.crops.get(key, crop), crop)",

@@ -29,6 +29,7 @@ from vitviz_hf.atlas.spreading import (
     search_shares,
     share_count,
     spread_atlas,
+    spread_pictures,
     take_in,
 )
 from vitviz_hf.atlas.state import open_crops, ranked_keys
@@ -37,6 +38,11 @@ from vitviz_hf.atlas.write import make_atlas, search_folder
 from vitviz_hf.cli.main import main
 from vitviz_hf.cluster import Cluster, open_cluster
 from vitviz_hf.errors import ConfigError, DatasetError, OutputExistsError
+from vitviz_hf.models.view import to_pixels
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import guide_by_photograph
+from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import open_source
 
 N = 40
@@ -235,3 +241,42 @@ def test_a_spread_search_goes_on_where_it_was_stopped(vit, pictures, tmp_path):
     assert {0, 1} <= given <= set(asked) and len(again) == len(set(again)) < 14
     assert told == sorted(told) and told[-1] == N
     assert_same(one, two)
+
+
+FEATURES = [[Feature(Site(1, "mlp_act"), 5), Feature(Site(1, "mlp_act"), 7)], [Feature(Site(2, "mlp_act"), 3)]]
+
+
+def test_pictures_of_workers_are_those_of_one_process(vit):
+    config = VisualizeConfig.preset("fast", steps=3, seed=2)
+
+    made = dict(spread_pictures(Cluster(InlineRay, 2, 1, False), vit, FEATURES, config))
+
+    for group in FEATURES:
+        for feature, one in zip(group, visualize(vit, group, config), strict=True):
+            assert torch.equal(made[feature].pixels, one.pixels) and made[feature].recipe == one.recipe
+    assert len({p.score for p in made.values()}) == 3
+
+
+def test_pictures_of_workers_are_guided_by_their_own_images(vit):
+    config = VisualizeConfig.preset("accent", steps=2)
+    photographs = [to_pixels(vit, draw_noise(i))[0] for i in (3, 4)]
+    guides = [[guide_by_photograph(vit, f, p) for f, p in zip(g, photographs, strict=False)] for g in FEATURES]
+
+    made = dict(spread_pictures(Cluster(InlineRay, 1, 1, False), vit, FEATURES, config, guides))
+
+    for group, own in zip(FEATURES, guides, strict=True):
+        for feature, one in zip(group, visualize(vit, group, config, own), strict=True):
+            assert torch.equal(made[feature].pixels, one.pixels)
+
+
+@pytest.mark.slow
+def test_an_atlas_gets_its_pictures_from_two_nodes(machines, tiny_folder, pictures, tmp_path, capsys):
+    folder, atlas = str(tiny_folder("vit")), str(tmp_path / "atlas")
+    assert main(["search", folder, str(pictures), "--limit", "8", "-k", "2", "--out", atlas]) == 0
+    capsys.readouterr()
+
+    assert main(["atlas", "build", atlas, "1.mlp_act:0-9", "2.mlp_act:3", "--preset", "fast", "--on", "ray"]) == 0
+
+    assert capsys.readouterr().out.count(" turned, zoomed and blurred") == 11
+    opened = open_atlas(atlas)
+    assert all(opened.visualization(Feature(Site(1, "mlp_act"), i)) for i in range(10))

@@ -103,8 +103,6 @@ def test_a_search_for_texts_says_what_it_cannot(tiny_folder, tmp_path, capsys):
 
     assert main([*command, "--kinds", "text"]) == 2
     assert "unknown kind 'text'" in capsys.readouterr().err
-    assert main([*command, "--text", "fur", "--on", "ray"]) == 2
-    assert "texts and labels are searched in one process" in capsys.readouterr().err
     assert main([*command, "--text", "fur", "--text", "a bus", "--limit", "2"]) == 0
     page = ["page", str(tiny_folder("clip")), "label:bus", "--atlas", str(tmp_path / "atlas")]
     assert main([*page, "--out", str(tmp_path / "a.html")]) == 2

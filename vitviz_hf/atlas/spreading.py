@@ -1,15 +1,15 @@
-"""A search spread over a cluster: shares of the rows are folded by workers, and their parts merged to one state.
+"""Searches and pictures spread over a cluster.
 
-A share is what `Source.read` gives to one of n readers. Workers fold shares to a part, the state with the crops of the
-images it ranks; parts are merged in a tree: batches in a worker, parts that arrive together in the cluster, the rest
-here. What is here grows with features x k, as for one process, and by one number for each share.
+Shares of the rows, each what `Source.read` gives to one of n readers, are folded by workers to parts: states with the
+crops of the images they rank. Parts are merged in a tree: batches in a worker, parts that arrive together in the
+cluster, the rest here. What is here grows with features x k, as for one process, and by one number for each share.
 """
 
 import math
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,11 @@ from vitviz_hf.cluster import Cluster, Job, Work, spread
 from vitviz_hf.errors import DatasetError, OutputExistsError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.models.view import ModelView, at_precision
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import Guide
+from vitviz_hf.optimize.loop import visualize
+from vitviz_hf.optimize.recipe import Visualization
+from vitviz_hf.sites import Feature
 from vitviz_hf.stream import Source
 
 _ROWS = 20_000
@@ -88,8 +93,14 @@ def prepare(task: Searching) -> Searching:
         raise DatasetError(
             f"{task.source.dataset!r} is not on every machine; copy it to the same path on all, or read the Hub."
         )
-    task.view.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    _to_device(task.view)
     return task
+
+
+def _to_device(view: ModelView) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for module in (view.module, *(tap.function for tap in view.extra_taps.values())):
+        module.to(device)
 
 
 def search_shares(task: Searching, shares: Job, floors: Floors | None, tell: Callable[[int], None]) -> Part:
@@ -233,3 +244,67 @@ def take_in(state: SearchState, part: Part, crops: sqlite3.Connection) -> None:
         [(key, *crop) for key, crop in part.crops.items()],
     )
     state.merge(part.state)
+
+
+Pictures = dict[Feature, Visualization]
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """What a worker needs to make any picture."""
+
+    view: ModelView
+    config: VisualizeConfig
+    groups: tuple[tuple[Feature, ...], ...]
+    """Features that share batches."""
+    guides: tuple[tuple[Guide, ...], ...]
+    """Of each group; empty ones without real images."""
+
+
+def spread_pictures(
+    cluster: Cluster,
+    view: ModelView,
+    groups: Sequence[Sequence[Feature]],
+    config: VisualizeConfig,
+    guides: Sequence[Sequence[Guide]] = (),
+) -> Iterator[tuple[Feature, Visualization]]:
+    """Pictures of features by the workers of a cluster, as they are made.
+
+    Args:
+        view: on the CPU; it is sent to the workers.
+        groups: features that share batches.
+        config: `auto` precision is float32, since the machines of a cluster may have different GPUs.
+        guides: real images for each group, as `visualize` takes them.
+
+    Raises:
+        ClusterError: workers were lost again and again.
+        SiteError, ConfigError: as `visualize`.
+    """
+    config = replace(config, precision=at_precision(view, config.precision).precision)
+    given = tuple(map(tuple, guides)) or ((),) * len(groups)
+    task = Building(view, config, tuple(map(tuple, groups)), given)
+    work = Work(prepare_pictures, (task,), make_pictures, merge_pictures)
+    with closing(spread(cluster, work, range(len(groups)), lambda left, done: 1, lambda: None)) as turns:
+        for turn in turns:
+            yield from (turn.result or {}).items()
+
+
+def prepare_pictures(task: Building) -> Building:
+    """The task with the model on this machine's device."""
+    _to_device(task.view)
+    return task
+
+
+def make_pictures(task: Building, job: Job, _: None, tell: Callable[[int], None]) -> Pictures:
+    """The pictures of some groups."""
+    made: Pictures = {}
+    for i in job:
+        found = visualize(task.view, task.groups[i], task.config, task.guides[i])
+        made |= zip(task.groups[i], found, strict=True)
+        tell(len(made))
+    return made
+
+
+def merge_pictures(*parts: Pictures) -> Pictures:
+    """Those of several jobs."""
+    return {feature: picture for part in parts for feature, picture in part.items()}

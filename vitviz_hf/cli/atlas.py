@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ def add_atlas_commands(verbs: Any) -> None:
     )
     add_preset(build, "\n\nReal images are the atlas's own: for aligned up to nine of each feature, for accent one.")
     build.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add_cluster_options(build)
     name = add_verb(tasks, "name", _atlas_name, "find words for every feature of an atlas, in the eyes of a CLIP model")
     name.add_argument("atlas", metavar="ATLAS")
     name.add_argument(
@@ -115,8 +116,6 @@ def _search(args: Any) -> None:
     config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})
     check_kinds(config.kinds, (*KINDS, "label", *(["text"] if args.text else [])))
     check_cluster_options(args)
-    if args.on is not None and {"text", "label"} & set(config.kinds):
-        raise ConfigError("texts and labels are searched in one process: leave --on out.")
     check_absent(Path(args.out))
     source = open_source(args.dataset, args.split)
     n_rows = min(x for x in (source.n_rows, config.limit, 10**12) if x is not None)
@@ -140,12 +139,17 @@ def _search(args: Any) -> None:
 
 def _searched(args: Any, source: "Source", config: SearchConfig, show: Callable[[int], None]) -> "Atlas":
     from vitviz_hf.atlas.write import make_atlas
+
+    view = _searched_view(args, config)
+    return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
+
+
+def _searched_view(args: Any, config: SearchConfig) -> Any:
     from vitviz_hf.inside.words import with_labels, with_words
 
     view = load_view(args, args.model)
     view = with_words(view, list(dict.fromkeys(args.text))) if args.text else view
-    view = with_labels(view) if "label" in config.kinds else view
-    return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
+    return with_labels(view) if "label" in config.kinds else view
 
 
 def _spread(args: Any, source: "Source", given: dict[str, Any], show: Callable[[int], None]) -> "Atlas":
@@ -154,36 +158,52 @@ def _spread(args: Any, source: "Source", given: dict[str, Any], show: Callable[[
 
     with open_cluster(args.on, args.gpus) as cluster:
         args.device = "cpu"  # workers have devices of their own
-        view = load_view(args, args.model)
         config = SearchConfig(**{"workers": cluster.n_cpus - 1 if cluster.on_gpus else 0, **given})
+        view = _searched_view(args, config)
         return spread_atlas(cluster, view, source, config, Path(args.out), args.resume, show)
 
 
 def _atlas_build(args: Any) -> None:
-    from vitviz_hf.atlas.guiding import guide_from_atlas
     from vitviz_hf.atlas.page import check_model
     from vitviz_hf.atlas.store import missing_visualizations, open_atlas
     from vitviz_hf.inside.words import stored_address
-    from vitviz_hf.optimize.guides import needed
-    from vitviz_hf.optimize.loop import default_config, visualize
 
+    check_cluster_options(args)
     atlas = open_atlas(args.atlas)
     features = [f for text in args.features for f in _feature_range(stored_address(atlas.manifest, text))]
     missing = missing_visualizations(atlas, features)
     print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
     if not missing:
         return
-    view = _own_model(atlas, args.device)
+    view = _own_model(atlas, "cpu" if args.on else args.device)
     check_model(view, atlas)
-    config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
     together = 8  # features of one site share the batches
     groups = [missing[i : i + together] for i in range(0, len(missing), together)]
-    for group in progress_bar(groups, len(groups), "optimizing", " batches"):
-        guides = [guide_from_atlas(view, atlas, f, config) for f in group] if needed(config) else []
-        for feature, result in zip(group, visualize(view, group, config, guides), strict=True):
-            path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
-            result.save(path)
-            print(f"{path}  {describe(result)}")
+    for feature, result in progress_bar(_made(args, view, atlas, groups), len(missing), "optimizing", " pictures"):
+        path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
+        result.save(path)
+        print(f"{path}  {describe(result)}")
+
+
+def _made(args: Any, view: Any, atlas: Any, groups: list[list[Feature]]) -> Iterator[tuple[Feature, Any]]:
+    """The pictures, here or on a cluster."""
+    from vitviz_hf.atlas.guiding import guide_from_atlas
+    from vitviz_hf.atlas.spreading import spread_pictures
+    from vitviz_hf.cluster import open_cluster
+    from vitviz_hf.optimize.guides import needed
+    from vitviz_hf.optimize.loop import default_config, visualize
+
+    config = VisualizeConfig.preset(args.preset) if args.preset else default_config(view)
+    if args.on is None:
+        for group in groups:
+            own = [guide_from_atlas(view, atlas, f, config) for f in group] if needed(config) else []
+            yield from zip(group, visualize(view, group, config, own), strict=True)
+        return
+    with open_cluster(args.on, args.gpus) as cluster:
+        if args.preset is None and cluster.on_gpus:
+            config = VisualizeConfig.preset("fourier")
+        guides = [[guide_from_atlas(view, atlas, f, config) for f in g] for g in groups] if needed(config) else []
+        yield from spread_pictures(cluster, view, groups, config, guides)
 
 
 def _feature_range(text: str) -> list[Feature]:
