@@ -43,7 +43,7 @@ def url(hub, tmp_path_factory):
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "app.py")], cwd=elsewhere, env=environment, stdout=log, stderr=log
     )
-    for _ in range(120):
+    for _ in range(480):
         try:
             urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
             break

@@ -66,6 +66,7 @@ def student(page, url):
     assert value(page, "#objective") == feature
     page.locator("#preset label", has_text="paper").first.click()
     page.locator("#steps input").fill("1000")
+    page.locator("#pictures label", has_text="4").click()  # so that it has not ended before it is stopped
     page.locator("#optimize").click()
     wait_for_text(page, "#optimize-status", "Step ")
     page.locator("#cancel").click()
