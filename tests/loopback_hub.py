@@ -25,6 +25,8 @@ class LoopbackHub:
         self.log = []
         self.held = {}
         """Repository -> event that its files wait for."""
+        self.tricks = {}
+        """Repository -> what answers in the place of its files: called with the request, name and data."""
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -34,6 +36,10 @@ class LoopbackHub:
         """Make a folder readable as a repository; `gated` needs the token `hf_friend`."""
         folder = Path(folder)
         files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        return self.serve(repo_id, files, gated, sizes)
+
+    def serve(self, repo_id, files, gated=False, sizes=None):
+        """Make files, name -> bytes, readable as a repository, whatever they are called."""
         sha = hashlib.sha1(repo_id.encode()).hexdigest()
         self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}, "private": False}
         return sha
@@ -126,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "private": repo["private"],
                 "gated": "manual" if repo["gated"] else False,
                 "tags": [],
+                "cardData": _card(repo),
                 "downloads": 0,
                 "likes": 0,
             }
@@ -165,6 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in repo["files"]:
             return self._fail(404, "EntryNotFound")
         data = repo["files"][name]
+        if repo_id in self.hub.tricks:
+            return self.hub.tricks[repo_id](self, name, data)
+        return self.send_file(repo, data)
+
+    def send_file(self, repo, data):
         headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": repo["sha"], "Accept-Ranges": "bytes"}
         wanted = self.headers.get("Range")
         if wanted and self.command == "GET":
@@ -188,6 +200,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _card(repo):
+    """What README.md tells, as the Hub reads it."""
+    card = repo["files"].get("README.md", b"").decode("utf-8", "replace")
+    try:
+        return (yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None) or {}
+    except (yaml.YAMLError, RecursionError):
+        return {}
 
 
 def _tree(repo, under, recursive):

@@ -44,6 +44,57 @@ def _test(name: str) -> str:
 
 MUTANTS = [
     *_of(
+        "images",
+        (
+            "broken EXIF makes a picture a broken one",
+            "    except _DAMAGED:\n        return image",
+            "    except KeyError:\n        return image",
+            "images::a_picture_with_broken_exif_is_a_picture",
+        ),
+        (
+            "the transparent value of 16 bits is forgotten",
+            "levels if clear is None else",
+            "levels if True else",
+            "images::a_transparent_value_of_16_bits_is_put_on_white",
+        ),
+    ),
+    *_of(
+        "manifest",
+        (
+            "a full disk ends in a traceback",
+            "except (OSError, sqlite3.Error, SafetensorError) as error:",
+            "except ZeroDivisionError as error:",
+            "manifest::a_full_disk_is_told_and_leaves_what_was_there",
+        ),
+        (
+            "what a living writer has is deleted",
+            "            if is_ours:",
+            "            if True:",
+            "manifest::what_another_is_writing_stays",
+        ),
+        (
+            "what a killed writer left stays",
+            "            if is_ours:",
+            "            if False:",
+            "manifest::what_a_killed_writer_left_is_deleted_by_the_next",
+        ),
+    ),
+    *_of(
+        "models/loading",
+        (
+            "timm may open other files",
+            "set(arguments) & _FETCHING",
+            "set(arguments) & set()",
+            "hub::timm_opens_no_other_file_for_a_stranger",
+        ),
+        (
+            "an input may be of any size",
+            "not 0 <= side <= LONGEST_SIDE",
+            "not 0 <= side",
+            "hub::an_input_that_nobody_has_the_memory_for_is_refused",
+        ),
+    ),
+    *_of(
         "optimize/transforms",
         (
             "colors are multiplied where they are divided",

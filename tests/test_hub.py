@@ -14,6 +14,7 @@ from tests.tiny_models import TINY, Tiny, _save_timm
 from vitviz_hf import SearchConfig, activations, list_sites, load_model, load_zero_shot, open_source
 from vitviz_hf.atlas.search import search
 from vitviz_hf.errors import (
+    DatasetError,
     GatedModelError,
     HubUnreachableError,
     ModelError,
@@ -203,6 +204,96 @@ def test_a_known_architecture_with_extra_code_runs_only_the_known_one(hub, tiny_
         (folder / "evil.py").write_text("raise SystemExit('executed')")
 
     assert len(load_model(variant(hub, tiny_folder, tmp_path, "half-custom", custom), device="cpu").layers) == 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_nested_without_end_is_refused(name, hub, tiny_folder, tmp_path):
+    def nest(folder):
+        (folder / name).write_text('{"a":' * 100_000)
+        if "index" in name:
+            (folder / "model.safetensors").unlink()
+
+    with pytest.raises(ModelError, match=r"config\.json of .* is not valid JSON|index\.json of .* is damaged"):
+        load_model(variant(hub, tiny_folder, tmp_path, f"nested-{name}", nest))
+
+
+def test_a_text_too_large_is_not_downloaded(hub, tiny_folder, tmp_path):
+    model_id = variant(hub, tiny_folder, tmp_path, "wordy-config", sizes={"config.json": 9_000_000_000})
+
+    with pytest.raises(ModelTooLargeError, match=r"config\.json of 'odd/wordy-config' takes 9000 MB, over 20 MB"):
+        load_model(model_id)
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_timm_opens_no_other_file_for_a_stranger(argument, hub, tiny_folder, tmp_path):
+    """It unpickles a checkpoint_path, which may be a file that the same visitor uploaded."""
+    pickled = tmp_path / "weights.pth"
+    pickled.write_bytes(pickle.dumps(Executed(str(tmp_path / "executed"))))
+    shutil.copytree(tiny_folder("timm-vit"), tmp_path / "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    edit_config(model_args=config["model_args"] | {argument: str(pickled)})(tmp_path / "timm")
+    hub.publish(f"odd/timm-{argument}", tmp_path / "timm")
+
+    with pytest.raises(UnsafeModelError, match=f"asks timm for '{argument}', which loads other weights"):
+        load_model(f"odd/timm-{argument}", device="cpu")
+    assert not (tmp_path / "executed").exists()
+
+
+class Executed:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("deep", {"num_hidden_layers": 10**6}, "has 1000000 layers; at most 1000 are possible"),
+        ("wide", {"intermediate_size": 2**22}, "tells of .* million weights; it has fewer"),
+    ],
+)
+def test_a_model_far_larger_than_its_weights_is_refused_at_once(name, changes, told, hub, tiny_folder, tmp_path):
+    with pytest.raises(ModelError, match=told):
+        load_model(variant(hub, tiny_folder, tmp_path, name, edit_config(**changes)))
+
+
+def test_an_input_that_nobody_has_the_memory_for_is_refused(hub, tiny_folder, tmp_path):
+    def change(folder):
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 10**5, "width": 10**5}}))
+
+    with pytest.raises(ModelError, match="its pictures have sides of 100000; possible are up to 4096 pixels"):
+        load_model(variant(hub, tiny_folder, tmp_path, "large-input", change))
+
+
+def test_shards_that_are_not_there_are_named(hub, tiny_folder, tmp_path):
+    def index(folder):
+        (folder / "model.safetensors").unlink()
+        weights = {"weight_map": {"a": "one.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+    with pytest.raises(ModelError, match=r"'odd/shardless' lacks weight files: one\.safetensors"):
+        load_model(variant(hub, tiny_folder, tmp_path, "shardless", index))
+
+
+@pytest.mark.parametrize("text", ["~nobody-at-all/x", "a/" + "b" * 5000, "a\0b"])
+def test_what_is_no_path_is_no_folder(text, hub):
+    with pytest.raises(ModelNotFoundError):
+        load_model(text)
+    with pytest.raises(DatasetError):
+        open_source(text)
+
+
+def test_a_dataset_whose_card_names_another_host_is_refused(hub):
+    card = b"---\nconfigs:\n- config_name: default\n  data_files: http://localhost:9/a.parquet\n---\n"
+    hub.serve("datasets/odd/elsewhere", {"README.md": card})
+
+    with pytest.raises(DatasetError, match=r"has its files elsewhere \('http://localhost:9/a\.parquet'\)"):
+        open_source("odd/elsewhere")
 
 
 def test_another_kind_of_model_is_named(hub, tiny_folder, tmp_path):

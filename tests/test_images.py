@@ -147,18 +147,38 @@ def test_exif_rotation_is_applied():
     assert image.getpixel((5, 3))[1] < 60 and image.getpixel((5, 16))[1] > 200
 
 
+@pytest.mark.parametrize("facts", [b"MM\0*\0\0\0\x08\0", b"MM\0*\0\0\0\x08\0\1\1\x12\0\5", b"II*\0\xff", b"nothing"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_with_broken_exif_is_a_picture(facts, kind):
+    picture = Image.new("RGB", (20, 10), "red")
+
+    image = open_image(encoded(picture, kind, exif=b"Exif\0\0" + facts, quality=100))
+
+    assert image.size == (20, 10) and image.getpixel((5, 5))[0] > 250
+
+
+def test_a_transparent_value_of_16_bits_is_put_on_white():
+    values = np.array([[9000, 18000], [27000, 18000]], np.uint16)
+    made = encoded(Image.fromarray(values))
+    at = made.index(b"IDAT") - 4
+
+    image = open_image(made[:at] + _chunk(b"tRNS", struct.pack(">H", 18000)) + made[at:])
+
+    assert np.asarray(image)[..., 0].tolist() == [[35, 255], [105, 255]]
+
+
 def test_one_pixel_is_a_picture():
     assert open_image(encoded(Image.new("RGB", (1, 1), "red"))).getpixel((0, 0)) == (255, 0, 0)
 
 
 def _png_header(width, height):
     """A PNG that claims a size and has no pixels: it must be refused before it is decoded."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+
+
+def _chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (30_000, 3_000)])

@@ -155,3 +155,19 @@ def test_a_picture_of_one_pixel_is_occluded(vit):
     image = Image.new("RGB", (1, 1), "red")
 
     assert run_occlude(vit, image, OccludeConfig(seeds=1, grid=4)).tables["table"].rows
+
+
+def test_a_folder_of_pictures_is_read_whatever_else_is_called_like_one(photo, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    photo.save(tmp_path / "whole.png")
+    photo.save(tmp_path / "gone.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(40_000_000_000)
+    source = open_source(str(tmp_path))
+    (tmp_path / "gone.png").unlink()
+
+    rows = {row.name: len(row.data) for row, _ in source.read(0, 1, None)}
+
+    assert rows == {"gone.png": 0, "huge.png": 30_000_001, "whole.png": (tmp_path / "whole.png").stat().st_size}

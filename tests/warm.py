@@ -107,6 +107,13 @@ def warm_up() -> None:
     )
     os.environ.setdefault("VITVIZ_TEST_MODELS", f"{home}/models")
     sys.dont_write_bytecode = True
+    import_heavy()
+    for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+
+
+def import_heavy() -> None:
+    """Import the packages that take long, with one thread."""
     for name in _HEAVY:
         importlib.import_module(name)
     import torch
@@ -115,8 +122,6 @@ def warm_up() -> None:
     for name in _CLASSES:
         getattr(transformers, name)
     torch.set_num_threads(1)
-    for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
 
 
 def run_jobs(jobs: Iterable[Job], n_at_once: int) -> Iterator[tuple[Job, Outcome]]:

@@ -19,7 +19,8 @@ VitvizError
 ├── AtlasError (ValueError)             not a usable atlas
 ├── ImageError (ValueError)             not a usable picture
 ├── RecipeError (ValueError)            a picture without a usable recipe
-└── OutputExistsError (FileExistsError) nothing is overwritten
+├── OutputExistsError (FileExistsError) nothing is overwritten
+└── StorageError (OSError)              the disk is full, or a place may not be written
 """
 
 
@@ -112,6 +113,10 @@ class RecipeError(VitvizError, ValueError):
 
 class OutputExistsError(VitvizError, FileExistsError):
     """The output exists already."""
+
+
+class StorageError(VitvizError, OSError):
+    """A file or folder cannot be written."""
 
 
 def first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from vitviz_hf.errors import (
     HubUnreachableError,
     ModelNotFoundError,
     RevisionError,
+    StorageError,
     VitvizError,
     first_line,
 )
@@ -47,6 +49,8 @@ GATED = (
 """What the owner and a visitor can do about a gated repository."""
 TOO_LARGE = ("Raise it with the environment variable VITVIZ_MAX_GB.", "Choose a smaller one.")
 """The same about one over the size limit."""
+# Hidden files are what a writer that was killed left.
+_VISIBLE: Mapping[str, Any] = {"ignore_patterns": [".*", "**/.*"]}
 _PROBE_SECONDS, _PROBE_AGAIN_SECONDS, _TIMEOUT = 3.0, 30.0, 10.0
 
 
@@ -78,7 +82,7 @@ class Listing:
 @contextmanager
 def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iterator[None]:
     """Say why the Hub gave nothing, in the errors of `of`."""
-    shown = repr(name) + (f" at {revision!r}" if revision else "")
+    shown = f"{name!r:.300}" + (f" at {revision!r:.100}" if revision else "")
     try:
         yield
     except GatedRepoError as error:
@@ -90,10 +94,24 @@ def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iter
             "Check the spelling; only what is public can be read here.",
         ) from error
     except RevisionNotFoundError as error:
-        raise of.revision(f"{name!r} has no revision {revision!r}; give a branch, tag or commit.") from error
+        raise of.revision(f"{name!r} has no revision {revision!r:.100}; give a branch, tag or commit.") from error
     # What is not in the cache is a FileNotFoundError of the library.
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    # A name that no file may have is a ValueError.
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            raise StorageError(
+                f"{shown} cannot be stored: {error.strerror}.", f"Make room at '{constants.HF_HUB_CACHE}'."
+            ) from error
         raise of.failed(f"the Hub failed at {shown} ({first_line(error)}). Try again later.") from error
+
+
+def find_path(text: str) -> Path | None:
+    """The file or folder that a text names; None if it names none, or nothing that a path can be."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, null bytes
+        return None
 
 
 def is_hub_id(text: str) -> bool:
@@ -141,11 +159,25 @@ def find_commit(of: Repositories, repo_id: str, token: Token = None) -> str:
     """The newest commit.
 
     Raises:
-        VitvizError: of the classes of `of`.
+        VitvizError: of the classes of `of`; also if the card of a dataset names files on other hosts.
     """
     with hub_errors(of, repo_id):
         ask = HfApi().model_info if of.kind == "model" else HfApi().dataset_info
-        return str(ask(repo_id, timeout=_TIMEOUT, token=token).sha)
+        info = ask(repo_id, timeout=_TIMEOUT, token=token)
+    card = getattr(info, "card_data", None)
+    for text in _texts(card.to_dict().get("configs") if card else None):
+        if "://" in text and not text.startswith("hf://"):
+            raise of.failed(f"{repo_id!r} has its files elsewhere ({text!r:.100}); only those on the Hub are read.")
+    return str(info.sha)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested dictionaries and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def find_tagged(of: Repositories, tags: Sequence[str], n: int, token: Token = None) -> list[str]:
@@ -203,7 +235,7 @@ def upload_folder(of: Repositories, folder: Path, repo_id: str, message: str, pr
     try:
         api = HfApi(token=token)
         url = api.create_repo(repo_id, repo_type=of.kind, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, repo_type=of.kind, folder_path=folder, commit_message=message)
+        api.upload_folder(repo_id=repo_id, repo_type=of.kind, folder_path=folder, commit_message=message, **_VISIBLE)
     except (HFValidationError, LocalTokenNotFoundError) as error:
         raise of.failed(f"{repo_id!r} cannot be written: {first_line(error)}") from error
     except HfHubHTTPError as error:

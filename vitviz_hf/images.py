@@ -1,6 +1,7 @@
 """Safe decoding of strangers' pictures, and drawing of maps on them. Knows no model."""
 
 import io
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from PIL.Image import DecompressionBombError, DecompressionBombWarning
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from vitviz_hf.errors import ImageError
@@ -21,6 +22,8 @@ MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# What Pillow raises on files that are not whole.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, LookupError, ArithmeticError)
 
 # Dark to light, for maps without meaningful negative values (the color map "inferno" at nine points).
 _SEQUENTIAL = ("000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98e09", "f9cb35", "fcffa4")
@@ -44,7 +47,7 @@ def open_image(source: str | Path | bytes) -> Image.Image:
         raise ImageError(f"the image file has {len(data) / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image)
                 return to_rgb(image)
@@ -53,7 +56,7 @@ def open_image(source: str | Path | bytes) -> Image.Image:
         raise ImageError(f"{kind} not a supported image; use one of {', '.join(_FORMATS)}.") from error
     except DecompressionBombError as error:
         raise ImageError(f"the image is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"the image file is damaged: {error}.") from error
@@ -66,7 +69,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: too many pixels, or more than 20 times as long as wide.
     """
     _check_size(image)
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _scaled_to_8_bit(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -260,13 +263,24 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"the image has {width}x{height} pixels; at most {MAX_ASPECT} times as long as wide.")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says, which may be broken in a picture that is whole."""
+    image.load()  # raises here what is wrong with the picture itself
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGED:
+        return image
+
+
 def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
+    values, clear = np.asarray(image), image.info.get("transparency")
     if image.mode == "F":
         top = 1.0 if values.max(initial=0) <= 1 else 255.0
     else:
         top = 65535.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 255.0
-    return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+    parts = (rows.astype(np.float64).clip(0, top) for rows in np.array_split(values, 64))  # not all at once
+    levels = np.concatenate([(rows / top * 255).round().astype(np.uint8) for rows in parts])
+    return Image.fromarray(levels if clear is None else np.where(values == clear, np.uint8(255), levels))
 
 
 def _palette(anchors: Sequence[str]) -> NDArray[np.uint8]:

@@ -10,14 +10,15 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import httpx2
 from PIL import Image
 
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
-from vitviz_hf.hub import DATASET, GATED, Token, find_commit
-from vitviz_hf.images import open_image
+from vitviz_hf.hub import DATASET, GATED, Token, find_commit, find_path
+from vitviz_hf.images import MAX_BYTES, open_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _NAMES = ("key", "image_id", "file_name", "filename", "id", "__key__")
@@ -26,6 +27,8 @@ _BOXES = ("bbox", "bboxes", "boxes")
 _MASKS = ("instance_mask", "mask", "masks", "annotation", "segmentation")
 _MASK_NAMES = ("names", "classes", "labels", "categories")
 _RETRIES = (1, 4, 15)
+# What datasets raises on files that are not what they should be, or of kinds that need other packages.
+_UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError, BadZipFile)
 
 # Photographs, not drawings or diagrams, of scikit-image and gradio.
 _BUILTIN = {
@@ -134,19 +137,19 @@ def open_source(dataset: str, split: str | None = None, token: Token = None) -> 
         DatasetAccessError: gated, private or missing.
         DatasetError: no such split, or nothing in it that is a picture.
     """
-    path = Path(dataset).expanduser()
+    path = find_path(dataset)
     if dataset == BUILTIN:
         return _files(dataset, {k: p for k, p in builtin_paths().items()})
-    if path.is_dir() and not any(path.rglob("*.parquet")):
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if path and path.is_dir() and not any(path.rglob("*.parquet")):
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
             raise DatasetError(
                 f"the folder {dataset!r} holds no images ({', '.join(sorted(SUFFIXES))}) and no parquet."
             )
         return _files(dataset, {str(p.relative_to(path)): p for p in found})
-    if not path.exists() and (dataset.startswith((".", "/", "~")) or dataset.endswith(".parquet")):
-        raise DatasetAccessError(f"there is no folder or file {dataset!r}.")
-    return _streamed(dataset, split, token)
+    if path is None and (dataset.startswith((".", "/", "~")) or dataset.endswith(".parquet")):
+        raise DatasetAccessError(f"there is no folder or file {dataset[:200]!r}.")
+    return _streamed(dataset, path, split, token)
 
 
 def _files(dataset: str, paths: dict[str, Path]) -> Source:
@@ -160,7 +163,7 @@ def _files(dataset: str, paths: dict[str, Path]) -> Source:
                 name, path = items[i]
                 label = labels[name]
                 class_id = classes.index(label) if label else None
-                row = Row(name, label, path.read_bytes(), class_id, label if is_wnid(label) else "")
+                row = Row(name, label, _contents(path), class_id, label if is_wnid(label) else "")
                 yield row, lambda i=i: i + 1  # type: ignore[misc]
 
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in paths.items())
@@ -174,10 +177,18 @@ def _files(dataset: str, paths: dict[str, Path]) -> Source:
     )
 
 
-def _streamed(dataset: str, split: str | None, token: Token) -> Source:
-    path = Path(dataset).expanduser()
-    local = path.exists()
-    revision = _local_digest(path) if local else find_commit(DATASET, dataset, token)
+def _contents(path: Path) -> bytes:
+    """A file, or as much of it as shows that it is too large; nothing of one that cannot be read any more."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError:
+        return b""
+
+
+def _streamed(dataset: str, path: Path | None, split: str | None, token: Token) -> Source:
+    local = path is not None
+    revision = _local_digest(path) if path else find_commit(DATASET, dataset, token)
     splits = _load_splits(dataset, {} if local else {"token": token, "revision": revision})
     split = split or ("validation" if "validation" in splits else next(iter(splits)))
     if split not in splits:
@@ -205,6 +216,7 @@ def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
     """The streams of a dataset by split; of one file the split train."""
     import datasets
     from datasets import exceptions
+    from yaml import YAMLError
 
     try:
         if dataset.endswith(".parquet"):
@@ -214,7 +226,7 @@ def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
         if "gated dataset" in str(error):
             raise DatasetAccessError(f"{dataset!r} is gated.", *GATED) from error
         raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, exceptions.DatasetsError) as error:
+    except (*_UNREADABLE, YAMLError, exceptions.DatasetsError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
 
 
@@ -226,7 +238,7 @@ def _first_item(dataset: str, split: str, stream: Any) -> dict[str, Any]:
         first = next(iter(stream.decode(False)), None)
     except ArrowInvalid:  # of a parquet file without rows
         first = None
-    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+    except (*_UNREADABLE, httpx2.HTTPError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error
     if first is None:
         raise DatasetError(f"split {split!r} of {dataset!r} is empty, or its files cannot be read.")

@@ -12,6 +12,7 @@ from vitviz_hf.experiments.config import (
     OcclusionConfig,
     PositionConfig,
 )
+from vitviz_hf.experiments.figures import bars, encode_figure
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.stream import open_source
 
@@ -54,3 +55,19 @@ def test_comparisons_do_not_depend_on_the_batch_and_go_on_after_a_stop(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [m["model_id"] for m in manifest["models"]] == [v.model_id for v in views]
     assert manifest["data"]["dataset"] == str(labelled) and manifest["config"]["batch"] == config.batch
+
+
+def test_a_run_killed_before_it_claimed_its_folder_can_be_begun(tiny_view, labelled, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".run-0a1b2c3d.json").write_text("{")
+    source = open_source(str(labelled))
+
+    run_experiment("position", [tiny_view("vit")], source, PositionConfig(batch=20), tmp_path / "work")
+
+    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["flags.npz", "run.json"]
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    first, second = (encode_figure(bars({"a": {"x": 1.0}}, "share"), "svg") for _ in range(2))
+
+    assert first == second

@@ -12,7 +12,6 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from vitviz_hf.atlas.fold import SiteFold
 from vitviz_hf.atlas.state import LISTED, Floors, SearchState, checkpoint, load_state, open_crops
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
+from vitviz_hf.manifest import make_folder
 from vitviz_hf.models.view import ModelView, at_precision, find_tap, list_sites
 from vitviz_hf.reading.batches import Batch, Bytes, decoders, read_batches
 from vitviz_hf.reading.maps import name_precision
@@ -110,6 +110,7 @@ def search_steps(
         OutputExistsError: `folder` holds another search, and `resume` was not asked for.
         ConfigError: the checkpoint is of another search, or there is no such rank.
         DatasetError: the stream failed for good; what was read is kept in `folder`.
+        StorageError: the disk is full; what the last checkpoint holds is kept in `folder`.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3 (score = mean over patches).
     """
@@ -120,7 +121,7 @@ def search_steps(
     state_file = folder / "state.safetensors"
     if state_file.is_file() and not resume:
         raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     state = load_state(state_file, recipe, view.device) if state_file.is_file() else empty_state(view, config, floors)
     if not state.done:
         yield from _read_on(view, source, config, state, recipe, folder, checkpoint_seconds)
@@ -167,7 +168,7 @@ def _read_on(
 ) -> Generator[SearchState]:
     state_file, sites = folder / "state.safetensors", list(state.folds)
     saved = time.monotonic()
-    with closing(open_crops(folder)) as crops, decoders(view, config.workers) as submit:
+    with open_crops(folder) as crops, decoders(view, config.workers) as submit:
         rows = _rows(source, config.limit, recipe["rank"], recipe["n_ranks"], state)
         try:
             for batch in read_batches(rows, submit, config.batch):

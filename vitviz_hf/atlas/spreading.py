@@ -27,7 +27,7 @@ from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import search_folder, write_atlas
 from vitviz_hf.cluster import Cluster, Job, Work, spread
 from vitviz_hf.errors import DatasetError, OutputExistsError
-from vitviz_hf.manifest import check_absent
+from vitviz_hf.manifest import check_absent, finished, make_folder
 from vitviz_hf.models.view import ModelView, at_precision
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import Guide
@@ -123,7 +123,7 @@ def _search_share(task: Searching, share: int, floors: Floors | None, before: in
             task.view, task.source, task.config, folder, False, share, task.n_shares, math.inf, floors
         ):
             tell(before + state.n_rows)
-        with closing(open_crops(folder)) as crops:
+        with open_crops(folder) as crops:
             kept = {key: tuple(rest) for key, *rest in crops.execute("SELECT key, name, label, jpeg FROM crops")}
     here = {site: {name: t.cpu() for name, t in fold.tensors().items()} for site, fold in state.folds.items()}
     folds = {site: SiteFold.from_tensors(tensors, _CPU) for site, tensors in here.items()}
@@ -172,6 +172,8 @@ def spread_atlas(
         ClusterError: workers were lost again and again; go on with `resume`.
         DatasetError: the stream failed; go on with `resume`.
     """
+    if resume and finished(out, search_folder(out)):
+        return open_atlas(str(out))
     check_absent(out)
     config = replace(config, precision=at_precision(view, config.precision).precision)
     folder = search_folder(out) / "rank-0"
@@ -181,10 +183,10 @@ def spread_atlas(
     n_shares = stored_recipe(stored)["n_ranks"] if stored.is_file() else share_count(source, config, cluster.n_workers)
     recipe = search_recipe(view, source, config)
     own = recipe | {"rank": "all", "n_ranks": n_shares}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     state = load_state(stored, own, _CPU) if stored.is_file() else empty_state(view, config)
     task = Searching(view, source, config, n_shares, Path(source.dataset).expanduser().exists())
-    with closing(open_crops(folder)) as crops:
+    with open_crops(folder) as crops:
         save = partial(checkpoint, state, own, stored, crops)
         _run(cluster, task, state, crops, save, progress, checkpoint_seconds)
     check_result(view, source, state)

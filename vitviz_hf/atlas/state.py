@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.manifest import replace_file
+from vitviz_hf.manifest import replace_file, storing
 from vitviz_hf.sites import Site, parse_site
 
 LISTED = 1000
@@ -53,11 +54,17 @@ Floors = Mapping[Site, tuple[Tensor, Tensor]]
 """Scores [F] that an image must reach to be ranked, at the top and, negated, at the bottom."""
 
 
-def open_crops(folder: Path) -> sqlite3.Connection:
-    """The crops of ranked images: key, name, label, JPEG."""
-    crops = sqlite3.connect(folder / "crops.sqlite")
-    crops.execute("CREATE TABLE IF NOT EXISTS crops (key INTEGER PRIMARY KEY, name TEXT, label TEXT, jpeg BLOB)")
-    return crops
+@contextmanager
+def open_crops(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The crops of ranked images: key, name, label, JPEG.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    path = folder / "crops.sqlite"
+    with storing(path), closing(sqlite3.connect(path)) as crops:
+        crops.execute("CREATE TABLE IF NOT EXISTS crops (key INTEGER PRIMARY KEY, name TEXT, label TEXT, jpeg BLOB)")
+        yield crops
 
 
 def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> SearchState:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from vitviz_hf.atlas.parquet import IMAGES_TOGETHER, N_NEIGHBOURS, QUANTILES
 from vitviz_hf.atlas.search import search, search_recipe
 from vitviz_hf.atlas.state import SearchState, open_crops, ranked_keys
 from vitviz_hf.atlas.store import SCHEMA, Atlas, open_atlas
-from vitviz_hf.manifest import check_absent, versions, write_dir
+from vitviz_hf.manifest import check_absent, finished, versions, write_dir
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import Source
@@ -41,8 +40,10 @@ def make_atlas(
         OutputExistsError: `out` exists, or an unfinished search that `resume` was not asked for.
         DatasetError: the stream failed; go on with `resume`.
     """
-    check_absent(out)
     work = search_folder(out)
+    if resume and finished(out, work):
+        return open_atlas(str(out))
+    check_absent(out)
     state = search(view, source, config, work / "rank-0", resume, progress=progress)
     recipe = search_recipe(view, source, config)
     write_atlas(out, recipe, state, work / "rank-0")
@@ -192,6 +193,6 @@ def _write_images(path: Path, keys: Sequence[int], crops: Path) -> None:
 
 
 def _read_crops(folder: Path, keys: Sequence[int]) -> Iterator[Any]:
-    with closing(open_crops(folder)) as crops:
+    with open_crops(folder) as crops:
         marks = ",".join("?" * len(keys))
         yield from crops.execute(f"SELECT key, name, label, jpeg FROM crops WHERE key IN ({marks})", list(keys))

@@ -116,7 +116,8 @@ def _search(args: Any) -> None:
     config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})
     check_kinds(config.kinds, (*KINDS, "label", *(["text"] if args.text else [])))
     check_cluster_options(args)
-    check_absent(Path(args.out))
+    if not args.resume:
+        check_absent(Path(args.out))
     source = open_source(args.dataset, args.split)
     n_rows = min(x for x in (source.n_rows, config.limit, 10**12) if x is not None)
     with counter("searching", " images", keep=True) as bar:

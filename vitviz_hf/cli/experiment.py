@@ -11,7 +11,7 @@ from vitviz_hf.config import CONTROLS, IMAGENET
 from vitviz_hf.errors import ConfigError, OutputExistsError, VitvizError
 from vitviz_hf.experiments.config import Boxed
 from vitviz_hf.experiments.registry import EXPERIMENTS, Experiment
-from vitviz_hf.manifest import check_absent
+from vitviz_hf.manifest import check_absent, finished
 
 ALL = "all"
 
@@ -56,14 +56,23 @@ def _run(args: Any) -> None:
     experiment = EXPERIMENTS[args.experiment]
     config = experiment.config(**read_knobs(args, experiment.config))
     out = Path(args.out)
-    check_absent(out)
+    if not (args.resume and finished(out, _work_folder(out))):
+        check_absent(out)
+        _run_anew(args, experiment, config, out)
+    print(", ".join(str(p) for p in sorted(out.iterdir())))
+
+
+def _run_anew(args: Any, experiment: Experiment, config: Any, out: Path) -> None:
     models, source = _inputs(args, experiment)
     result = _run_one(args.experiment, models, source, config, out, args.resume, args.control)
     for name, table in result.tables.items():
         if name == "table":
             print(table.to_markdown())
     print(experiment.claim.to_markdown(result.found))
-    print(", ".join(str(p) for p in sorted(out.iterdir())))
+
+
+def _work_folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.experiment")
 
 
 def _inputs(args: Any, experiment: Experiment) -> tuple[list[Any], Any]:
@@ -83,7 +92,7 @@ def _run_one(
 ) -> Any:
     from vitviz_hf.experiments.run import run_experiment
 
-    work = out.with_name(f"{out.name}.experiment")
+    work = _work_folder(out)
     if work.exists() and not resume:
         raise OutputExistsError(f"'{work}' holds an interrupted run; go on with --resume, or delete it.")
     with counter(name, "", keep=True) as show:
@@ -107,6 +116,7 @@ def _run_all(args: Any) -> None:
     failed = {}
     for name, experiment in EXPERIMENTS.items():
         if (out / name).is_dir():
+            finished(out / name, _work_folder(out / name))
             continue
         known = {f.name for f in fields(experiment.config)}
         config = experiment.config(**{k: v for k, v in given.items() if k in known})

@@ -142,9 +142,12 @@ def scatter_panels(picture: NDArray[np.uint8], panels: Mapping[str, Scatter], na
 
 def encode_figure(figure: Figure, kind: str) -> bytes:
     """The figure as `png` or `svg`; the same figure gives the same bytes."""
+    import matplotlib
+
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": "vitviz"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
 

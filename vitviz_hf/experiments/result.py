@@ -105,7 +105,7 @@ def claim(work: Path, manifest: Mapping[str, Any]) -> None:
     path = work / "run.json"
     if path.is_file():
         _check_same(work, json.loads(path.read_text("utf-8")), own)
-    elif work.is_dir() and any(work.iterdir()):
+    elif work.is_dir() and any(not p.name.startswith(".run-") for p in work.iterdir()):
         raise ConfigError(
             f"'{work}' holds something that is no run of this version; delete it, or choose another --out."
         )

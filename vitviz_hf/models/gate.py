@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vitviz_hf.errors import (
     ModelNotFoundError,
     ModelTooLargeError,
     UnsafeModelError,
+    first_line,
 )
 from vitviz_hf.hub import (
     MODEL,
@@ -27,6 +28,7 @@ from vitviz_hf.hub import (
     Token,
     download,
     find_cached,
+    find_path,
     hub_reachable,
     is_hub_id,
     list_files,
@@ -59,7 +61,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
 )
-_TOKENIZER_LIMIT = 100_000_000
+_TOKENIZER_LIMIT, _TEXT_LIMIT = 100_000_000, 20_000_000
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -105,14 +107,13 @@ def fetch_model(model_id: str, revision: str | None = None, token: Token = None)
     """
     if model_id in BUILTINS:
         return _local(model_id, builtin_folder(model_id))
-    folder = Path(model_id).expanduser()
-    if model_id.strip() and folder.is_dir():
+    if model_id.strip() and (folder := find_path(model_id)) and folder.is_dir():
         return _local(model_id, folder)
     if model_id.startswith((".", "/", "~")):
-        raise ModelNotFoundError(f"there is no folder {model_id!r}.")
+        raise ModelNotFoundError(f"there is no folder {model_id[:200]!r}.")
     if not is_hub_id(model_id):
         raise ModelNotFoundError(
-            f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
+            f"{model_id[:200]!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
         )
     return _from_hub(model_id, revision, token)
 
@@ -149,10 +150,12 @@ def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     sha, sizes = listing.sha, listing.sizes
     if "config.json" not in sizes:
         raise ModelError(f"{name} has no config.json, so it is not a transformers or timm model.")
+    _check_texts(sizes, name)
     config = _read_config(download(MODEL, model_id, sha, ["config.json"], token), name)
     _check_architecture(config, name)
     files = _weight_files(sizes, name, lambda f: download(MODEL, model_id, sha, [f], token) / f)
-    _check_size(sum(sizes.get(f, 0) for f in files), name)
+    _check_there(files, sizes, name)
+    _check_size(sum(sizes[f] for f in files), name)
     folder = download(MODEL, model_id, sha, ["config.json", "preprocessor_config.json", *files], token)
     return Snapshot(model_id, sha, folder, config, sizes, token)
 
@@ -176,8 +179,7 @@ def _local(model_id: str, folder: Path, revision: str | None = None) -> Snapshot
     _check_architecture(config, name)
     sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
     files = _weight_files(sizes, name, lambda f: folder / f)
-    if missing := [f for f in files if f not in sizes]:
-        raise ModelError(f"{name} lacks weight files: {', '.join(missing)}.")
+    _check_there(files, sizes, name)
     _check_size(sum(sizes[f] for f in files), name)
     return Snapshot(model_id, revision, folder, config, sizes)
 
@@ -185,8 +187,8 @@ def _local(model_id: str, folder: Path, revision: str | None = None) -> Snapshot
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"config.json of {name} is not valid JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"config.json of {name} is not valid JSON: {first_line(error)}.") from error
     if not isinstance(config, dict):
         raise ModelError(f"config.json of {name} holds no object.")
     if "model_type" not in config and isinstance(config.get("pretrained_cfg"), dict):
@@ -196,12 +198,12 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_architecture(config: dict[str, Any], name: str) -> None:
     model_type = config.get("model_type")
-    if model_type in MODEL_TYPES:
+    if isinstance(model_type, str) and model_type in MODEL_TYPES:
         return
     if "auto_map" in config:
         raise UnsafeModelError(f"{name} needs the repository's own code, which is never run here.")
     raise ModelError(
-        f"{name} has model_type {model_type!r}, which is not a vision model known here.",
+        f"{name} has model_type {model_type!r:.100}, which is not a vision model known here.",
         "'vitviz models' lists those that are.",
         "Choose one of the suggestions, or any of their kind.",
     )
@@ -213,7 +215,7 @@ def _weight_files(sizes: Mapping[str, int], name: str, open_file: Callable[[str]
     if _INDEX in sizes:
         try:
             shards = set(json.loads(open_file(_INDEX).read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError(f"{_INDEX} of {name} is damaged.") from error
         if not all(isinstance(s, str) and re.fullmatch(r"[\w.-]+\.safetensors", s) for s in shards):
             raise ModelError(f"{_INDEX} of {name} names files that are not safetensors.")
@@ -224,6 +226,18 @@ def _weight_files(sizes: Mapping[str, int], name: str, open_file: Callable[[str]
             "Use a revision with model.safetensors (often 'refs/pr/1'), or convert it."
         )
     raise ModelError(f"{name} has no model.safetensors.")
+
+
+def _check_there(files: Sequence[str], sizes: Mapping[str, int], name: str) -> None:
+    if missing := [f for f in files if f not in sizes]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelError(f"{name} lacks weight files: {', '.join(missing[:3])[:300]}{more}.")
+
+
+def _check_texts(sizes: Mapping[str, int], name: str) -> None:
+    for file in ("config.json", "preprocessor_config.json", _INDEX):
+        if (size := sizes.get(file, 0)) > _TEXT_LIMIT:
+            raise ModelTooLargeError(f"{file} of {name} takes {size / 1e6:.0f} MB, over {_TEXT_LIMIT / 1e6:.0f} MB.")
 
 
 def _check_size(size: int, name: str) -> None:

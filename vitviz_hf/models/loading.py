@@ -2,10 +2,11 @@
 
 import copy
 import inspect
+import math
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,12 +21,18 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms import v2
+from transformers.initialization import no_init_weights
 
-from vitviz_hf.errors import ModelError, first_line
+from vitviz_hf.errors import ModelError, UnsafeModelError, VitvizError, first_line
 from vitviz_hf.images import cover
 from vitviz_hf.models.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM, Exceptions, Family
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.trace import Told
+
+UNFIT = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What libraries raise on values that make no sense."""
+LONGEST_SIDE = 4096
+_MOST_LAYERS, _SLACK = 1000, 100_000_000
 
 
 def load_module(snapshot: Snapshot, dtype: torch.dtype) -> tuple[Any, tuple[str, ...] | None]:
@@ -86,6 +93,7 @@ def from_pretrained(
     """
     try:
         config = _read_config(snapshot, vision_only)
+        _check_extent(snapshot, getattr(transformers, name), config)
         with _no_progress_bars():
             module, report = getattr(transformers, name).from_pretrained(
                 snapshot.folder,
@@ -97,7 +105,9 @@ def from_pretrained(
                 config=config,
                 key_mapping=key_mapping,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+    except (*UNFIT, ImportError, SafetensorError) as error:
+        if isinstance(error, VitvizError):
+            raise
         raise ModelError(f"{snapshot.model_id!r} could not be loaded: {first_line(error)}") from error
     missing = {k for k in report["missing_keys"] if not re.search(r"(^|\.)(pooler|mask_token)\b", k)}
     if missing or report["mismatched_keys"]:
@@ -113,8 +123,31 @@ def _class_name(snapshot: Snapshot) -> tuple[str, bool]:
         has_classifier = bool(config.get("num_classes"))
         return ("TimmWrapperForImageClassification" if has_classifier else "TimmWrapperModel"), has_classifier
     family = BY_MODEL_TYPE[config["model_type"]]
-    named = (config.get("architectures") or [""])[0]
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
     return (named, True) if named in family.classifiers else (family.vision_class, False)
+
+
+def _check_extent(snapshot: Snapshot, kind: Any, config: Any) -> None:
+    """Refuse a model that is far larger than its weights, before memory and time are taken for it."""
+    if (depth := max(_depths(config.to_dict()), default=0)) > _MOST_LAYERS:
+        raise ModelError(f"{snapshot.model_id!r} has {depth} layers; at most {_MOST_LAYERS} are possible.")
+    with torch.device("meta"), no_init_weights():
+        n = sum(parameter.numel() for parameter in kind(copy.deepcopy(config)).parameters())
+    stored = sum(path.stat().st_size for path in snapshot.folder.glob("*.safetensors"))
+    if n > stored + _SLACK:  # a value takes at least a byte
+        raise ModelError(
+            f"the config.json of {snapshot.model_id!r} is of {n / 1e6:,.0f} million weights; it has fewer."
+        )
+
+
+def _depths(value: Any, name: str = "") -> Iterator[int]:
+    """Numbers in nested dictionaries and lists that are called layers or depths."""
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else ((name, item) for item in value):
+            yield from _depths(item, str(key))
+    elif isinstance(value, int) and ("layers" in name or "depth" in name):
+        yield value
 
 
 @contextmanager
@@ -128,6 +161,10 @@ def _no_progress_bars() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
+# Arguments of timm.create_model with which it opens other files; a checkpoint_path is unpickled.
+_FETCHING = set(inspect.signature(timm.create_model).parameters) - {"model_name", "kwargs"}
+
+
 def _read_config(snapshot: Snapshot, vision_only: bool) -> Any:
     config = transformers.AutoConfig.from_pretrained(snapshot.folder, trust_remote_code=False, local_files_only=True)
     if snapshot.config["model_type"] == TIMM:
@@ -135,6 +172,8 @@ def _read_config(snapshot: Snapshot, vision_only: bool) -> Any:
             raise ModelError(f"{snapshot.model_id!r} is of architecture {config.architecture!r}, unknown to timm.")
         # timm 1.0.31 writes num_classes a second time here, which transformers 5.23 refuses.
         arguments = {k: v for k, v in (config.model_args or {}).items() if k != "num_classes"}
+        if unsafe := set(arguments) & _FETCHING:
+            raise UnsafeModelError(f"{snapshot.model_id!r} asks timm for {min(unsafe)!r}, which loads other weights.")
         config.model_args = arguments | _timm_size_options(config.architecture)
     for name, value in exceptions_of(config).config.items():
         setattr(config, name, value)
@@ -196,12 +235,19 @@ def load_preprocessing(
         ModelError: no usable preprocessor_config.json.
     """
     if snapshot.config["model_type"] == TIMM:
-        return _timm_preprocessing(snapshot.config["pretrained_cfg"])
+        return _timm_preprocessing(snapshot)
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
             snapshot.folder, backend="torchvision", trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        for size in (processor.size, getattr(processor, "crop_size", None)):
+            _check_sides(dict(size or {}).values())
+        # Images of any shape: the square with as many patches as it was trained on.
+        side = int(config.num_patches**0.5) * config.patch_size if exceptions_of(config).inputs == "patches" else 0
+        _check_sides([side])
+        mean = _three(processor.image_mean if processor.do_normalize else (0, 0, 0))
+        std = _three(processor.image_std if processor.do_normalize else (1, 1, 1), least=1e-6)
+    except UNFIT as error:
         raise ModelError(
             f"{snapshot.model_id!r} has no usable preprocessor_config.json: {first_line(error)}"
         ) from error
@@ -210,22 +256,49 @@ def load_preprocessing(
         pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    # Images of any shape: the square with as many patches as it was trained on.
-    if exceptions_of(config).inputs == "patches":
-        side = int(config.num_patches**0.5) * config.patch_size
-        preprocess = partial(cover_pixels, size=(side, side))
-    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
-    std = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
-    return preprocess, tuple(mean), tuple(std)
+    return (partial(cover_pixels, size=(side, side)) if side else preprocess), mean, std
 
 
 def _timm_preprocessing(
-    pretrained_cfg: dict[str, Any],
+    snapshot: Snapshot,
 ) -> tuple[Callable[[Image.Image], Tensor], tuple[float, ...], tuple[float, ...]]:
-    config = timm.data.resolve_data_config(pretrained_cfg, model=None, verbose=False)
-    steps = timm.data.create_transform(**config, is_training=False).transforms
-    transform = v2.Compose([s for s in steps if type(s).__name__ != "Normalize"])
-    return transform, tuple(config["mean"]), tuple(config["std"])
+    try:
+        config = timm.data.resolve_data_config(snapshot.config["pretrained_cfg"], model=None, verbose=False)
+        _check_sides([*config["input_size"], max(config["input_size"]) / (config["crop_pct"] or 1)])
+        steps = timm.data.create_transform(**config, is_training=False).transforms
+        transform = v2.Compose([s for s in steps if type(s).__name__ != "Normalize"])
+        return transform, _three(config["mean"]), _three(config["std"], least=1e-6)
+    except UNFIT as error:
+        raise ModelError(f"{snapshot.model_id!r} has no usable pretrained_cfg: {first_line(error)}") from error
+
+
+def _check_sides(sides: Iterable[Any]) -> None:
+    """Raise a ValueError for an input that nobody has the memory for."""
+    for side in sides:
+        if side is not None and not 0 <= side <= LONGEST_SIDE:
+            raise ValueError(f"its pictures have sides of {side}; possible are up to {LONGEST_SIDE} pixels")
+
+
+def _three(values: Iterable[Any], least: float = -math.inf) -> tuple[float, ...]:
+    numbers = tuple(map(float, values))
+    if len(numbers) != 3 or not all(math.isfinite(x) and x >= least for x in numbers):
+        raise ValueError(f"{numbers} is no mean or standard deviation of three colors")
+    return numbers
+
+
+def output_size(snapshot: Snapshot, preprocess: Callable[[Image.Image], Tensor]) -> tuple[int, int]:
+    """(height, width) of what the checkpoint's preprocessing gives.
+
+    Raises:
+        ModelError: it gives nothing, or no three colors.
+    """
+    try:
+        colors, height, width = preprocess(Image.new("RGB", (64, 48))).shape
+    except UNFIT as error:
+        raise ModelError(f"the preprocessing of {snapshot.model_id!r} fails: {first_line(error)}") from error
+    if colors != 3:
+        raise ModelError(f"the preprocessing of {snapshot.model_id!r} gives {colors} colors; only 3 are possible.")
+    return height, width
 
 
 def cover_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -20,10 +20,12 @@ from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, f
 from vitviz_hf.images import to_rgb
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import (
+    UNFIT,
     family_of,
     load_module,
     load_preprocessing,
     module_inputs,
+    output_size,
     reinitialized,
     shuffled,
     sized_pixels,
@@ -181,13 +183,12 @@ def load_snapshot(
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     preprocess, mean, std = load_preprocessing(snapshot, module.config)
-    size = preprocess(Image.new("RGB", (64, 48))).shape
     view = ModelView(
         snapshot=snapshot,
         weights=snapshot.digest(),
         module=module,
         layers=(),
-        input_size=(size[1], size[2]),
+        input_size=output_size(snapshot, preprocess),
         mean=mean,
         std=std,
         labels=labels,
@@ -195,9 +196,8 @@ def load_snapshot(
         inputs=module_inputs(module),
     )
     view = _measured(view, view.input_size)
-    forward = partial(run, view)
     untested = family_of(module.config) is None
-    if view.layers and untested and not keeps_places(module, forward, view.layers[0], view.input_size):
+    if view.layers and untested and not keeps_places(module, partial(run, view), view.layers[0], view.input_size):
         raise ModelError(
             f"{view.model_id!r} is timm's {module.config.architecture!r}: which token is which patch could not be "
             "established, so its maps would be wrong."
@@ -390,10 +390,10 @@ def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:
     view = replace(view, input_size=size)
     # Noise, so that no two rows of tokens are alike.
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(view.device)
-    facts = told(view.module, size)
     try:
+        facts = told(view.module, size)
         layers = measure_layers(view.module, lambda: run(view, noise), facts)
-    except (ValueError, RuntimeError, AssertionError) as error:
+    except UNFIT as error:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels: {error}") from error
     if facts.orders and not layers:
         raise ConfigError(f"{view.model_id!r} does not take input of {size[0]}x{size[1]} pixels, only its own size.")

@@ -21,6 +21,7 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import TripletsConfig
 from vitviz_hf.experiments.result import Progress
 from vitviz_hf.images import open_image
+from vitviz_hf.manifest import make_folder
 from vitviz_hf.models.view import ModelView, at_precision, check_feature, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import N_IMAGES, Guide, needed
@@ -113,7 +114,7 @@ def optimized(
         guide: gives the real images of each, where the options need some.
     """
     folder = work / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     def path_of(target: Pictured) -> Path:
         stored = known.visualization(target) if known and isinstance(target, Feature) else None
