@@ -70,7 +70,7 @@ FLOORS = {
     ],
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
-        "made ahead durations",
+        "made ahead durations visitor",
         "shelf lane link events picker statistics memory growing growth tray files compare",
         "cards stored sheets searching telling",
         "guiding",

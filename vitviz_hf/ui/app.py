@@ -12,6 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import VitvizError
+from vitviz_hf.hub import visitors_sign_in
 from vitviz_hf.images import open_image
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
@@ -119,6 +120,8 @@ class App:
                 )
                 with gr.Column(min_width=260):
                     self.facts = gr.Markdown(elem_id="model-facts")
+                    if visitors_sign_in():
+                        gr.LoginButton("Sign in for gated and private models", elem_id="sign-in", size="sm")
             self.page = Page(shelf, gpu, self.model, self.facts)
             pages = {}
             with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.page.tabs:

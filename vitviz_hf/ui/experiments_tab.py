@@ -16,6 +16,7 @@ from vitviz_hf.ui.lane import Stopped, Waiting
 from vitviz_hf.ui.link import Kept, one_of
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.stored import Shown, stored_result, stored_results, story_html
+from vitviz_hf.ui.visitor import token_for
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
@@ -109,7 +110,8 @@ class ExperimentsTab:
         """
         ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
         n = whole_number("images to read", limit, 1)
-        frames = self.job([self.shelf.snapshot(i) for i in ids], experiment, (dataset or "").strip(), n)
+        snapshots, dataset = [self.shelf.snapshot(i) for i in ids], (dataset or "").strip()
+        frames = self.job(snapshots, experiment, dataset, n, token_for(dataset))
         for item in self.page.lane.run(frames, stop or Event()):
             yield item if isinstance(item, Waiting | Shown) else f"{experiment}: {_counted(*item)} done"
 
