@@ -36,6 +36,7 @@ from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
 from vitviz_hf.ui.strip import STRIP_CSS, strip_html
 from vitviz_hf.ui.tray import TRAY_CSS
+from vitviz_hf.ui.uploads import UploadLimit
 
 TABS: tuple[type[Tab], ...] = (MapsTab, InsideTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
@@ -255,6 +256,6 @@ def launch(
         footer_links=["api", "settings"],
         allowed_paths=[*photographs, str(results_folder()), str(SCRIPTS)],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
-        app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
+        app_kwargs={"middleware": [Middleware(UploadLimit), Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,
     )

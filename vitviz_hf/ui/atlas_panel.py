@@ -18,6 +18,7 @@ from vitviz_hf.errors import AtlasError, VitvizError
 from vitviz_hf.hub import visitors_sign_in
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.events import LATEST, ONCE, Runs, shown
+from vitviz_hf.ui.lane import Stopped, unless_stopped
 from vitviz_hf.ui.made import UPLOADED, is_made
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
@@ -200,7 +201,8 @@ class AtlasPanel:
         with self.runs.one_for(request) as stop:
             yield {self.status: "Loading the model ..."}
             try:
-                snapshot, own = self.shelf.snapshot(model_id), keep_uploads(uploads) if uploads else None
+                snapshot = unless_stopped(stop, lambda: self.shelf.snapshot(model_id))
+                own = keep_uploads(uploads) if uploads else None
                 split = DATASETS.get(dataset, (None, ""))[0]
                 most = MAX_UPLOADS if own else int(limit)
                 asked = Asked("" if own else dataset, split, most, int(layer) if layers == "one" else None, own)
@@ -211,6 +213,8 @@ class AtlasPanel:
                         written = seen.written
                         values[self.news] = f"{seen.name} {written}"
                     yield values
+            except Stopped:
+                yield {self.status: "Stopped."}
             except VitvizError as error:
                 yield {self.status: html.escape(error.for_visitor)}
                 raise
