@@ -60,7 +60,7 @@ def held(pid: int, temporary: str) -> tuple[float, int, int, int]:
 def call(url: str, model: str, i: int) -> None:
     """The i-th call: maps, rankings, views and short optimizations of changing layers and pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        client = Client(url, verbose=False, download_files=folder)
+        client = Client(url, verbose=False, download_files=folder, httpx_kwargs={"timeout": 600})
         photos = list(builtin_paths().values())
         photo = handle_file(str(photos[i % len(photos)]))
         layer = i % 12

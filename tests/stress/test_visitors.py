@@ -241,6 +241,21 @@ def test_a_run_that_waits_says_how_many_are_before_it_and_how_long(served):
     assert re.search(r"Waiting: (one run|2 runs) before yours, about \d+ s\.", told)
 
 
+def test_a_download_that_takes_long_keeps_nobody_from_a_map(served, hub, tiny_folder):
+    hub.publish("stress/slow", tiny_folder("deit"))
+    hub.held["stress/slow"] = threading.Event()
+    slow, quick = Visitor(served[1], 0), Visitor(served[1], 1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(slow.ask, "model_facts", model_id="stress/slow")
+        wait_until(lambda: any("stress/slow/resolve" in path for _, path, _ in hub.log))
+
+        quick.map()
+
+        assert not quick.answers[0].refused and not waiting.done()
+        hub.held.pop("stress/slow").set()
+        assert not waiting.result().refused
+
+
 def report(answers, took, memory):
     print(f"{len(answers)} answers in {took:.0f} s, {sum(bool(a.refused) for a in answers)} refused")
     for name in sorted({a.name for a in answers}):

@@ -318,7 +318,7 @@ def _open(asked: Asked, token: Token) -> Source:
     dataset = asked.dataset.strip()
     if dataset != BUILTIN and (not is_hub_id(dataset) or "/" not in dataset or Path(dataset).exists()):
         raise DatasetAccessError(f"{dataset!r} is not a Hub id; write OWNER/NAME, or 'builtin'.")
-    return open_source(dataset, asked.split, token)
+    return open_source(dataset, asked.split, token=token)
 
 
 def _config(view: ModelView, asked: Asked) -> SearchConfig:
