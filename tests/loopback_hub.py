@@ -10,14 +10,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-FRIEND = "Bearer hf_friend"
+FRIEND, STRANGER = "Bearer hf_friend", "Bearer hf_stranger"
 
 
 class LoopbackHub:
     """Serves published folders under fixed commits; `log` keeps (method, path, authorization).
 
-    The token `hf_friend` may read gated repositories, and write those of `friend`. Repositories of datasets are kept
-    under `datasets/OWNER/NAME`.
+    The token `hf_friend` may read gated and private repositories, and write those of `friend`; `hf_stranger` may read
+    what is open to all. Repositories of datasets are kept under `datasets/OWNER/NAME`.
     """
 
     def __init__(self):
@@ -32,16 +32,16 @@ class LoopbackHub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def publish(self, repo_id, folder, gated=False, sizes=None):
-        """Make a folder readable as a repository; `gated` needs the token `hf_friend`."""
+    def publish(self, repo_id, folder, gated=False, sizes=None, private=False):
+        """Make a folder readable as a repository; `gated` or `private` needs the token `hf_friend`."""
         folder = Path(folder)
         files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-        return self.serve(repo_id, files, gated, sizes)
+        return self.serve(repo_id, files, gated, sizes, private)
 
-    def serve(self, repo_id, files, gated=False, sizes=None):
+    def serve(self, repo_id, files, gated=False, sizes=None, private=False):
         """Make files, name -> bytes, readable as a repository, whatever they are called."""
         sha = hashlib.sha1(repo_id.encode()).hexdigest()
-        self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}, "private": False}
+        self.repos[repo_id] = {"files": files, "sha": sha, "gated": gated, "sizes": sizes or {}, "private": private}
         return sha
 
     def tagged(self, tags):
@@ -117,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if verb == "commit":
             return self._commit(repo_id, repo)
+        if verb == "auth-check":
+            return self._refuse() if repo["gated"] and self.token != FRIEND else self._json({})
         if verb == "paths-info":
             wanted = parse_qs(self.body.decode()).get("paths") or json.loads(self.body or b"{}").get("paths", [])
             return self._json([e for e in _tree(repo, "", True) if e["path"] in wanted])
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.held:
             self.hub.held[repo_id].wait(60)
         if repo["gated"] and self.token != FRIEND:
-            return self._fail(403 if self.token else 401, "GatedRepo")
+            return self._refuse()
         if name not in repo["files"]:
             return self._fail(404, "EntryNotFound")
         data = repo["files"][name]
@@ -185,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             return self._send(206, data[start : end + 1], headers)
         return self._send(200, data, headers)
+
+    def _refuse(self):
+        return self._fail(403 if self.token else 401, "GatedRepo")
 
     def _json(self, value):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

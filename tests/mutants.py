@@ -572,6 +572,51 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "hub",
+        (
+            "what one visitor's token brought to the disk is handed to all",
+            "if info.gated:",
+            "if info.gated and token is None:",
+            "ui/visitor::what_one_visitor_brought_to_the_disk_is_not_another_ones",
+        ),
+        (
+            "without the Hub, what a token brought is for all",
+            'f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) else None',
+            "None",
+            "ui/visitor::what_one_visitor_brought_to_the_disk_is_not_another_ones",
+        ),
+    ),
+    *_of(
+        "ui/visitor",
+        (
+            "what one visitor may see another one may",
+            "key = what, _digest(token)",
+            'key = what, ""',
+            "ui/visitor::a_gated_model_is_for_who_may_see_it_before_and_after_it_is_loaded",
+        ),
+        (
+            "the token is sent for what is open too",
+            "return opened(False)",
+            "return opened(token or False)",
+            "ui/visitor::what_is_open_is_asked_for_without_a_token",
+        ),
+        (
+            "an atlas is open to all when one may read what it is of",
+            "key = kind, name, _digest(token)",
+            "key = kind, name",
+            "ui/visitor::a_gated_dataset_and_the_atlas_of_it_are_for_who_may_see_it",
+        ),
+    ),
+    *_of(
+        "ui/shelf",
+        (
+            "the token stays with the model",
+            "return replace(snapshot, token=False)",
+            "return snapshot",
+            "ui/visitor::the_token_is_not_kept_with_the_model_and_its_tokenizer_is_there",
+        ),
+    ),
+    *_of(
         "ui/durations",
         (
             "a GPU is asked for by the guess for ever",

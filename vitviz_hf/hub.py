@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +43,8 @@ from vitviz_hf.errors import (
 
 Token = str | bool | None
 """Of the Hub: None uses the machine's login, False asks anonymously even where there is one."""
-GATED = (
-    "Accept its terms on the Hub, then run 'hf auth login'.",
-    "Only what is open to everybody can be read here; choose another one.",
-)
-"""What the owner and a visitor can do about a gated repository."""
 TOO_LARGE = ("Raise it with the environment variable VITVIZ_MAX_GB.", "Choose a smaller one.")
-"""The same about one over the size limit."""
+"""What the owner and a visitor can do about a repository over the size limit."""
 # Hidden files are what a writer that was killed left.
 _VISIBLE: Mapping[str, Any] = {"ignore_patterns": [".*", "**/.*"]}
 _PROBE_SECONDS, _PROBE_AGAIN_SECONDS, _TIMEOUT = 3.0, 30.0, 10.0
@@ -79,6 +75,25 @@ class Listing:
     """File -> bytes."""
 
 
+def visitors_sign_in() -> bool:
+    """Whether this is a Space whose visitors sign in, with what gradio needs for that (its extra `oauth`)."""
+    space = os.environ.get("SYSTEM") == "spaces" and os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")
+    return bool(space and find_spec("itsdangerous") and find_spec("authlib"))
+
+
+def gated_error(of: Repositories, name: str, shown: str) -> VitvizError:
+    """That a repository is gated, with what the owner and a visitor can do about it."""
+    error = of.gated(
+        f"{shown} is gated.",
+        "Accept its terms on the Hub, then run 'hf auth login'.",
+        "Only what is open to everybody can be read here; choose another one.",
+    )
+    if visitors_sign_in():
+        page = f"{constants.ENDPOINT}/{'datasets/' * (of.kind == 'dataset')}{name}"
+        error.for_visitor = f"{shown} is gated: ask for access at {page}, or sign in with an account that has it."
+    return error
+
+
 @contextmanager
 def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iterator[None]:
     """Say why the Hub gave nothing, in the errors of `of`."""
@@ -86,12 +101,14 @@ def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iter
     try:
         yield
     except GatedRepoError as error:
-        raise of.gated(f"{shown} is gated.", *GATED) from error
+        raise gated_error(of, name, shown) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise of.missing(
             f"{shown} is not on the Hub, or it is private.",
             "Check the spelling; what is private needs a token.",
-            "Check the spelling; only what is public can be read here.",
+            "Check the spelling, or sign in with an account that may read it."
+            if visitors_sign_in()
+            else "Check the spelling; only what is public can be read here.",
         ) from error
     except RevisionNotFoundError as error:
         raise of.revision(f"{name!r} has no revision {revision!r:.100}; give a branch, tag or commit.") from error
@@ -144,31 +161,43 @@ def size_limit() -> int:
 
 
 def list_files(of: Repositories, repo_id: str, revision: str | None = None, token: Token = None) -> Listing:
-    """The commit that a revision is at, and its files.
+    """The commit that a revision is at, and its files, for who may read them.
 
     Raises:
         VitvizError: of the classes of `of`.
     """
-    with hub_errors(of, repo_id, revision):
-        ask = HfApi().model_info if of.kind == "model" else HfApi().dataset_info
-        info = ask(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT, token=token)
+    info = _info(of, repo_id, revision, token, files_metadata=True)
     return Listing(str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()})
 
 
 def find_commit(of: Repositories, repo_id: str, token: Token = None) -> str:
-    """The newest commit.
+    """The newest commit, for who may read it.
 
     Raises:
         VitvizError: of the classes of `of`; also if the card of a dataset names files on other hosts.
     """
-    with hub_errors(of, repo_id):
-        ask = HfApi().model_info if of.kind == "model" else HfApi().dataset_info
-        info = ask(repo_id, timeout=_TIMEOUT, token=token)
+    info = _info(of, repo_id, None, token)
     card = getattr(info, "card_data", None)
     for text in _texts(card.to_dict().get("configs") if card else None):
         if "://" in text and not text.startswith("hf://"):
             raise of.failed(f"{repo_id!r} has its files elsewhere ({text!r:.100}); only those on the Hub are read.")
     return str(info.sha)
+
+
+def _info(of: Repositories, repo_id: str, revision: str | None, token: Token, **options: Any) -> Any:
+    """What the Hub tells of a repository to who may read its files.
+
+    Of a gated one it tells everybody, and its files may lie on the disk since somebody else asked for them.
+    """
+    with hub_errors(of, repo_id, revision):
+        ask = HfApi().model_info if of.kind == "model" else HfApi().dataset_info
+        info = ask(repo_id, revision=revision, timeout=_TIMEOUT, token=token, **options)
+        if info.gated:
+            try:
+                HfApi().auth_check(repo_id, repo_type=of.kind, token=token)
+            except RepositoryNotFoundError as error:
+                raise gated_error(of, repo_id, repr(repo_id)) from error
+    return info
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -198,19 +227,23 @@ def download(of: Repositories, repo_id: str, sha: str, patterns: Sequence[str], 
     Raises:
         VitvizError: of the classes of `of`.
     """
+    options: dict[str, Any] = {"repo_type": of.kind, "allow_patterns": list(patterns), "cache_dir": _cache(token)}
     with hub_errors(of, repo_id):
-        return Path(
-            snapshot_download(repo_id, repo_type=of.kind, revision=sha, allow_patterns=list(patterns), token=token)
-        )
+        return Path(snapshot_download(repo_id, revision=sha, token=token, **options))
 
 
-def find_cached(of: Repositories, repo_id: str, revision: str | None, file: str) -> Path | None:
+def _cache(token: Token) -> str | None:
+    """Where downloads lie: those with a token that was given, apart, so that who asks without it finds none of them."""
+    return f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) else None
+
+
+def find_cached(of: Repositories, repo_id: str, revision: str | None, file: str, token: Token = None) -> Path | None:
     """Folder of a downloaded commit that has the file: that of the revision, else the newest; None if there is none.
 
     Downloads are pinned to commits here, which leaves no reference for a branch.
     """
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(_cache(token)).repos
     except CacheNotFound:
         return None
     known = [r for repo in repos if (repo.repo_type, repo.repo_id) == (of.kind, repo_id) for r in repo.revisions]

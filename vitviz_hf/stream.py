@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import DatasetAccessError, DatasetError, first_line
-from vitviz_hf.hub import DATASET, GATED, Token, find_commit, find_path
+from vitviz_hf.hub import DATASET, Token, find_commit, find_path, gated_error
 from vitviz_hf.images import MAX_BYTES, open_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -224,7 +224,7 @@ def _load_splits(dataset: str, options: dict[str, Any]) -> Any:
         return datasets.load_dataset(dataset, streaming=True, **options)
     except exceptions.DatasetNotFoundError as error:
         if "gated dataset" in str(error):
-            raise DatasetAccessError(f"{dataset!r} is gated.", *GATED) from error
+            raise gated_error(DATASET, dataset, repr(dataset)) from error
         raise DatasetAccessError(f"{dataset!r} cannot be read: {first_line(error)}") from error
     except (*_UNREADABLE, YAMLError, exceptions.DatasetsError) as error:
         raise DatasetError(f"{dataset!r} cannot be streamed: {first_line(error)}") from error

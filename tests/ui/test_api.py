@@ -232,6 +232,8 @@ MISTAKES = [
     ("rank_features", {"model_id": "<b>'x'</b>"}, "is not a Hub id"),
     ("activations", {"feature": "1.mlp_act"}, "'1.mlp_act' is not a feature"),
     ("browse", {"offset": 64}, "there are 64 features, so offset goes from 0 to 63; got 64"),
+    ("visualize", {"seed": 1.5}, "seed must be a whole number from 0 to 9007199254740988; got 1.5"),
+    ("visualize", {"steps": 2.5}, "steps must be a whole number from 0 to 1000; got 2.5"),
     ("browse", {"n": 1000}, "n must be a whole number from 1 to 200; got 1000"),
     ("browse", {"sort": "size"}, "sort must be one of index, maximum, unusual, sparse; got 'size'"),
     ("sort_features", {"sort": "index"}, "sort must be one of maximum, unusual, sparse; got 'index'"),

@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 
 from tests.conftest import draw_noise
+from tests.ui.signing_in import on_a_space
 from tests.ui.test_shelf import make_here
 from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
@@ -173,8 +174,7 @@ def test_an_atlas_made_here_is_downloaded_as_a_zip(features, view):
 
 def test_where_visitors_can_sign_in_an_atlas_goes_to_their_account(view, monkeypatch, tmp_path, hub):
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("vitviz_hf.ui.atlas_panel.can_sign_in", lambda: True)
-    monkeypatch.setattr("gradio.routes.attach_oauth", lambda app: None)  # needs an extra of gradio
+    on_a_space(monkeypatch, tmp_path)
     name = make_here(view, 3)
     panel = App(MODEL, lambda _: lambda job: job, True).page.tab(FeaturesTab).panel
 

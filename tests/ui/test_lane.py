@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from vitviz_hf.ui.lane import Lane, Stopped, Waiting
+from tests.ui.signing_in import visitor
+from vitviz_hf.ui.lane import Lane, Stopped, Waiting, unless_stopped
+from vitviz_hf.ui.visitor import visitor_token
 
 
 def in_thread(function, *args):
@@ -202,3 +204,31 @@ def test_a_frame_is_made_while_nobody_else_has_the_device():
 
     assert sorted(name for *_, name in spans) == ["frame"] * 3 + ["short"] * 3
     assert all(a[1] <= b[0] for a, b in pairwise(sorted(spans)))
+
+
+def test_who_stops_leaves_a_download_which_goes_on():
+    begun, go_on, stop, ended = (threading.Event() for _ in range(4))
+
+    def download():
+        begun.set()
+        go_on.wait()
+        ended.set()
+
+    def leave():
+        begun.wait()
+        stop.set()
+
+    threading.Thread(target=leave).start()
+    with pytest.raises(Stopped):
+        unless_stopped(stop, download)
+
+    assert not ended.is_set()
+    go_on.set()
+    assert ended.wait(10)
+
+
+def test_a_download_that_ends_gives_what_it_found_or_its_error_to_the_same_visitor():
+    with visitor("hf_mine"):
+        assert unless_stopped(threading.Event(), visitor_token) == "hf_mine"
+    with pytest.raises(ZeroDivisionError):
+        unless_stopped(threading.Event(), lambda: 1 / 0)

@@ -144,7 +144,7 @@ def default_model() -> str:
 
 def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     if not hub_reachable():
-        return replace(_from_cache(model_id, revision), token=token)
+        return replace(_from_cache(model_id, revision, token), token=token)
     name = repr(model_id) + (f" at {revision!r}" if revision else "")
     listing = list_files(MODEL, model_id, revision, token)
     sha, sizes = listing.sha, listing.sizes
@@ -160,8 +160,8 @@ def _from_hub(model_id: str, revision: str | None, token: Token) -> Snapshot:
     return Snapshot(model_id, sha, folder, config, sizes, token)
 
 
-def _from_cache(model_id: str, revision: str | None) -> Snapshot:
-    folder = find_cached(MODEL, model_id, revision, "config.json")
+def _from_cache(model_id: str, revision: str | None, token: Token) -> Snapshot:
+    folder = find_cached(MODEL, model_id, revision, "config.json", token)
     if folder is None:
         raise HubUnreachableError(
             f"the Hub cannot be reached and {model_id!r} is not in the cache.",

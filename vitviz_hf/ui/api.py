@@ -91,7 +91,7 @@ class Api:
             elif parameter.annotation is str:
                 component = gr.Textbox(default, label=name, visible=False)
             else:
-                component = gr.Number(default, label=name, precision=0, visible=False)
+                component = gr.Number(default, label=name, visible=False)  # `whole_number` refuses what it would round
             self._takes[name, default] = component
         return self._takes[name, default]
 

@@ -12,6 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import VitvizError
+from vitviz_hf.hub import visitors_sign_in
 from vitviz_hf.images import open_image
 from vitviz_hf.models.gate import SUGGESTED_MODELS, default_model
 from vitviz_hf.stream import builtin_paths
@@ -35,6 +36,7 @@ from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import PAPERS_CSS, results_folder, stored_result
 from vitviz_hf.ui.strip import STRIP_CSS, strip_html
 from vitviz_hf.ui.tray import TRAY_CSS
+from vitviz_hf.ui.uploads import UploadLimit
 
 TABS: tuple[type[Tab], ...] = (MapsTab, InsideTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
 _CSS = """
@@ -122,6 +124,8 @@ class App:
                 )
                 with gr.Column(min_width=260):
                     self.facts = gr.Markdown(elem_id="model-facts")
+                    if visitors_sign_in():
+                        gr.LoginButton("Sign in for gated and private models", elem_id="sign-in", size="sm")
             self.page = Page(shelf, gpu, self.model, self.facts)
             pages = {}
             with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.page.tabs:
@@ -254,6 +258,6 @@ def launch(
         footer_links=["api", "settings"],
         allowed_paths=[*photographs, str(results_folder()), str(SCRIPTS)],
         # A page of gradio has 0.4 MB of text, which it serves as it is.
-        app_kwargs={"middleware": [Middleware(GZipMiddleware, minimum_size=2000)]},
+        app_kwargs={"middleware": [Middleware(UploadLimit), Middleware(GZipMiddleware, minimum_size=2000)]},
         **options,
     )

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +15,15 @@ from gradio.processing_utils import save_file_to_cache
 from vitviz_hf.atlas.store import Atlas, push_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, VitvizError
+from vitviz_hf.hub import visitors_sign_in
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.events import LATEST, ONCE, Runs, shown
+from vitviz_hf.ui.lane import Stopped, unless_stopped
 from vitviz_hf.ui.made import UPLOADED, is_made
 from vitviz_hf.ui.maps_tab import MapsTab
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.searching import MAX_UPLOADS, Asked, Searches, keep_uploads
+from vitviz_hf.ui.visitor import token_for
 
 DATASETS: dict[str, tuple[str | None, str]] = {
     "benjamin-paine/imagenet-1k-256x256": ("validation", "ImageNet, 1,000 classes, 256 pixels"),
@@ -91,9 +93,8 @@ class AtlasPanel:
         """To the visitor's own account where the Space lets visitors sign in; elsewhere the command says how."""
         self.repository = self.push_button = None
         self.shared = gr.Markdown(elem_id="atlas-shared")
-        if can_sign_in():
+        if visitors_sign_in():
             with gr.Accordion("Share this atlas from your account", open=False):
-                gr.LoginButton()
                 self.repository = gr.Textbox(label="Dataset to make", placeholder="OWNER/NAME", max_lines=1)
                 self.push_button = gr.Button("Upload it", elem_id="atlas-push")
 
@@ -200,17 +201,20 @@ class AtlasPanel:
         with self.runs.one_for(request) as stop:
             yield {self.status: "Loading the model ..."}
             try:
-                snapshot, own = self.shelf.snapshot(model_id), keep_uploads(uploads) if uploads else None
+                snapshot = unless_stopped(stop, lambda: self.shelf.snapshot(model_id))
+                own = keep_uploads(uploads) if uploads else None
                 split = DATASETS.get(dataset, (None, ""))[0]
                 most = MAX_UPLOADS if own else int(limit)
                 asked = Asked("" if own else dataset, split, most, int(layer) if layers == "one" else None, own)
                 written = 0
-                for seen in self.searches.watch(snapshot, asked, stop):
+                for seen in self.searches.watch(snapshot, asked, stop, token_for(asked.dataset)):
                     values: Values = {self.status: html.escape(seen.doing)}
                     if seen.written > written:
                         written = seen.written
                         values[self.news] = f"{seen.name} {written}"
                     yield values
+            except Stopped:
+                yield {self.status: "Stopped."}
             except VitvizError as error:
                 yield {self.status: html.escape(error.for_visitor)}
                 raise
@@ -238,11 +242,6 @@ class AtlasPanel:
         if atlas is None or not is_made(atlas.name):
             raise AtlasError("only an atlas that was made on this server can be downloaded here; search first.")
         return atlas
-
-
-def can_sign_in() -> bool:
-    """Whether this is a Space whose visitors sign in, with what gradio needs for that (its extra `oauth`)."""
-    return bool(os.environ.get("OAUTH_CLIENT_ID") and find_spec("itsdangerous") and find_spec("authlib"))
 
 
 def described(atlas: Atlas) -> str:

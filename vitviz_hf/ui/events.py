@@ -89,7 +89,7 @@ def whole_number(name: str, value: float | None, least: int = 0, most: int | Non
         ConfigError: empty, not whole, or out of range.
     """
     span = f"from {least}" + (f" to {most}" if most is not None else "")
-    if value is None or value != int(value) or value < least or (most is not None and value > most):
+    if value is None or value % 1 != 0 or value < least or (most is not None and value > most):
         raise ConfigError(f"{name} must be a whole number {span}; got {'nothing' if value is None else f'{value:g}'}.")
     return int(value)
 

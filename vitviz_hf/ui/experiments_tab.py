@@ -12,10 +12,11 @@ from vitviz_hf.errors import VitvizError
 from vitviz_hf.ui.events import ONCE, Runs, shown, whole_number
 from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.jobs import MAX_SAMPLE, SAMPLED, experiment_seconds
-from vitviz_hf.ui.lane import Stopped, Waiting
+from vitviz_hf.ui.lane import Stopped, Waiting, unless_stopped
 from vitviz_hf.ui.link import Kept, one_of
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.stored import Shown, stored_result, stored_results, story_html
+from vitviz_hf.ui.visitor import token_for
 
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
@@ -109,8 +110,10 @@ class ExperimentsTab:
         """
         ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
         n = whole_number("images to read", limit, 1)
-        frames = self.job([self.shelf.snapshot(i) for i in ids], experiment, (dataset or "").strip(), n)
-        for item in self.page.lane.run(frames, stop or Event()):
+        stop, dataset = stop or Event(), (dataset or "").strip()
+        snapshots = unless_stopped(stop, lambda: [self.shelf.snapshot(i) for i in ids])
+        frames = self.job(snapshots, experiment, dataset, n, token_for(dataset))
+        for item in self.page.lane.run(frames, stop):
             yield item if isinstance(item, Waiting | Shown) else f"{experiment}: {_counted(*item)} done"
 
     @shown

@@ -5,6 +5,7 @@ The page asks for values by `server` functions of its own script and draws them;
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from threading import Lock
@@ -184,6 +185,8 @@ class InsideTab:
                 if looked is None:
                     return ""
                 try:
+                    seen = looked.snapshot
+                    looked = replace(looked, snapshot=self.shelf.snapshot(seen.model_id, seen.revision))
                     return json.dumps(self.values_job(looked, name, rest))
                 except Exception as error:
                     return json.dumps({"error": said(error)})

@@ -27,7 +27,7 @@ from vitviz_hf.experiments.neurons.views import check_patches, readable_patch
 from vitviz_hf.experiments.perturb import occlude, shuffle, to_photo
 from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
-from vitviz_hf.hub import is_hub_id
+from vitviz_hf.hub import Token, is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
 from vitviz_hf.inside.words import resolve_feature, with_stored_words
 from vitviz_hf.models.gate import Snapshot
@@ -290,9 +290,12 @@ class Jobs:
         return group_plot(view, photo, mask, layer)
 
     def experiment(
-        self, snapshots: list[Snapshot], name: str, dataset: str, limit: int
+        self, snapshots: list[Snapshot], name: str, dataset: str, limit: int, token: Token = False
     ) -> Generator["tuple[int, int] | Shown"]:
         """A small sample of an experiment: how far it is, every 0.4 s, and at the end what it found.
+
+        Args:
+            token: the visitor's own, where the dataset needs it.
 
         Raises:
             VitvizError: what does not fit, see `run_experiment`.
@@ -314,7 +317,7 @@ class Jobs:
             told.put((done, n))
 
         def work() -> Shown:
-            source = open_source(dataset, token=False) if dataset and experiment.dataset != "none" else None
+            source = open_source(dataset, token=token) if dataset and experiment.dataset != "none" else None
             with TemporaryDirectory(prefix="vitviz-") as folder:
                 result = run_experiment(name, views, source, config, Path(folder), progress)
             figures = {title: encode_figure(figure, "png") for title, figure in result.figures.items()}

@@ -6,11 +6,13 @@ gives way after every frame, so that a short job waits for one frame at most and
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from statistics import fmean
-from threading import Condition, Event, get_ident
+from threading import Condition, Event, Thread, get_ident
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -32,6 +34,28 @@ class Waiting:
     def __str__(self) -> str:
         runs = "one run" if self.before == 1 else f"{self.before} runs"
         return f"Waiting: {runs} before yours" + (f", about {self.seconds:.0f} s." if self.seconds else ".")
+
+
+def unless_stopped(stop: Event, function: Callable[[], T]) -> T:
+    """What a function gives that waits for others, such as a download.
+
+    Raises:
+        Stopped: `stop` was set. The function goes on: another visitor may wait for the same, or come back to it.
+    """
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function())
+        except Exception as error:
+            result.set_exception(error)
+
+    # The context says whose request it is.
+    Thread(target=copy_context().run, args=(work,), daemon=True).start()
+    while not wait([result], timeout=0.1).done:
+        if stop.is_set():
+            raise Stopped
+    return result.result()
 
 
 class Lane:

@@ -2,6 +2,7 @@
 
     atlases/KEY/            last used when it was last changed
         search/             of a search that is not at its end: its checkpoint, and rows that were read ahead
+        closed.json         models and datasets that it is made of and not everybody may read, if any
         00000132/           the atlas of the first 132 images; the one of most images counts
 
 KEY is a digest of what decides the result of the search, so that whoever asks for the same finds it.
@@ -13,18 +14,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.manifest import cache_folder
+from vitviz_hf.manifest import cache_folder, replace_file
 
 UPLOADED = "uploaded photographs"
 """What their atlas has for its dataset; it is listed for nobody, and opened by its name only."""
-_NAME = "made:"
+_NAME, _CLOSED = "made:", "closed.json"
 _IN_USE_SECONDS = 600
 
 
@@ -41,6 +42,18 @@ def is_made(name: str) -> bool:
 def made_folder(name: str) -> Path:
     """Where the search and the atlases of a name lie."""
     return cache_folder() / "atlases" / name.removeprefix(_NAME)
+
+
+def close_atlas(name: str, parts: Sequence[tuple[str, str]]) -> None:
+    """The atlas of a name is for those who may read all of some repositories, (`model` or `dataset`, id)."""
+    with replace_file(made_folder(name) / _CLOSED) as path:
+        path.write_text(json.dumps(parts))
+
+
+def closed_parts(name: str) -> list[tuple[str, str]]:
+    """What was given to `close_atlas`; nothing for an atlas that is open to all."""
+    path = made_folder(name) / _CLOSED
+    return [(kind, part) for kind, part in json.loads(path.read_text())] if path.is_file() else []
 
 
 def newest_atlas(name: str) -> Path | None:

@@ -22,7 +22,7 @@ from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, open_photo, shown,
 from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.growing import Frame, Wanted, gpu_passes, gpu_seconds
 from vitviz_hf.ui.growth import Growth
-from vitviz_hf.ui.lane import Stopped, Waiting
+from vitviz_hf.ui.lane import Stopped, Waiting, unless_stopped
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
@@ -216,8 +216,8 @@ class OptimizeTab:
             Stopped: `stop` was set.
         """
         one_word("preset", asked.preset, ("auto", *PRESETS))
-        frames = self.job(self.shelf.snapshot(model_id), asked)
-        yield from self.page.lane.run(frames, stop or Event())
+        frames = self.job(unless_stopped(stop := stop or Event(), lambda: self.shelf.snapshot(model_id)), asked)
+        yield from self.page.lane.run(frames, stop)
 
     def with_images(self, asked: Wanted, photo: str | None, atlas: str = "") -> Wanted:
         """With the real images that its preset takes.

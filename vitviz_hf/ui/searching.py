@@ -29,14 +29,23 @@ from vitviz_hf.atlas.state import SearchState, load_state
 from vitviz_hf.atlas.write import write_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, DatasetAccessError, DatasetError, VitvizError, first_line
-from vitviz_hf.hub import is_hub_id
+from vitviz_hf.hub import Token, is_hub_id
 from vitviz_hf.manifest import cache_folder
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.stream import SUFFIXES, Source, open_source
 from vitviz_hf.ui.ahead import ReadAhead, UsedUp, read_kept
 from vitviz_hf.ui.lane import Lane, Stopped, Waiting
-from vitviz_hf.ui.made import UPLOADED, disk_limit, drop_superseded, made_folder, made_name, make_room, newest_atlas
+from vitviz_hf.ui.made import (
+    UPLOADED,
+    close_atlas,
+    disk_limit,
+    drop_superseded,
+    made_folder,
+    made_name,
+    make_room,
+    newest_atlas,
+)
 from vitviz_hf.ui.shelf import Shelf
 
 PIECE_SECONDS = 30
@@ -83,8 +92,9 @@ class Seen:
 class Run:
     """A search that goes on, whoever watches it; it is stopped when nobody does."""
 
-    def __init__(self, snapshot: Snapshot, asked: Asked) -> None:
-        self.snapshot, self.asked, self.stop = snapshot, asked, Event()
+    def __init__(self, snapshot: Snapshot, asked: Asked, token: Token = False) -> None:
+        """`token` is the visitor's own, where the dataset needs it."""
+        self.snapshot, self.asked, self.token, self.stop = snapshot, asked, token, Event()
         self.seen = Seen(f"Opening {asked} ...")
         self.error: VitvizError | None = None
         self.watching = 0
@@ -116,16 +126,19 @@ class Searches:
         """That are searched for now."""
         self._changed = Condition()
 
-    def watch(self, snapshot: Snapshot, asked: Asked, stop: Event) -> Iterator[Seen]:
+    def watch(self, snapshot: Snapshot, asked: Asked, stop: Event, token: Token = False) -> Iterator[Seen]:
         """How far a search is, about twice a second, until it ends.
 
         It begins with the first who watches it. Who sets `stop`, or closes this, leaves; when the last one leaves, the
         search ends, and an atlas of what was read is kept.
 
+        Args:
+            token: the visitor's own, where the dataset needs it; the search is then this visitor's only.
+
         Raises:
             VitvizError: it failed.
         """
-        run = self._join(snapshot, asked)
+        run = self._join(snapshot, asked, token)
         try:
             while not run.seen.ended and not stop.is_set():
                 yield run.seen
@@ -146,12 +159,12 @@ class Searches:
             raise run.error
         yield run.seen
 
-    def _join(self, snapshot: Snapshot, asked: Asked) -> Run:
-        key = (snapshot.model_id, snapshot.revision, asked)
+    def _join(self, snapshot: Snapshot, asked: Asked, token: Token) -> Run:
+        key = (snapshot.model_id, snapshot.revision, asked, token)
         with self._changed:
             run = self._runs.get(key)
             if run is None or run.stop.is_set():
-                run = self._runs[key] = Run(snapshot, asked)
+                run = self._runs[key] = Run(snapshot, asked, token)
                 # On ZeroGPU the context says whose time it takes.
                 Thread(target=copy_context().run, args=(self._work, key, run), daemon=True).start()
             run.watching += 1
@@ -194,13 +207,17 @@ class Searches:
             run.tell(run.seen.doing, ended=True)
 
     def _search(self, run: Run) -> None:
-        source, view = _open(run.asked), self._shelf.described(run.snapshot)
+        source, view = _open(run.asked, run.token), self._shelf.described(run.snapshot)
         config = _config(view, run.asked)
         site_list(view, config)
         recipe = search_recipe(view, source, config)
         name = made_name(recipe)
         folder = made_folder(name) / "search"
+        closed = [] if self._shelf.is_open(run.snapshot) else [("model", run.snapshot.model_id)]
+        closed += [("dataset", source.dataset)] if run.token else []
         with self._taken(name, run.stop):
+            if closed:
+                close_atlas(name, closed)
             run.tell(run.seen.doing, name=name, written=_images(name))
             if run.seen.written and not folder.is_dir():
                 run.tell("It was searched before: here is its atlas.")
@@ -295,13 +312,13 @@ def keep_uploads(paths: Sequence[str]) -> Path:
 _GOES_ON = " Search the same again, and it goes on from there."
 
 
-def _open(asked: Asked) -> Source:
+def _open(asked: Asked, token: Token) -> Source:
     if asked.uploads:
         return replace(open_source(str(asked.uploads)), dataset=UPLOADED)
     dataset = asked.dataset.strip()
     if dataset != BUILTIN and (not is_hub_id(dataset) or "/" not in dataset or Path(dataset).exists()):
         raise DatasetAccessError(f"{dataset!r} is not a Hub id; write OWNER/NAME, or 'builtin'.")
-    return open_source(dataset, asked.split, token=False)
+    return open_source(dataset, asked.split, token=token)
 
 
 def _config(view: ModelView, asked: Asked) -> SearchConfig:

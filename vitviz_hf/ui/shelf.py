@@ -15,16 +15,17 @@ from PIL import Image
 
 from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.store import Atlas, open_atlas
-from vitviz_hf.errors import AtlasError, ModelNotFoundError, VitvizError
-from vitviz_hf.hub import is_hub_id, size_limit
+from vitviz_hf.errors import AtlasError, GatedModelError, ModelError, ModelNotFoundError, VitvizError
+from vitviz_hf.hub import Token, is_hub_id, size_limit
 from vitviz_hf.images import bytes_to_image, open_image, pixels_to_bytes
 from vitviz_hf.models.builtin import BUILTINS
-from vitviz_hf.models.gate import Snapshot, fetch_model
+from vitviz_hf.models.gate import Snapshot, fetch_model, fetch_tokenizer
 from vitviz_hf.models.view import ModelView, load_snapshot, to_pixels
 from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.made import UPLOADED, is_made, list_made, mark_used, newest_atlas
+from vitviz_hf.ui.made import UPLOADED, closed_parts, is_made, list_made, mark_used, newest_atlas
+from vitviz_hf.ui.visitor import Admission
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
 _OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
@@ -58,9 +59,12 @@ class Shelf:
         self._found: TTLCache[object, tuple[list[str], str]] = TTLCache(_SNAPSHOTS, _FOUND_SECONDS)
         self._scoring, self._finding = Condition(), Condition()
         self._decoding, self._opening_own = Condition(), Condition()
+        self._admission = Admission()
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
         """Checked local files; downloads, but needs no device. Asks the Hub without the server's token.
+
+        What is gated or private is asked for with the visitor's own, by every visitor anew.
 
         Raises:
             ModelError: one subclass for each reason.
@@ -73,11 +77,22 @@ class Shelf:
         with self._fetching:
             known = list(self._snapshots.values())
         same = next((s for s in known if (s.model_id, s.revision) == (model_id, revision)), None)
-        return same or self._fetched(model_id, revision)
+        if same:
+            return same
+
+        def fetched(token: Token) -> Snapshot:
+            return _with_token(model_id, revision, token) if token else self._fetched(model_id, revision)
+
+        return self._admission.open((model_id, revision), fetched, (GatedModelError, ModelNotFoundError))
 
     @cachedmethod(lambda self: self._snapshots, condition=lambda self: self._fetching)
     def _fetched(self, model_id: str, revision: str | None) -> Snapshot:
         return fetch_model(model_id, revision, token=False)
+
+    def is_open(self, snapshot: Snapshot) -> bool:
+        """Whether everybody may see a model."""
+        with self._fetching:
+            return snapshot.revision is None or snapshot in self._snapshots.values()
 
     @cachedmethod(
         lambda self: self._views,
@@ -121,7 +136,11 @@ class Shelf:
             return self._made(name)
         if name != os.environ.get("VITVIZ_ATLAS") and not (is_hub_id(name) and "/" in name):
             raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
-        return self._opened(name)
+
+        def opened(token: Token) -> Atlas:
+            return open_atlas(name, token) if token else self._opened(name)
+
+        return self._admission.open(name, opened, (AtlasError,))
 
     @cachedmethod(lambda self: self._atlases, condition=lambda self: self._opening)
     def _opened(self, name: str) -> Atlas:
@@ -131,8 +150,14 @@ class Shelf:
         folder = newest_atlas(name)
         if folder is None:
             raise AtlasError(f"the atlas {name!r} is no longer on this server; search again, or choose another one.")
+        if closed := self._closed_to(name):
+            raise AtlasError(f"the atlas {name!r} is of {closed!r}, which you may not read; ask for access on the Hub.")
         mark_used(name)
         return replace(self._opened(str(folder)), name=name)
+
+    def _closed_to(self, name: str) -> str:
+        """What an atlas was made of that the visitor may not read; empty if there is nothing."""
+        return next((part for kind, part in closed_parts(name) if not self._admission.may_read(kind, part)), "")
 
     @cachedmethod(lambda self: self._own_atlas, condition=lambda self: self._opening_own)
     def own_atlas(self) -> Atlas | None:
@@ -154,6 +179,7 @@ class Shelf:
             with suppress(VitvizError):  # put away meanwhile
                 found.append(replace(self._opened(str(folder)), name=name))
         fitting = [a for a in found if is_of(a, snapshot) and a.manifest["dataset"] != UPLOADED]
+        fitting = [a for a in fitting if not self._closed_to(a.name)]
         return sorted(fitting, key=lambda a: (-a.manifest["n_images"], -len(a.sites), a.name))
 
     def atlas_for(self, snapshot: Snapshot, site: Site | None = None) -> Atlas | None:
@@ -189,6 +215,14 @@ class Shelf:
     def snapshot_of(self, atlas: Atlas) -> Snapshot:
         """Checked files of the model that an atlas is of, at its revision."""
         return self.snapshot(str(atlas.manifest["model_id"]), atlas.manifest["revision"])
+
+
+def _with_token(model_id: str, revision: str | None, token: Token) -> Snapshot:
+    """A model that was opened with a visitor's token, which is left out."""
+    snapshot = fetch_model(model_id, revision, token)
+    with suppress(ModelError):  # who needs it is told then
+        fetch_tokenizer(snapshot)  # now, since later there is no token
+    return replace(snapshot, token=False)
 
 
 def is_of(atlas: Atlas, snapshot: Snapshot) -> bool:

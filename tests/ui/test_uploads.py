@@ -1,0 +1,60 @@
+"""A visitor's uploads in a minute are bounded; others' are not touched."""
+
+import asyncio
+import json
+
+import pytest
+
+from vitviz_hf.ui import uploads
+from vitviz_hf.ui.uploads import MOST_UPLOADS, UploadLimit
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def post():
+    """Status and text of a request of a visitor."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    limited = UploadLimit(app)
+
+    def ask(visitor="1.2.3.4", size=1000, path="/gradio_api/upload", method="POST"):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [] if size is None else [(b"content-length", str(size).encode())]
+        scope = {"type": "http", "method": method, "path": path, "client": (visitor, 1), "headers": headers}
+        asyncio.run(limited(scope, None, send))
+        return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
+
+    return ask
+
+
+def test_a_minute_has_so_many_uploads_and_the_next_one_begins_anew(clock, post):
+    first = {post()[0] for _ in range(MOST_UPLOADS)}
+    refused = post()
+    others = post("5.6.7.8")[0], post(path="/gradio_api/queue/join")[0], post(method="GET")[0]
+    clock[0] += 61
+
+    assert (first, others, post()[0]) == ({200}, (200, 200, 200), 200)
+    assert refused == (429, "too many uploads: at most 60 in a minute, 2 GB in all; wait a minute and try again.")
+
+
+def test_a_minute_has_so_many_bytes_and_what_is_refused_does_not_count(clock, post):
+    assert post(size=1_500_000_000)[0] == 200
+    assert [post(size=600_000_000)[0] for _ in range(3)] == [429, 429, 429]
+    assert post(size=400_000_000)[0] == 200
+
+
+def test_an_upload_that_does_not_tell_its_size_counts_as_a_lot(clock, post):
+    assert [post(size=None)[0] for _ in range(11)] == [200] * 10 + [429]

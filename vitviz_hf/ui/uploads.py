@@ -1,0 +1,48 @@
+"""How much a visitor may upload in a minute; the server says so before it reads the file."""
+
+import json
+import time
+from threading import Lock
+from typing import Any
+
+from cachetools import LRUCache
+
+MOST_UPLOADS, MOST_BYTES = 60, 2_000_000_000
+"""In a minute, of one address; an upload may have many files, as a thousand photographs for a search."""
+_SECONDS, _VISITORS = 60.0, 4096
+_REFUSED = "too many uploads: at most {} in a minute, {:g} GB in all; wait a minute and try again."
+
+
+class UploadLimit:
+    """Middleware around an ASGI app."""
+
+    def __init__(self, app: Any) -> None:
+        self._app, self._lock = app, Lock()
+        self._latest: LRUCache[str, list[tuple[float, int]]] = LRUCache(_VISITORS)
+        """Address -> moment and bytes of its uploads."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or refuse an upload that is one too many."""
+        if not _is_upload(scope) or self._takes(scope):
+            await self._app(scope, receive, send)
+            return
+        text = _REFUSED.format(MOST_UPLOADS, MOST_BYTES / 1e9)
+        headers = [(b"content-type", b"application/json"), (b"retry-after", b"60")]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps({"detail": text}).encode()})
+
+    def _takes(self, scope: Any) -> bool:
+        """Whether the visitor may upload so much now; if so, it counts. What does not tell its size counts as a lot."""
+        given = dict(scope["headers"]).get(b"content-length", b"")
+        size = int(given) if given.isdigit() else MOST_BYTES // 10
+        visitor, now = (scope.get("client") or ("",))[0], time.monotonic()
+        with self._lock:
+            latest = [(at, n) for at, n in self._latest.get(visitor, ()) if now - at < _SECONDS]
+            if len(latest) >= MOST_UPLOADS or sum(n for _, n in latest) + size > MOST_BYTES:
+                return False
+            self._latest[visitor] = [*latest, (now, size)]
+        return True
+
+
+def _is_upload(scope: Any) -> bool:
+    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"))
