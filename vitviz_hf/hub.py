@@ -113,6 +113,8 @@ def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iter
     except RevisionNotFoundError as error:
         raise of.revision(f"{name!r} has no revision {revision!r:.100}; give a branch, tag or commit.") from error
     # What is not in the cache is a FileNotFoundError of the library.
+    except VitvizError:
+        raise
     # A name that no file may have is a ValueError.
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
