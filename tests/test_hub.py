@@ -261,6 +261,13 @@ def test_a_model_far_larger_than_its_weights_is_refused_at_once(name, changes, t
         load_model(variant(hub, tiny_folder, tmp_path, name, edit_config(**changes)))
 
 
+def test_a_label_may_be_called_like_a_number_of_layers(hub, tiny_folder, tmp_path):
+    labels = {"id2label": {"0": "cat", "1": "layers", "2": "bus"}, "label2id": {"cat": 0, "layers": 15_000, "bus": 2}}
+    model_id = variant(hub, tiny_folder, tmp_path, "layered-label", edit_config(**labels))
+
+    assert load_model(model_id, device="cpu").labels == ("cat", "layers", "bus")
+
+
 def test_an_input_that_nobody_has_the_memory_for_is_refused(hub, tiny_folder, tmp_path):
     def change(folder):
         path = folder / "preprocessor_config.json"
