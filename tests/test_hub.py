@@ -252,11 +252,12 @@ class Executed:
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
+        ("odd", {"hidden_size": []}, "could not be loaded: .*'hidden_size'"),
         ("deep", {"num_hidden_layers": 10**6}, "has 1000000 layers; at most 1000 are possible"),
         ("wide", {"intermediate_size": 2**22}, "tells of .* million weights; it has fewer"),
     ],
 )
-def test_a_model_far_larger_than_its_weights_is_refused_at_once(name, changes, told, hub, tiny_folder, tmp_path):
+def test_a_config_of_odd_values_or_of_too_much_is_refused_at_once(name, changes, told, hub, tiny_folder, tmp_path):
     with pytest.raises(ModelError, match=told):
         load_model(variant(hub, tiny_folder, tmp_path, name, edit_config(**changes)))
 

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -42,6 +43,8 @@ from vitviz_hf.errors import (
 
 Token = str | bool | None
 """Of the Hub: None uses the machine's login, False asks anonymously even where there is one."""
+INVALID = StrictDataclassError
+"""What transformers raises on a value of config.json that is not of its kind."""
 GATED = (
     "Accept its terms on the Hub, then run 'hf auth login'.",
     "Only what is open to everybody can be read here; choose another one.",

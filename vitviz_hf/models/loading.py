@@ -24,12 +24,23 @@ from torchvision.transforms import v2
 from transformers.initialization import no_init_weights
 
 from vitviz_hf.errors import ModelError, UnsafeModelError, VitvizError, first_line
+from vitviz_hf.hub import INVALID
 from vitviz_hf.images import cover
 from vitviz_hf.models.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM, Exceptions, Family
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.trace import Told
 
-UNFIT = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+UNFIT = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    INVALID,
+)
 """What libraries raise on values that make no sense."""
 LONGEST_SIDE = 4096
 _MOST_LAYERS, _SLACK = 1000, 100_000_000
