@@ -252,13 +252,21 @@ class Executed:
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
+        ("odd", {"hidden_size": []}, "could not be loaded: .*'hidden_size'"),
         ("deep", {"num_hidden_layers": 10**6}, "has 1000000 layers; at most 1000 are possible"),
         ("wide", {"intermediate_size": 2**22}, "tells of .* million weights; it has fewer"),
     ],
 )
-def test_a_model_far_larger_than_its_weights_is_refused_at_once(name, changes, told, hub, tiny_folder, tmp_path):
+def test_a_config_of_odd_values_or_of_too_much_is_refused_at_once(name, changes, told, hub, tiny_folder, tmp_path):
     with pytest.raises(ModelError, match=told):
         load_model(variant(hub, tiny_folder, tmp_path, name, edit_config(**changes)))
+
+
+def test_a_label_may_be_called_like_a_number_of_layers(hub, tiny_folder, tmp_path):
+    labels = {"id2label": {"0": "cat", "1": "layers", "2": "bus"}, "label2id": {"cat": 0, "layers": 15_000, "bus": 2}}
+    model_id = variant(hub, tiny_folder, tmp_path, "layered-label", edit_config(**labels))
+
+    assert load_model(model_id, device="cpu").labels == ("cat", "layers", "bus")
 
 
 def test_an_input_that_nobody_has_the_memory_for_is_refused(hub, tiny_folder, tmp_path):
@@ -308,7 +316,7 @@ def test_too_large_a_model_is_refused_before_its_weights_are_downloaded(hub, tin
 
     with pytest.raises(ModelTooLargeError, match=r"take 9\.0 GB, more than the limit of 6\.0 GB\. .*VITVIZ_MAX_GB"):
         load_model(model_id)
-    assert not [p for _, p, _ in hub.log if p.startswith("odd/large") and p.endswith(".safetensors")]
+    assert not [p for _, p, _ in hub.log if p.startswith("odd/large/") and p.endswith(".safetensors")]
 
 
 def test_weights_that_do_not_fit_the_config(hub, tiny_folder, tmp_path):

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -43,6 +44,8 @@ from vitviz_hf.errors import (
 
 Token = str | bool | None
 """Of the Hub: None uses the machine's login, False asks anonymously even where there is one."""
+INVALID = StrictDataclassError
+"""What transformers raises on a value of config.json that is not of its kind."""
 TOO_LARGE = ("Raise it with the environment variable VITVIZ_MAX_GB.", "Choose a smaller one.")
 """What the owner and a visitor can do about a repository over the size limit."""
 # Hidden files are what a writer that was killed left.

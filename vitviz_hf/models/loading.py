@@ -24,12 +24,23 @@ from torchvision.transforms import v2
 from transformers.initialization import no_init_weights
 
 from vitviz_hf.errors import ModelError, UnsafeModelError, VitvizError, first_line
+from vitviz_hf.hub import INVALID
 from vitviz_hf.images import cover
 from vitviz_hf.models.families import BY_MODEL_TYPE, BY_TIMM_MODULE, TIMM, Exceptions, Family
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.trace import Told
 
-UNFIT = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+UNFIT = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    INVALID,
+)
 """What libraries raise on values that make no sense."""
 LONGEST_SIDE = 4096
 _MOST_LAYERS, _SLACK = 1000, 100_000_000
@@ -130,15 +141,14 @@ def _class_name(snapshot: Snapshot) -> tuple[str, bool]:
 
 def _check_extent(snapshot: Snapshot, kind: Any, config: Any) -> None:
     """Refuse a model that is far larger than its weights, before memory and time are taken for it."""
-    if (depth := max(_depths(config.to_dict()), default=0)) > _MOST_LAYERS:
+    facts = {k: v for k, v in config.to_dict().items() if k != "label2id"}  # whose keys may be any words
+    if (depth := max(_depths(facts), default=0)) > _MOST_LAYERS:
         raise ModelError(f"{snapshot.model_id!r} has {depth} layers; at most {_MOST_LAYERS} are possible.")
     with torch.device("meta"), no_init_weights():
         n = sum(parameter.numel() for parameter in kind(copy.deepcopy(config)).parameters())
     stored = sum(path.stat().st_size for path in snapshot.folder.glob("*.safetensors"))
     if n > stored + _SLACK:  # a value takes at least a byte
-        raise ModelError(
-            f"the config.json of {snapshot.model_id!r} is of {n / 1e6:,.0f} million weights; it has fewer."
-        )
+        raise ModelError(f"config.json of {snapshot.model_id!r} tells of {n / 1e6:,.0f} million weights; it has fewer.")
 
 
 def _depths(value: Any, name: str = "") -> Iterator[int]:
