@@ -115,10 +115,9 @@ def hub_errors(of: Repositories, name: str, revision: str | None = None) -> Iter
         ) from error
     except RevisionNotFoundError as error:
         raise of.revision(f"{name!r} has no revision {revision!r:.100}; give a branch, tag or commit.") from error
-    # What is not in the cache is a FileNotFoundError of the library.
     except VitvizError:
         raise
-    # A name that no file may have is a ValueError.
+    # What is not in the cache is a FileNotFoundError of the library, a name that no file may have a ValueError.
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise StorageError(
