@@ -17,6 +17,7 @@ import argparse
 import importlib
 import io
 import json
+import math
 import pickle
 import time
 import warnings
@@ -150,28 +151,30 @@ def horama(method: str, view: ModelView, feature: Feature, steps: int, photograp
 
 
 def crop_boxes(image: Tensor, boxes: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """What torchvision's operator `roi_align` gives for boxes of no more pixels than the output.
-
-    Its slow version in Python, which stands in where the operator is missing, needs a compiler, and continues the edge.
-    One bilinear sample at the center of each bin; what is more than a pixel outside is 0.
+    """What torchvision's operator `roi_align` gives; its slow version in Python, which stands in, needs a compiler.
 
     Args:
         image: [1, 3, H, W].
         boxes: [K, 5]: 0, then x0, y0, x1, y1 in pixels, where whole numbers are the centers of pixels.
     """
-    low, high = boxes[:, 1:3], boxes[:, 3:5]
-    assert (high - low).max() <= min(output_size), "roi_align takes several samples of each bin then"
+    return torch.cat([crop_box(image, box[1:3], box[3:5], output_size) for box in boxes])
+
+
+def crop_box(image: Tensor, low: Tensor, high: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """Each bin is the mean of bilinear samples, as many along an axis as it has pixels; 0 far outside.
+
+    The edge goes on for a pixel.
+    """
     axes = []
     for axis, (n, size) in enumerate(zip(output_size[::-1], image.shape[:1:-1], strict=True)):
-        share = (torch.arange(n, device=image.device) + 0.5) / n
-        axes.append((low[:, axis, None] + share * (high - low)[:, axis, None], size))
-    (x, width), (y, height) = axes
-    inside = (((y >= -1) & (y <= height))[:, :, None] & ((x >= -1) & (x <= width))[:, None]).unsqueeze(1)
-    u, v = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
-    shape = (len(boxes), *output_size)
-    grid = torch.stack([u[:, None].expand(shape), v[:, :, None].expand(shape)], -1)
-    many = image.expand(len(boxes), -1, -1, -1)
-    return functional.grid_sample(many, grid, padding_mode="border", align_corners=True) * inside
+        length = high[axis] - low[axis]
+        samples = n * math.ceil(float(length) / n)
+        places = low[axis] + (torch.arange(samples, device=image.device) + 0.5) / samples * length
+        axes.append((2 * places / (size - 1) - 1, (places >= -1) & (places <= size)))
+    (x, x_inside), (y, y_inside) = axes
+    grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1)[None]
+    found = functional.grid_sample(image, grid, padding_mode="border", align_corners=True)
+    return functional.adaptive_avg_pool2d(found * (y_inside[:, None] & x_inside), output_size)
 
 
 @lru_cache(maxsize=1)

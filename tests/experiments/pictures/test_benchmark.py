@@ -150,6 +150,19 @@ def test_boxes_are_cropped_as_by_one_sample_at_the_center_of_each_bin(benchmark)
     assert int((found[1] == 0).sum()) > 0
 
 
+def test_boxes_of_more_pixels_than_the_output_are_means_of_several_samples(benchmark):
+    squares = torch.arange(60.0).square()
+    box = torch.tensor([[0, 4.5, 10, 29.5, 28]])
+
+    found = benchmark.crop_boxes(squares.expand(1, 3, 50, 60), box, (9, 10))
+
+    samples = np.interp(
+        4.5 + (np.arange(30) + 0.5) / 30 * 25, np.arange(60), squares.numpy()
+    )  # 3 for each of 2.5 pixels
+    means = torch.from_numpy(samples.reshape(10, 3).mean(1)).float()
+    torch.testing.assert_close(found, means.expand(1, 3, 9, 10), atol=1e-2, rtol=1e-5)
+
+
 def test_other_packages_are_given_the_features_own_values(benchmark, trained):
     pixels = torch.rand(2, 3, *trained.input_size, generator=torch.Generator().manual_seed(0))
     site = Site(1, "mlp_act")
