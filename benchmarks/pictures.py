@@ -383,7 +383,8 @@ def table_of(
         pixels, n = torch.cat(list(own.pictures.values())), len(own.judged)
         seen, looks = photographs.compare(depths, embed_all(judge, pixels)), look_of(pixels).mean(0)
         tables = tables_of(own.judged, seed)
-        measures = [
+        measures: list[Cell] = [
+            difference(own.shares("picture"), own.shares("another's picture"), seed),
             *(float(np.median([getattr(o, what) for o in own.judged])) for what in ("transfer", "rank", "percentile")),
             1000 * to_natural(seen) if n > 1 else None,
             *looks[6:8].tolist(),
@@ -398,7 +399,7 @@ def table_of(
         apart = difference(found[reference].shares(way), base, seed)
         rows.append((title, None, len(base), *last_of(beside, way), apart, *[None] * len(measures)))
     columns = ("recipe", "passes", "features", "agreement, %", "alike, %", "deeper half, %", f"minus {reference}")
-    names = ("transfer", "own rank", "percentile", "KID x 1000", "saturation", "contrast", "seconds")
+    names = ("minus another's", "transfer", "own rank", "percentile", "KID x 1000", "saturation", "contrast", "seconds")
     usual = photographs.looks.mean(0)
     told = f"The photographs have saturation {usual[6]:.2f} and contrast {usual[7]:.2f}."
     return Table((*columns, *names), tuple(rows), (told, *notes))
@@ -508,8 +509,9 @@ def main(argv: Sequence[str] | None = None) -> Table:
     notes = [
         f"Agreement: share of right choices with 95 % intervals over features, of {len(photographs.keys):,} images of "
         f"{arguments.dataset}, by {arguments.judge} at {' + '.join(depths)}; alike: between photographs of like color "
-        "and contrast. Medians of transfer score (best image: 1), rank of the feature on its picture, and percentile "
-        f"of its score among the images'. {view.device}, threads: {torch.get_num_threads()}.",
+        "and contrast; minus another's: less the share by the pictures of other features of the layer. Medians of "
+        "transfer score (best image: 1), rank of the feature on its picture, and percentile of its score among the "
+        f"images'. {view.device}, threads: {torch.get_num_threads()}.",
         *(f"{name}: {RECIPES[name].note}" for name in found if RECIPES[name].note),
     ]
     table = table_of(found, judge, photographs, depths, seed, notes)

@@ -84,6 +84,7 @@ def test_the_table_says_what_the_experiments_functions_give(ran, benchmark, trai
         assert rows[way]["minus fast"] == pytest.approx((values - shares).mean())
     other = np.mean([100 * one.right["another's picture"].plain for one in judged])
     assert rows["another's picture of fast"]["agreement, %"] == pytest.approx(other)
+    assert own["minus another's"] == pytest.approx(shares.mean() - other)
     paper = judge_pictures(trained, judge, photographs, depths, pictures_in(out / "paper-8"))
     apart = np.mean([100 * one.right["picture"].plain for one in paper]) - shares.mean()
     assert rows["paper"]["minus fast"] == pytest.approx(apart) and own["minus fast"] is None
