@@ -17,6 +17,7 @@ import argparse
 import importlib
 import io
 import json
+import math
 import pickle
 import time
 import warnings
@@ -150,28 +151,30 @@ def horama(method: str, view: ModelView, feature: Feature, steps: int, photograp
 
 
 def crop_boxes(image: Tensor, boxes: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """What torchvision's operator `roi_align` gives for boxes of no more pixels than the output.
-
-    Its slow version in Python, which stands in where the operator is missing, needs a compiler, and continues the edge.
-    One bilinear sample at the center of each bin; what is more than a pixel outside is 0.
+    """What torchvision's operator `roi_align` gives; its slow version in Python, which stands in, needs a compiler.
 
     Args:
         image: [1, 3, H, W].
         boxes: [K, 5]: 0, then x0, y0, x1, y1 in pixels, where whole numbers are the centers of pixels.
     """
-    low, high = boxes[:, 1:3], boxes[:, 3:5]
-    assert (high - low).max() <= min(output_size), "roi_align takes several samples of each bin then"
+    return torch.cat([crop_box(image, box[1:3], box[3:5], output_size) for box in boxes])
+
+
+def crop_box(image: Tensor, low: Tensor, high: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """Each bin is the mean of bilinear samples, as many along an axis as it has pixels; 0 far outside.
+
+    The edge goes on for a pixel.
+    """
     axes = []
     for axis, (n, size) in enumerate(zip(output_size[::-1], image.shape[:1:-1], strict=True)):
-        share = (torch.arange(n, device=image.device) + 0.5) / n
-        axes.append((low[:, axis, None] + share * (high - low)[:, axis, None], size))
-    (x, width), (y, height) = axes
-    inside = (((y >= -1) & (y <= height))[:, :, None] & ((x >= -1) & (x <= width))[:, None]).unsqueeze(1)
-    u, v = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
-    shape = (len(boxes), *output_size)
-    grid = torch.stack([u[:, None].expand(shape), v[:, :, None].expand(shape)], -1)
-    many = image.expand(len(boxes), -1, -1, -1)
-    return functional.grid_sample(many, grid, padding_mode="border", align_corners=True) * inside
+        length = high[axis] - low[axis]
+        samples = n * math.ceil(float(length) / n)
+        places = low[axis] + (torch.arange(samples, device=image.device) + 0.5) / samples * length
+        axes.append((2 * places / (size - 1) - 1, (places >= -1) & (places <= size)))
+    (x, x_inside), (y, y_inside) = axes
+    grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1)[None]
+    found = functional.grid_sample(image, grid, padding_mode="border", align_corners=True)
+    return functional.adaptive_avg_pool2d(found * (y_inside[:, None] & x_inside), output_size)
 
 
 @lru_cache(maxsize=1)
@@ -380,7 +383,8 @@ def table_of(
         pixels, n = torch.cat(list(own.pictures.values())), len(own.judged)
         seen, looks = photographs.compare(depths, embed_all(judge, pixels)), look_of(pixels).mean(0)
         tables = tables_of(own.judged, seed)
-        measures = [
+        measures: list[Cell] = [
+            difference(own.shares("picture"), own.shares("another's picture"), seed),
             *(float(np.median([getattr(o, what) for o in own.judged])) for what in ("transfer", "rank", "percentile")),
             1000 * to_natural(seen) if n > 1 else None,
             *looks[6:8].tolist(),
@@ -395,7 +399,7 @@ def table_of(
         apart = difference(found[reference].shares(way), base, seed)
         rows.append((title, None, len(base), *last_of(beside, way), apart, *[None] * len(measures)))
     columns = ("recipe", "passes", "features", "agreement, %", "alike, %", "deeper half, %", f"minus {reference}")
-    names = ("transfer", "own rank", "percentile", "KID x 1000", "saturation", "contrast", "seconds")
+    names = ("minus another's", "transfer", "own rank", "percentile", "KID x 1000", "saturation", "contrast", "seconds")
     usual = photographs.looks.mean(0)
     told = f"The photographs have saturation {usual[6]:.2f} and contrast {usual[7]:.2f}."
     return Table((*columns, *names), tuple(rows), (told, *notes))
@@ -505,8 +509,9 @@ def main(argv: Sequence[str] | None = None) -> Table:
     notes = [
         f"Agreement: share of right choices with 95 % intervals over features, of {len(photographs.keys):,} images of "
         f"{arguments.dataset}, by {arguments.judge} at {' + '.join(depths)}; alike: between photographs of like color "
-        "and contrast. Medians of transfer score (best image: 1), rank of the feature on its picture, and percentile "
-        f"of its score among the images'. {view.device}, threads: {torch.get_num_threads()}.",
+        "and contrast; minus another's: less the share by the pictures of other features of the layer. Medians of "
+        "transfer score (best image: 1), rank of the feature on its picture, and percentile of its score among the "
+        f"images'. {view.device}, threads: {torch.get_num_threads()}.",
         *(f"{name}: {RECIPES[name].note}" for name in found if RECIPES[name].note),
     ]
     table = table_of(found, judge, photographs, depths, seed, notes)

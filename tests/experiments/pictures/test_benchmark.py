@@ -84,6 +84,7 @@ def test_the_table_says_what_the_experiments_functions_give(ran, benchmark, trai
         assert rows[way]["minus fast"] == pytest.approx((values - shares).mean())
     other = np.mean([100 * one.right["another's picture"].plain for one in judged])
     assert rows["another's picture of fast"]["agreement, %"] == pytest.approx(other)
+    assert own["minus another's"] == pytest.approx(shares.mean() - other)
     paper = judge_pictures(trained, judge, photographs, depths, pictures_in(out / "paper-8"))
     apart = np.mean([100 * one.right["picture"].plain for one in paper]) - shares.mean()
     assert rows["paper"]["minus fast"] == pytest.approx(apart) and own["minus fast"] is None
@@ -148,6 +149,19 @@ def test_boxes_are_cropped_as_by_one_sample_at_the_center_of_each_bin(benchmark)
         torch.testing.assert_close(crop[0], xs.clamp(0, 59).expand(40, 40) * inside, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(crop[1], ys.clamp(0, 49)[:, None].expand(40, 40) * inside, atol=1e-3, rtol=1e-4)
     assert int((found[1] == 0).sum()) > 0
+
+
+def test_boxes_of_more_pixels_than_the_output_are_means_of_several_samples(benchmark):
+    squares = torch.arange(60.0).square()
+    box = torch.tensor([[0, 4.5, 10, 29.5, 28]])
+
+    found = benchmark.crop_boxes(squares.expand(1, 3, 50, 60), box, (9, 10))
+
+    samples = np.interp(
+        4.5 + (np.arange(30) + 0.5) / 30 * 25, np.arange(60), squares.numpy()
+    )  # 3 for each of 2.5 pixels
+    means = torch.from_numpy(samples.reshape(10, 3).mean(1)).float()
+    torch.testing.assert_close(found, means.expand(1, 3, 9, 10), atol=1e-2, rtol=1e-5)
 
 
 def test_other_packages_are_given_the_features_own_values(benchmark, trained):
