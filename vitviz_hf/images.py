@@ -76,7 +76,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    made = image.convert("RGB")
+    for name in ("exif", "Raw profile type exif"):  # it has been obeyed, or is broken
+        made.info.pop(name, None)
+    return made
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

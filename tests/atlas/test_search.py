@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -900,7 +899,7 @@ def run_ranks(view, source, config, out, n_ranks):
     """As the workers of a cluster would, one after another."""
     task, state, folder = Searching(view, source, config, n_ranks, False), empty_state(view, config), search_folder(out)
     folder.mkdir()
-    with closing(open_crops(folder)) as crops:
+    with open_crops(folder) as crops:
         for rank in range(n_ranks):
             take_in(state, search_shares(task, (rank,), floors_of(state), lambda n: None), crops)
         crops.commit()

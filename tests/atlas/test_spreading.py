@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -81,7 +80,7 @@ def test_parts_of_shares_in_any_order_and_tree_are_the_state_of_one_process(orde
 
     state = empty_state(vit, config)
     (tmp_path / "crops").mkdir()
-    with closing(open_crops(tmp_path / "crops")) as crops:
+    with open_crops(tmp_path / "crops") as crops:
         take_in(state, search_shares(task, (order[0],), None, told.append), crops)
         floors = floors_of(state)
         take_in(state, search_shares(task, (order[1], order[2]), floors, told.append), crops)

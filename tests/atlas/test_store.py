@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +281,6 @@ def test_the_crops_that_remain_are_those_of_ranked_images(tiny_view, folder, tmp
 
     fold = state.folds[RESID]
     ranked = {*fold.top.keys[:, 0].tolist(), *fold.bottom.keys[:, 0].tolist()}
-    with closing(open_crops(tmp_path)) as crops:
+    with open_crops(tmp_path) as crops:
         assert {key for (key,) in crops.execute("SELECT key FROM crops")} == ranked
     assert len(ranked) < N
