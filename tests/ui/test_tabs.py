@@ -17,7 +17,8 @@ from PIL import Image
 from vitviz_hf import activation_map, activations, load_model, open_image, parse_feature, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.inside.words import with_labels
+from vitviz_hf.errors import ConfigError
+from vitviz_hf.inside.words import with_labels, with_words
 from vitviz_hf.manifest import cache_folder
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
@@ -27,11 +28,13 @@ from vitviz_hf.sites import Site
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui.app import TABS, App
 from vitviz_hf.ui.behavior_tab import BehaviorTab
+from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
 from vitviz_hf.ui.features_tab import FeaturesTab
 from vitviz_hf.ui.link import link_js, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import Asked, MapsTab
 from vitviz_hf.ui.optimize_tab import OptimizeTab
+from vitviz_hf.ui.shelf import Shelf
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,26 @@ def test_the_map_of_a_label_or_a_text_is_told_by_its_words(app, vit, hub):
     assert "text:&quot;&lt;b&gt; fur&quot;** on the whole picture" in text[maps.facts]
     assert "no class is named" in wrong[maps.facts] and wrong[maps.large] is None
     assert set((cache_folder() / "reference").iterdir()) == kept
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a message without a page to show it
+def test_the_texts_of_an_atlas_go_to_the_first_tab_and_come_back(app, tiny_view, tmp_path, monkeypatch):
+    view, tab = with_words(tiny_view("clip"), ["fur", "a bus"]), app.page.tab(FeaturesTab)
+    out, name = tmp_path / "atlas", view.model_id
+    make_atlas(view, open_source("builtin"), SearchConfig(kinds=("text",), k=1, limit=4), out)
+    monkeypatch.setenv("VITVIZ_ATLAS", str(out))
+    monkeypatch.setattr(app.page, "shelf", shelf := Shelf(name))
+    monkeypatch.setattr(tab, "shelf", shelf)
+    monkeypatch.setattr(tab, "page_job", Beside(shelf).page)
+
+    given = tab.give(name, str(out), "2.text:1")[app.page.tab(MapsTab).feature]
+    taken = tab.take(name, str(out), given)
+
+    assert given == 'text:"a bus"' and taken[tab.shown] == str(out)
+    assert "<code>2.text:1</code> (a bus)" in tab.feature_page(name, taken[tab.shown], given)[tab.html]
+    assert tab.take(name, str(out), 'text:"a cat"')[tab.shown] == ""
+    with pytest.raises(ConfigError, match="the atlas has no text 'a cat'; it has 'fur', 'a bus'"):
+        tab.show(name, str(out), 'text:"a cat"')
 
 
 def test_a_picture_has_no_patch_yet_and_a_ranking_no_feature(app):

@@ -26,7 +26,7 @@ from vitviz_hf.ui.inside_tab import InsideTab
 from vitviz_hf.ui.lane import Lane
 from vitviz_hf.ui.searching import Asked, Searches
 from vitviz_hf.ui.shelf import Shelf
-from vitviz_hf.ui.visitor import token_for, visitor_token
+from vitviz_hf.ui.visitor import Admission, token_for, visitor_token
 
 MAY, MAY_NOT = "hf_friend", "hf_stranger"
 OTHERS = [MAY_NOT, None]
@@ -216,6 +216,35 @@ def test_a_gated_atlas_on_the_hub_is_for_who_may_see_it(hub, shelf, tmp_path):
         with pytest.raises(AtlasError) as caught:
             by(other, later.atlas, "closed/atlas")
         assert caught.value.for_visitor == sentence("closed/atlas", "datasets/")
+
+
+@pytest.mark.parametrize("first", [MAY, *OTHERS])
+def test_a_gated_atlas_of_the_server_is_for_who_may_see_it_whoever_comes_first(
+    hub, shelf, tmp_path, monkeypatch, first
+):
+    made = shelf.atlas(make_here(load_model("tiny/vit", device="cpu"), 3))
+    hub.publish("datasets/closed/own", made.folder, gated=True)
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("VITVIZ_ATLAS", "closed/own")
+    snapshot = shelf.snapshot("tiny/vit")
+    by(first, shelf.atlas_for, snapshot)
+
+    assert by(MAY, shelf.atlas_for, snapshot).name == "closed/own"
+    assert [by(other, shelf.atlas_for, snapshot) for other in OTHERS] == [None, None]
+
+
+def test_a_failure_of_the_hub_is_not_remembered_as_a_refusal(monkeypatch):
+    answers = iter([HubUnreachableError("down"), "sha"])
+
+    def find_commit(*_):
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("vitviz_hf.ui.visitor.find_commit", find_commit)
+    admission = Admission()
+
+    assert [by(MAY, admission.may_read, "model", "a/b") for _ in range(3)] == [False, True, True]
 
 
 @pytest.fixture

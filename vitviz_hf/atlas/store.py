@@ -264,15 +264,23 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         wrong.append("input_size")
     if wrong:
         raise ValueError(f"{wrong[0]} is {manifest[wrong[0]]!r}")
+    if not isinstance(names := manifest.get("names", {}), dict) or not set(names) <= set(manifest["sites"]):
+        raise ValueError(f"names is {names!r:.100}")
     for site, n in manifest["sites"].items():
         parse_site(site, None)
         if not isinstance(n, int):
             raise ValueError(f"{site} has {n!r} features")
+        if site in names and not _is_texts(names[site], n):
+            raise ValueError(f"the names of {site} are not {n} texts")
         if not isinstance(lost := left_out.get(site, 0), int):
             raise ValueError(f"{lost!r} images are left out at {site}")
         grid = manifest.get("grids", {}).get(site, [1, 1])
         if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(x, int) and 0 < x <= 4096 for x in grid)):
             raise ValueError(f"the grid of {site} is {grid!r}")
+
+
+def _is_texts(value: Any, n: int) -> bool:
+    return isinstance(value, list) and len(value) == n and all(isinstance(x, str) and x.strip() for x in value)
 
 
 def pull_atlas(dataset_id: str, token: Token = None) -> Path:

@@ -130,6 +130,14 @@ def stored_address(manifest: Mapping[str, Any], text: str) -> str:
     return text
 
 
+def written_address(manifest: Mapping[str, Any], feature: Feature) -> str:
+    """The address of a feature of an atlas that its model alone understands: texts and labels in words."""
+    names = manifest.get("names", {}).get(str(feature.site))
+    if not names:
+        return str(feature)
+    return f"label:{feature.index}" if feature.site.kind == "label" else f'text:"{names[feature.index]}"'
+
+
 def _written(match: re.Match[str]) -> str:
     return match[1] or match[2].replace("_", " ")
 

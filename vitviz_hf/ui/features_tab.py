@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.atlas.store import Atlas
-from vitviz_hf.errors import AtlasError, SiteError, VitvizError
+from vitviz_hf.errors import AtlasError, ConfigError, FeatureError, SiteError, VitvizError
+from vitviz_hf.inside.words import stored_address, written_address
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.sites import Feature, Site, parse_feature
 from vitviz_hf.ui.atlas_panel import AtlasPanel
@@ -158,8 +159,13 @@ class FeaturesTab:
 
     def show(self, model_id: str, name: str, feature: str) -> Values:
         """The page of a feature."""
-        wanted = parse_feature(feature or "", None)
+        wanted = self.wanted(model_id, name, feature)
         return {self.html: str(self.page_job(*self.source(model_id, name, wanted.site), wanted))}
+
+    def wanted(self, model_id: str, name: str, address: str) -> Feature:
+        """The feature of an address; a text or label is that of the atlas which is opened, or in use."""
+        atlas = self.source(model_id, name)[1]
+        return parse_feature(stored_address(atlas.manifest if atlas else {}, (address or "").strip()), None)
 
     def opened(self, name: str, *asked: Any) -> Values:
         """An atlas, at the site that is asked for or the first tab's; that in use for the model without a name."""
@@ -265,11 +271,13 @@ class FeaturesTab:
     @shown
     def give(self, model_id: str, atlas: str, feature: str) -> Values:
         """The feature to the tab Your picture, with its model."""
-        model_id = self.source(model_id, atlas)[0].model_id
+        wanted = self.wanted(model_id, atlas, feature)
+        snapshot, known = self.source(model_id, atlas, wanted.site)
+        model_id = snapshot.model_id
         values = {
             self.page.model: model_id,
             self.page.loaded: model_id,
-            self.page.tab(MapsTab).feature: str(parse_feature(feature, None)),
+            self.page.tab(MapsTab).feature: written_address(known.manifest if known else {}, wanted),
         }
         return {**values, **self.page.go(MapsTab)}
 
@@ -277,7 +285,7 @@ class FeaturesTab:
 def has_feature(atlas: Atlas, model_id: str, address: str) -> bool:
     """Whether an atlas is of a model and has a feature of it."""
     try:
-        feature = parse_feature(address or "", None)
-    except SiteError:
+        feature = parse_feature(stored_address(atlas.manifest, (address or "").strip()), None)
+    except (SiteError, ConfigError, FeatureError):
         return False
     return atlas.manifest["model_id"] == model_id and feature.index < atlas.sites.get(feature.site, 0)

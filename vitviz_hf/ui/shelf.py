@@ -25,7 +25,7 @@ from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.made import UPLOADED, closed_parts, is_made, list_made, mark_used, newest_atlas
-from vitviz_hf.ui.visitor import Admission
+from vitviz_hf.ui.visitor import Admission, visitor_key
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
 _OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
@@ -53,7 +53,7 @@ class Shelf:
         self._views: LRUCache[object, ModelView] = LRUCache(kept_bytes(), weight_bytes)
         self._atlases: LRUCache[object, Atlas] = LRUCache(_ATLASES)
         self._photographs: LRUCache[object, Image.Image] = LRUCache(_PHOTOGRAPHS)
-        self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(1, _OWN_ATLAS_SECONDS)
+        self._own_atlas: TTLCache[object, Atlas | None] = TTLCache(_SNAPSHOTS, _OWN_ATLAS_SECONDS)
         self._references: LRUCache[object, Reference] = LRUCache(_REFERENCES)
         self._fetching, self._loading, self._opening = Condition(), Condition(), Condition()
         self._found: TTLCache[object, tuple[list[str], str]] = TTLCache(_SNAPSHOTS, _FOUND_SECONDS)
@@ -159,9 +159,11 @@ class Shelf:
         """What an atlas was made of that the visitor may not read; empty if there is nothing."""
         return next((part for kind, part in closed_parts(name) if not self._admission.may_read(kind, part)), "")
 
-    @cachedmethod(lambda self: self._own_atlas, condition=lambda self: self._opening_own)
+    @cachedmethod(
+        lambda self: self._own_atlas, key=lambda self: visitor_key(), condition=lambda self: self._opening_own
+    )
     def own_atlas(self) -> Atlas | None:
-        """The server's own atlas; None if there is none or it cannot be opened."""
+        """The server's own atlas; None if there is none or this visitor cannot open it."""
         name = os.environ.get("VITVIZ_ATLAS")
         with suppress(VitvizError):
             return self.atlas(name) if name else None

@@ -14,7 +14,7 @@ from cachetools import TTLCache
 from gradio.context import LocalContext
 from gradio.helpers import special_args
 
-from vitviz_hf.errors import DatasetAccessError, VitvizError
+from vitviz_hf.errors import DatasetAccessError, GatedModelError, ModelNotFoundError, VitvizError
 from vitviz_hf.hub import DATASET, MODEL, Token, find_commit, is_hub_id
 
 T = TypeVar("T")
@@ -25,6 +25,11 @@ def visitor_token() -> str | None:
     """The token of the visitor whose event is answered in this thread; None without one, or if they did not sign in."""
     given, *_ = special_args(_takes, [], LocalContext.request.get(None))
     return given[0].token if given[0] else None
+
+
+def visitor_key() -> str:
+    """What tells one visitor's token from another's in a cache, and tells nothing of it."""
+    return _digest(visitor_token())
 
 
 def _takes(token: gr.OAuthToken | None) -> None:
@@ -83,8 +88,10 @@ class Admission:
             return bool(known)
         try:
             find_commit(MODEL if kind == "model" else DATASET, name, token or False)
-        except VitvizError:
+        except (GatedModelError, ModelNotFoundError, DatasetAccessError):
             return bool(self._keep(key, False))
+        except VitvizError:  # the Hub failed, and may not the next time
+            return False
         return bool(self._keep(key, True))
 
     def _get(self, key: object) -> Any:
