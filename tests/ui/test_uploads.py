@@ -26,14 +26,15 @@ def post():
 
     limited = UploadLimit(app)
 
-    def ask(visitor="1.2.3.4", size=1000, path="/gradio_api/upload", method="POST"):
+    def ask(visitor="1.2.3.4", size=1000, path="/gradio_api/upload", method="POST", proxy=""):
         sent = []
 
         async def send(message):
             sent.append(message)
 
         headers = [] if size is None else [(b"content-length", str(size).encode())]
-        scope = {"type": "http", "method": method, "path": path, "client": (visitor, 1), "headers": headers}
+        headers += [(b"x-forwarded-for", visitor.encode())] if proxy else []
+        scope = {"type": "http", "method": method, "path": path, "client": (proxy or visitor, 1), "headers": headers}
         asyncio.run(limited(scope, None, send))
         return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
 
@@ -48,6 +49,16 @@ def test_a_minute_has_so_many_uploads_and_the_next_one_begins_anew(clock, post):
 
     assert (first, others, post()[0]) == ({200}, (200, 200, 200), 200)
     assert refused == (429, "too many uploads: at most 60 in a minute, 2 GB in all; wait a minute and try again.")
+
+
+@pytest.mark.parametrize(("system", "status"), [("spaces", 200), ("", 429)])
+def test_visitors_of_a_space_are_told_apart_behind_its_proxy(system, status, clock, post, monkeypatch):
+    monkeypatch.setenv("SYSTEM", system)
+    for _ in range(MOST_UPLOADS):
+        assert post("1.1.1.1, 10.0.0.2", proxy="10.0.0.1")[0] == 200
+
+    assert post("2.2.2.2", proxy="10.0.0.1")[0] == status
+    assert post("1.1.1.1", proxy="10.0.0.1")[0] == 429
 
 
 def test_a_minute_has_so_many_bytes_and_what_is_refused_does_not_count(clock, post):

@@ -111,6 +111,8 @@ def _search(args: Any) -> None:
     from vitviz_hf.stream import open_source
 
     given = read_knobs(args, SearchConfig)
+    if odd := [text for text in args.text or () if '"' in text]:
+        raise ConfigError(f"a text is named in double quotes, so it cannot hold any; got {odd[0]!r:.100}.")
     if args.text:
         given["kinds"] = tuple(dict.fromkeys((*given.get("kinds", ()), "text")))
     config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})

@@ -121,7 +121,9 @@ def stored_address(manifest: Mapping[str, Any], text: str) -> str:
         if kind == "text" and (match := _WORDS.fullmatch(text)):
             wanted = _written(match)
             if wanted not in names:
-                raise ConfigError(f"the atlas has no text {wanted!r}; it has {', '.join(map(repr, names[:20]))}.")
+                raise ConfigError(
+                    f"the atlas has no text {wanted!r:.60}; it has {', '.join(f'{n!r:.60}' for n in names[:20])}."
+                )
             return f"{site}:{names.index(wanted)}"
         if kind == "label" and (match := _LABEL.fullmatch(text)):
             return number_classes(f"logit:{match[1]}", names).replace("logit", site)
