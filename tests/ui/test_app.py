@@ -627,6 +627,7 @@ def test_nothing_on_the_tabs_of_making_and_of_papers_shuts_anyone_out(browser, u
     found = barriers(page)
     page.locator("#optimize").click()
     wait_for_text(page, "#optimize-status", "after 3 steps")
+    page.wait_for_selector("#optimize:not([disabled])")
     found += barriers(page)
     opened(page, url, "?tab=experiments&result=late")
     wait_for_text(page, "#experiment-story", "Cannot be told")

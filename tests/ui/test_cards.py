@@ -57,7 +57,7 @@ def test_a_card_and_the_map_of_its_feature_tell_the_same(jobs, snapshot, vit, pa
 
     result = jobs.rank(snapshot, photo, FEATURE.site, patch, True, 6)
     first = result.cards[0].fired
-    alone = jobs.map(snapshot, photo, first.feature, patch).fired
+    alone = jobs.map(snapshot, photo, str(first.feature), patch and (first.feature.site, patch)).fired
 
     acts = activations(vit, to_pixels(vit, photo), [first.feature.site])[first.feature.site]
     own = activation_map(acts, first.feature)[0].numpy()
@@ -160,7 +160,11 @@ def test_a_ranking_is_against_the_images_of_the_atlas_in_use(trained, own_atlas,
 
     result = Jobs(shelf).rank(shelf.snapshot(trained.model_id), photo, FEATURE.site, patch, True, 6)
     first = result.cards[0].fired
-    alone = Jobs(shelf).map(shelf.snapshot(trained.model_id), photo, first.feature, patch).fired
+    alone = (
+        Jobs(shelf)
+        .map(shelf.snapshot(trained.model_id), photo, str(first.feature), patch and (first.feature.site, patch))
+        .fired
+    )
 
     table = own_atlas.table(FEATURE.site)
     mean, std = (table.peak_mean, table.peak_std) if patch else (table.mean, table.std)
@@ -180,11 +184,11 @@ def test_an_atlas_of_another_size_or_without_the_site_leaves_the_photographs(tra
     shelf, other = Shelf(trained.model_id), Site(2, "mlp_act")
     photo, snapshot = open_image(builtin_paths()["rocket"]), shelf.snapshot(trained.model_id)
 
-    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, Feature(other, 3)).fired.against
+    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, str(Feature(other, 3))).fired.against
     manifest = {**own_atlas.manifest, "input_size": [32, 32]}
     (own_atlas.folder / "manifest.json").write_text(json.dumps(manifest))
     shelf = Shelf(trained.model_id)
-    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, FEATURE).fired.against
+    assert "the 19 built-in" in Jobs(shelf).map(snapshot, photo, str(FEATURE)).fired.against
 
 
 def test_exemplars_are_the_peaks_of_the_atlas(trained, own_atlas):

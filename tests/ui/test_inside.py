@@ -54,7 +54,7 @@ def unpacked(text, dtype, *shape):
 def test_the_page_is_told_what_it_needs_to_ask(tab, vit):
     facts, page = looked(tab, second="lion", layer="1")
 
-    assert facts["layers"] == [{"grid": [4, 4], "prefix": 1}] * 3 and facts["prefix"] == ["cls"]
+    assert facts["layers"] == [{"grid": [4, 4], "prefix": 1, "queries": [4, 4]}] * 3 and facts["prefix"] == ["cls"]
     assert facts["pictures"] == ["chelsea", "lion"]
     assert facts["state"]["layer"] == 1 and looked(tab, layer="9")[0]["state"]["layer"] == 2
     assert re.findall('data-choose="([a-z]+)"', page) == list(MODES)

@@ -53,6 +53,7 @@ def upload(page):
 
 
 def patch(page):
+    page.evaluate("document.querySelector('#crop .seen').scrollIntoView({block: 'center'})")
     box = page.locator("#crop .seen").bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
 
