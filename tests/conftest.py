@@ -1,6 +1,7 @@
 """Shared fixtures. Everything runs offline: the only Hub is a server on this machine."""
 
 import os
+import sys
 import tempfile
 
 _HOME = tempfile.mkdtemp(prefix="vitviz-tests-")
@@ -23,7 +24,12 @@ os.environ.pop("VITVIZ_MODEL", None)
 from tests.loopback_hub import LoopbackHub  # noqa: E402
 
 HUB = LoopbackHub()
+_NO_HUB = os.environ.get("HF_ENDPOINT", "")
 os.environ["HF_ENDPOINT"] = HUB.url
+for name in {"huggingface_hub.constants", "datasets.config"} & set(sys.modules):  # in a fork of tests/warm.py
+    for key, value in list(vars(sys.modules[name]).items()):
+        if isinstance(value, str) and value.startswith(_NO_HUB):
+            setattr(sys.modules[name], key, HUB.url + value.removeprefix(_NO_HUB))
 
 import importlib.util  # noqa: E402
 import socket  # noqa: E402
