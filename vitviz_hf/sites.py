@@ -115,6 +115,11 @@ def parse_feature(address: str, kinds: Collection[str] | None = KINDS) -> Featur
     return Feature(parse_site(site, kinds), int(index))
 
 
+def has_words(address: str) -> bool:
+    """Whether a text or a label stands in an address, so that only the model can say which feature it is."""
+    return re.search(r'(?<![\w.])(text|label):["\w]', address) is not None
+
+
 def parse_token(text: str) -> Token:
     """Token from `cls` or `3,4`.
 

@@ -263,11 +263,10 @@ def _atlas_judge(args: Any) -> None:
 
 def _own_model(atlas: Any, device: str | None) -> Any:
     """The model of an atlas as it was searched with."""
-    from vitviz_hf.inside.words import with_stored_words
-    from vitviz_hf.models.view import at_size, load_model
+    from vitviz_hf.inside.words import as_searched
+    from vitviz_hf.models.view import load_model
 
-    view = load_model(atlas.manifest["model_id"], atlas.manifest["revision"], device)
-    return with_stored_words(at_size(view, tuple(atlas.manifest["input_size"])), atlas.manifest)
+    return as_searched(load_model(atlas.manifest["model_id"], atlas.manifest["revision"], device), atlas.manifest)
 
 
 def _atlas_push(args: Any) -> None:

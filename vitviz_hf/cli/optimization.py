@@ -13,7 +13,6 @@ from vitviz_hf.cli.options import (
     add_preset,
     add_verb,
     describe,
-    has_words,
     load_worded,
     new_files,
     open_picture,
@@ -25,7 +24,7 @@ from vitviz_hf.cli.options import (
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.optimize.config import PRESETS, VisualizeConfig
-from vitviz_hf.sites import Feature, parse_feature
+from vitviz_hf.sites import Feature, has_words, parse_feature
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from vitviz_hf.config import plain, read, required
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent
 from vitviz_hf.optimize.config import PRESETS, WHEN
-from vitviz_hf.sites import file_stem
+from vitviz_hf.sites import file_stem, has_words
 
 if TYPE_CHECKING:
     from vitviz_hf.models.view import ModelView
@@ -136,11 +135,6 @@ def load_view(args: Any, model_id: str | None) -> "ModelView":
         print(f"vitviz: model {model_id}", file=sys.stderr)
     view = load_model(model_id, args.revision, args.device)
     return at_size(view, size) if size else view
-
-
-def has_words(address: str) -> bool:
-    """Whether a text or a label stands in an address, so that only the model can say which feature it is."""
-    return re.search(r'(?<![\w.])(text|label):["\w]', address) is not None
 
 
 def load_worded(args: Any, model_id: str | None, addresses: Sequence[str]) -> "tuple[ModelView, list[str]]":

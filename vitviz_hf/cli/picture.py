@@ -10,7 +10,6 @@ from vitviz_hf.cli.options import (
     add_model_options,
     add_verb,
     counter,
-    has_words,
     load_view,
     load_worded,
     new_files,
@@ -21,7 +20,7 @@ from vitviz_hf.cli.options import (
     split_words,
 )
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.sites import Feature, parse_feature, parse_site
+from vitviz_hf.sites import Feature, has_words, parse_feature, parse_site
 
 
 def add_picture_commands(verbs: Any) -> None:

@@ -56,15 +56,18 @@ def logit_lens(view: ModelView, pixels: Tensor, zero_shot: ZeroShot | None = Non
     sites = [Site(i, "resid") for i in range(len(view.layers))]
     with torch.no_grad():
         acts, logits = record_with_logits(view, pixels, sites)
-    best = [_likeliest(view, acts[site].values, site.layer) for site in sites]
-    read = head_logits(view, acts[sites[-1]].values[:, 0])
-    reads_class_token = view.layers[-1].n_prefix > 0 and torch.allclose(read, logits, rtol=1e-3, atol=1e-3)
-    return Lens(view.labels or (), tuple(b[0] for b in best), tuple(b[1] for b in best), reads_class_token)
+    best = []
+    for site in sites:
+        read = _read(view, acts[site].values, site.layer)
+        best.append([x.cpu() for x in read.softmax(-1).max(-1)])
+    alike = torch.allclose(read[:, 0], logits.float(), rtol=1e-3, atol=1e-3)
+    p, top = zip(*best, strict=True)
+    return Lens(view.labels or (), top, p, view.layers[-1].n_prefix > 0 and alike)
 
 
-def _likeliest(view: ModelView, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+def _read(view: ModelView, tokens: Tensor, layer: int) -> Tensor:
+    """Logits of the head on each token, [B, T, number of labels]."""
     logits = head_logits(view, tokens.flatten(0, 1)).float()
     if not logits.isfinite().all():
         raise not_finite(view, f"tokens of layer {layer}")
-    p, top = logits.softmax(-1).max(-1)
-    return top.view(tokens.shape[:2]).cpu(), p.view(tokens.shape[:2]).cpu()
+    return logits.view(*tokens.shape[:2], -1)

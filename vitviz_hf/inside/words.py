@@ -11,11 +11,11 @@ from torch.nn import functional
 from vitviz_hf.errors import ConfigError, NoClassifierError
 from vitviz_hf.models.hooks import read_inputs_and_outputs
 from vitviz_hf.models.taps import ExtraTap
-from vitviz_hf.models.view import ModelView, run, with_taps
+from vitviz_hf.models.view import ModelView, at_size, run, with_taps
 from vitviz_hf.optimize.objectives import number_classes
 from vitviz_hf.reading.classification import ZeroShot, as_classifier, load_zero_shot
 from vitviz_hf.reading.tokens import check_sequence, final_norm
-from vitviz_hf.sites import Feature, parse_feature, parse_site
+from vitviz_hf.sites import Feature, has_words, parse_feature, parse_site
 
 _WORDS = re.compile(r'(?<![\w.])text:(?:"([^"]+)"|([^\W\d]\w*))')
 _LABEL = re.compile(r'(?<![\w.])label:("[^"]+"|\w+)')
@@ -92,7 +92,7 @@ def resolve_feature(view: ModelView, text: str) -> tuple[ModelView, Feature]:
         SiteError: no address of a feature.
         NoClassifierError, FeatureError, ConfigError: as `resolve_all`.
     """
-    if _WORDS.search(text) or _LABEL.search(text):
+    if has_words(text):
         view, text = resolve_words(view, text)
     return view, parse_feature(text, view.kinds)
 
@@ -107,6 +107,16 @@ def with_stored_words(view: ModelView, manifest: Mapping[str, Any]) -> ModelView
     if "text" in names:
         view = with_words(view, names["text"])
     return with_labels(view) if "label" in names else view
+
+
+def as_searched(view: ModelView, manifest: Mapping[str, Any]) -> ModelView:
+    """The model as an atlas was searched with: at its input size, with its texts and labels.
+
+    Raises:
+        ConfigError: the model does not take this size.
+        NoClassifierError: it has no text tower, or no classifier.
+    """
+    return with_stored_words(at_size(view, tuple(manifest["input_size"])), manifest)
 
 
 def stored_address(manifest: Mapping[str, Any], text: str) -> str:

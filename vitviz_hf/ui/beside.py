@@ -10,9 +10,9 @@ from vitviz_hf.atlas.page import feature_page
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import VitvizError
 from vitviz_hf.images import image_to_pixels, map_range, overlay
-from vitviz_hf.inside.words import with_stored_words
+from vitviz_hf.inside.words import as_searched
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.models.view import ModelView, at_size, check_feature, find_tap
+from vitviz_hf.models.view import ModelView, check_feature, find_tap
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
@@ -80,9 +80,7 @@ class Beside:
 
     def _view(self, snapshot: Snapshot, atlas: Atlas | None) -> ModelView:
         view = self._shelf.view(snapshot)
-        if atlas is None:
-            return view
-        return with_stored_words(at_size(view, tuple(atlas.manifest["input_size"])), atlas.manifest)
+        return as_searched(view, atlas.manifest) if atlas else view
 
     def _own_page(self, view: ModelView, feature: Feature) -> str:
         """What there is to say of a feature without an atlas."""

@@ -10,7 +10,7 @@ from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import AtlasError, ConfigError, FeatureError, SiteError, VitvizError
 from vitviz_hf.inside.words import stored_address, written_address
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.sites import Feature, Site, parse_feature
+from vitviz_hf.sites import Feature, Site, has_words, parse_feature
 from vitviz_hf.ui.atlas_panel import AtlasPanel
 from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.drawing import feature_cards_html
@@ -164,8 +164,11 @@ class FeaturesTab:
 
     def wanted(self, model_id: str, name: str, address: str) -> Feature:
         """The feature of an address; a text or label is that of the atlas which is opened, or in use."""
-        atlas = self.source(model_id, name)[1]
-        return parse_feature(stored_address(atlas.manifest if atlas else {}, (address or "").strip()), None)
+        address = (address or "").strip()
+        if has_words(address):
+            atlas = self.source(model_id, name)[1]
+            address = stored_address(atlas.manifest if atlas else {}, address)
+        return parse_feature(address, None)
 
     def opened(self, name: str, *asked: Any) -> Values:
         """An atlas, at the site that is asked for or the first tab's; that in use for the model without a name."""

@@ -29,10 +29,10 @@ from vitviz_hf.experiments.registry import EXPERIMENTS
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.hub import Token, is_hub_id
 from vitviz_hf.images import open_image, pixels_to_image
-from vitviz_hf.inside.words import resolve_feature, with_stored_words
+from vitviz_hf.inside.words import as_searched, resolve_feature
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.seen import seen_box
-from vitviz_hf.models.view import at_size, check_feature, find_tap, list_sites, to_pixels
+from vitviz_hf.models.view import check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_values
 from vitviz_hf.reading.recording import activations, record_with_logits
@@ -121,13 +121,12 @@ class Jobs:
     def page(self, snapshot: Snapshot, name: str, feature: Feature) -> str:
         """The page of a feature as HTML."""
         atlas = self._shelf.atlas(name)
-        view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
-        return feature_page(with_stored_words(view, atlas.manifest), atlas, feature)
+        return feature_page(as_searched(self._shelf.view(snapshot), atlas.manifest), atlas, feature)
 
     def find(self, snapshot: Snapshot, atlas: Atlas, image: Image.Image, n: int) -> list[tuple[Feature, float]]:
         """The features whose statistics in an atlas a picture exceeds most, with the deviations above the mean."""
-        view = at_size(self._shelf.view(snapshot), tuple(atlas.manifest["input_size"]))
-        check_model(view := with_stored_words(view, atlas.manifest), atlas)
+        view = as_searched(self._shelf.view(snapshot), atlas.manifest)
+        check_model(view, atlas)
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
         reduce = atlas.manifest["reduce"]
