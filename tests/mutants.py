@@ -992,6 +992,12 @@ MUTANTS = [
             "inside/words::a_text_at_the_class_token_of_clip_is_its_cosine_with_the_picture",
         ),
         (
+            "models with other texts are one",
+            'ExtraTap("resid", head, tuple(texts), of_model=True)',
+            'ExtraTap("resid", head, of_model=True)',
+            "inside/words::a_model_with_texts_is_identified_by_them_and_not_by_digits_that_differ_between_devices",
+        ),
+        (
             "every text of an atlas is its first",
             'return f"{site}:{names.index(wanted)}"',
             'return f"{site}:0"',

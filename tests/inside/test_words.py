@@ -144,3 +144,13 @@ def test_what_has_no_words_or_labels_is_told(tiny_view):
         with_labels(tiny_view("beit"))
     with pytest.raises(ConfigError, match="several patch grids, or on windows"):
         with_labels(tiny_view("swin"))
+
+
+def test_a_model_with_texts_is_identified_by_them_and_not_by_digits_that_differ_between_devices(tiny_view):
+    view = tiny_view("clip")
+    one, moved, other, longer = (with_words(view, texts) for texts in (["fur"], ["fur"], ["bus"], ["fur", "bus"]))
+    moved.extra_taps[SITE].function.embeddings.add_(1e-6)
+
+    assert one.identity == moved.identity
+    assert len({made.identity for made in (view, one, other, longer)}) == 4
+    assert "taps" in one.identity.difference(other.identity.to_json())
