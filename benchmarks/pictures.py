@@ -39,6 +39,7 @@ from torch.nn import functional
 
 from vitviz_hf import VisualizeConfig, load_model, visualize
 from vitviz_hf.cli.options import parse_pair
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.pictures.agreement import (
     Judged,
@@ -65,7 +66,7 @@ from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, at_size, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
-from vitviz_hf.optimize.guides import needed
+from vitviz_hf.optimize.guides import builtin_images, guide_by_images, needed
 from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import open_source
 
@@ -87,6 +88,8 @@ class Recipe:
     make: Make
     per_step: int
     """Images that go through the model at each step."""
+    before: int = 0
+    """Passes before the first step; an image that goes forward only is a third."""
     needs: str = ""
     """What pip installs for it."""
     note: str = ""
@@ -101,6 +104,15 @@ def preset(
     config = VisualizeConfig.preset(name, steps=steps, seed=seed)
     guides = [guide_of(view, photographs, feature, config)] if needed(config) else []
     return visualize(view, [feature], config, guides)[0].image
+
+
+def aligned_builtin(view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int) -> Image.Image:
+    config = VisualizeConfig.preset("aligned", steps=steps, seed=seed)
+    try:
+        guide = guide_by_images(view, feature, builtin_images(view, feature))
+    except ConfigError:  # none of them excites it
+        return preset("fast", view, feature, max(1, steps // 2), photographs, seed)
+    return visualize(view, [feature], config, [guide])[0].image
 
 
 class Tokens(nn.Module):
@@ -239,13 +251,23 @@ def faccent(view: ModelView, feature: Feature, steps: int, photographs: Photogra
 _ROI = "where torchvision lacks its operator roi_align, as beside a CPU build of torch, an equal one of grid_sample"
 _TEMPLATE = "the template of magnitudes, a download, is the mean over crops of the photographs instead"
 _MIDDLE = "-center"
+_BEFORE = {"aligned": 9}
 _HORAMA = {
-    "horama-fourier": Recipe(partial(horama, "fourier"), 6, "horama==0.3.0", f"{_ROI}.", 0.275),
-    "horama-maco": Recipe(partial(horama, "maco"), 6, "horama==0.3.0", f"{_ROI}; {_TEMPLATE}.", 0.275),
+    "horama-fourier": Recipe(partial(horama, "fourier"), 6, 0, "horama==0.3.0", f"{_ROI}.", 0.275),
+    "horama-maco": Recipe(partial(horama, "maco"), 6, 0, "horama==0.3.0", f"{_ROI}; {_TEMPLATE}.", 0.275),
 }
 _SEES = "the model sees crops of a quarter of the side, so this is the middle {:.0%}; the same run"
 RECIPES: Mapping[str, Recipe] = {
-    **{name: Recipe(partial(preset, name), VisualizeConfig.preset(name).copies) for name in PRESETS},
+    **{
+        name: Recipe(partial(preset, name), VisualizeConfig.preset(name).copies, _BEFORE.get(name, 0))
+        for name in PRESETS
+    },
+    "aligned-builtin": Recipe(
+        aligned_builtin,
+        1,
+        39,
+        note="made from the built-in photographs, so that no image of the dataset went in; `fast` where none excites.",
+    ),
     **_HORAMA,
     **{
         f"{name}{_MIDDLE}": replace(recipe, note=f"{_SEES.format(recipe.center)} as {name}.")
@@ -254,15 +276,17 @@ RECIPES: Mapping[str, Recipe] = {
     "lucent": Recipe(
         lucent,
         1,
+        0,
         "--no-deps torch-lucent==0.1.8 kornia==0.4.1 && pip install decorator ipython",
         "its picture has the model's input size instead of 128 pixels, and is scaled to it after the transforms.",
     ),
     "dreamlens": Recipe(
-        dreamlens, 1, "dreamlens==0.1.1", "its picture has the model's input size instead of 256 pixels."
+        dreamlens, 1, 0, "dreamlens==0.1.1", "its picture has the model's input size instead of 256 pixels."
     ),
     "faccent": Recipe(
         faccent,
         16,
+        0,
         "--no-deps faccent==1.0.3 kornia==0.4.1 && pip install decorator einops imageio ipywidgets",
         "it starts from noise.",
     ),
@@ -321,7 +345,13 @@ def pictures_of(
 
 def steps_of(name: str, passes: int) -> int:
     """Steps that come nearest to so many passes."""
-    return max(1, round(passes / RECIPES[name].per_step))
+    recipe = RECIPES[name]
+    return max(1, round((passes - recipe.before) / recipe.per_step))
+
+
+def passes_of(name: str, passes: int) -> int:
+    """What is nearest to so many passes, with those before the first step."""
+    return RECIPES[name].before + steps_of(name, passes) * RECIPES[name].per_step
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
@@ -505,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> Table:
     for name in arguments.recipes:
         pictures, seconds = pictures_of(name, passes, out, view, features, photographs, seed)
         judged = judge_pictures(view, judge, photographs, depths, pictures)
-        found[name] = Found(steps_of(name, passes) * RECIPES[name].per_step, pictures, seconds, judged)
+        found[name] = Found(passes_of(name, passes), pictures, seconds, judged)
     notes = [
         f"Agreement: share of right choices with 95 % intervals over features, of {len(photographs.keys):,} images of "
         f"{arguments.dataset}, by {arguments.judge} at {' + '.join(depths)}; alike: between photographs of like color "

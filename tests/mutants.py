@@ -230,9 +230,27 @@ MUTANTS = [
         ),
         (
             "a guide of another objective is taken",
-            "        elif {s: m.shape for s, m in guide.moments.items()} != _shapes(view, objective):",
-            "        elif False:",
+            "        if config.align and {s: m.shape for s, m in guide.moments.items()} != _shapes(view, objective):",
+            "        if False:",
             "optimize/guides::guides_that_are_missing_not_used_or_of_something_else_are_told",
+        ),
+        (
+            "a collage is of the first images",
+            "best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()",
+            "best = list(range(min(_REGIONS, len(images))))",
+            "optimize/guides::the_collage_is_the_regions_that_excite_most_of_four_images",
+        ),
+        (
+            "parts of the built-in photographs are not looked at",
+            "for _, photograph in found[:_CLOSER]:",
+            "for _, photograph in found[:0]:",
+            "optimize/guides::the_builtin_photographs_that_excite_most_are_found_whole_and_in_parts",
+        ),
+        (
+            "what a guide starts from is forgotten",
+            "_keep(collage(images.cpu(), maps.cpu())))",
+            'b"")',
+            "optimize/guides::a_guide_starts_from_the_collage_of_its_images",
         ),
         (
             "photographs lose half of their colors",
@@ -284,8 +302,8 @@ MUTANTS = [
         ),
         (
             "free pixels start as noise beside a photograph",
-            "first = start or [torch.rand",
-            "first = [torch.rand",
+            "    first = [n if p is None else p for",
+            "    first = [n for",
             "optimize/guides::an_accented_picture_starts_as_the_photograph",
         ),
     ),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from vitviz_hf.models.view import with_taps as with_taps
     from vitviz_hf.optimize.config import VisualizeConfig as VisualizeConfig
     from vitviz_hf.optimize.guides import Guide as Guide
+    from vitviz_hf.optimize.guides import builtin_images as builtin_images
     from vitviz_hf.optimize.guides import guide_by_images as guide_by_images
     from vitviz_hf.optimize.guides import guide_by_photograph as guide_by_photograph
     from vitviz_hf.optimize.loop import Step as Step
@@ -114,6 +115,7 @@ _HOMES = {
     "activations": "reading.recording",
     "at_size": "models.view",
     "attention_weights": "reading.attention",
+    "builtin_images": "optimize.guides",
     "classify": "reading.classification",
     "compare_edit": "inside.edits",
     "curves": "inside.curves",

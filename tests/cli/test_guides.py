@@ -7,7 +7,16 @@ import torch
 from PIL import Image
 
 from tests.conftest import draw_noise
-from vitviz_hf import Guide, guide_by_images, load_model, open_atlas, open_image, parse_feature, to_pixels
+from vitviz_hf import (
+    Guide,
+    builtin_images,
+    guide_by_images,
+    load_model,
+    open_atlas,
+    open_image,
+    parse_feature,
+    to_pixels,
+)
 from vitviz_hf.cli.main import main
 from vitviz_hf.images import image_to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN
@@ -65,7 +74,7 @@ def test_pictures_are_guided_by_files_and_folders_and_say_so(model, folder_of_pi
     assert main([*command, *files, "--out", str(tmp_path / "out")]) == 0
 
     told = capsys.readouterr().out
-    assert told.count(", guided by 5 images") == 2
+    assert told.count(", made from 5 images") == 2
     view = load_model(model, device="cpu")
     images = [Image.open(folder_of_pictures / f"{i}.png") for i in (0, 1, 2, 3, 1)]
     expected = guide_by_images(view, "2.resid:3", torch.cat([to_pixels(view, image) for image in images]))
@@ -79,7 +88,7 @@ def test_pictures_are_guided_by_the_images_that_an_atlas_stores_of_each_feature(
 
     assert main([*command, "--atlas", str(small_atlas), "--out", str(tmp_path / "out")]) == 0
 
-    assert capsys.readouterr().out.count(", guided by 3 images") == 2
+    assert capsys.readouterr().out.count(", made from 3 images") == 2
     view, atlas = load_model(model, device="cpu"), open_atlas(str(small_atlas))
     for address, name in (("1.mlp_act:5", "1.mlp_act-5"), ("2.mlp_act:7@cls", "2.mlp_act-7-cls")):
         hits = atlas.hits(parse_feature(address.partition("@")[0]))
@@ -88,6 +97,15 @@ def test_pictures_are_guided_by_the_images_that_an_atlas_stores_of_each_feature(
         found = guide_in(tmp_path / "out" / f"{name}.png")
         assert list(found.moments) == list(expected.moments) and found.best == pytest.approx(expected.best, rel=1e-4)
         assert all(torch.allclose(found.moments[s], m, atol=1e-5) for s, m in expected.moments.items())
+
+
+def test_without_any_the_built_in_photographs_that_excite_most_are_taken(model, tmp_path, capsys):
+    assert main(["visualize", model, "1.mlp_act:5", "--preset", "aligned", *SHORT, "--out", str(tmp_path / "out")]) == 0
+
+    assert ", made from 9 images" in capsys.readouterr().out
+    view = load_model(model, device="cpu")
+    expected = guide_by_images(view, "1.mlp_act:5", builtin_images(view, "1.mlp_act:5"))
+    assert guide_in(tmp_path / "out" / "1.mlp_act-5.png").to_json() == expected.to_json()
 
 
 def test_a_picture_starts_from_a_photograph_and_says_so(model, picture, tmp_path, capsys):
@@ -111,7 +129,7 @@ def test_an_atlas_is_given_pictures_guided_by_its_own_images(model, small_atlas,
     assert main(["atlas", "build", str(atlas), "1.mlp_act:6", "--preset", "accent"]) == 0
 
     told = capsys.readouterr().out
-    assert ", guided by 3 images" in told and ", from a photograph" in told
+    assert ", made from 3 images" in told and ", from a photograph" in told
     opened = open_atlas(str(atlas))
     best = open_image(opened.image(opened.hits(parse_feature("1.mlp_act:6"))[0].row).jpeg)
     start = guide_in(atlas / "visualizations" / "1.mlp_act-6.png").photograph
@@ -121,7 +139,6 @@ def test_an_atlas_is_given_pictures_guided_by_its_own_images(model, small_atlas,
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--preset", "aligned"], "needs images that excite the feature: give --images or --atlas; got neither"),
         (["--preset", "accent"], "needs a photograph to start from: give --photo; got none"),
         (["--preset", "aligned", "--images", "PICTURE", "--atlas", "a"], "give --images or --atlas; got --images and"),
         (["--preset", "fast", "--photo", "PICTURE"], "preset 'fast' takes no real images; choose 'aligned' or"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from tests.by_hand import read_pictures
@@ -28,6 +29,7 @@ from vitviz_hf import (
     VisualizeConfig,
     activations,
     at_size,
+    builtin_images,
     guide_by_images,
     guide_by_photograph,
     replay,
@@ -35,12 +37,14 @@ from vitviz_hf import (
     visualize_steps,
 )
 from vitviz_hf.errors import ConfigError, FeatureError, RecipeError
-from vitviz_hf.optimize.guides import Photographs, misfit
+from vitviz_hf.images import cover
+from vitviz_hf.optimize.guides import Photographs, collage, misfit
 from vitviz_hf.optimize.loop import finish, seeded_steps
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.sites import Site
+from vitviz_hf.stream import builtin_paths
 
 FEATURE = "2.mlp_act:9"
 ALIGNED, ACCENT = (VisualizeConfig.preset(name, steps=3, copies=2, margin=4) for name in ("aligned", "accent"))
@@ -193,6 +197,88 @@ def test_the_misfit_is_0_for_the_statistics_of_the_images_themselves_and_relativ
     assert torch.isfinite(misfit(alone, [Guide(1, 1.0, {s: torch.zeros(2, 7) for s in sites})])).all()
 
 
+# What it starts from
+
+
+def test_the_collage_is_the_regions_that_excite_most_of_four_images():
+    """Colors tell image, row and column of each pixel; of six images two excite less, one of them in a corner."""
+    height, width, n = 56, 84, 6
+    rows, cols = torch.meshgrid(torch.arange(height) / 100, torch.arange(width) / 100, indexing="ij")
+    images = torch.stack([torch.stack([torch.full_like(rows, i / 10), rows, cols]) for i in range(n)])
+    maps = torch.zeros(n, 7, 7)
+    for i, (strength, at) in enumerate([(3, (0, 0)), (9, (6, 6)), (2, (0, 6)), (8, (0, 3)), (5, (3, 0)), (7, (3, 3))]):
+        maps[i][at] = strength
+
+    found = collage(images, maps)
+
+    # They overlap by a seventh, and are (56 + 8) / 2 = 32 high and (84 + 12) / 2 = 48 wide, here well inside the seams.
+    best = {1: (slice(0, 22), slice(0, 34)), 3: (slice(0, 22), slice(-34, None))}
+    best |= {5: (slice(-22, None), slice(0, 34)), 4: (slice(-22, None), slice(-34, None))}
+    corners = {1: (24, 36), 3: (0, None), 5: (None, None), 4: (None, 0)}
+    for i, (down, across) in best.items():
+        part = found[:, down, across]
+        assert torch.allclose(part[0], torch.tensor(i / 10))
+        step = part[1, 1, 0] - part[1, 0, 0], part[2, 0, 1] - part[2, 0, 0]
+        assert torch.allclose(torch.stack(step), torch.tensor(0.01), atol=1e-4)
+        top, left = (round(float(100 * part[axis, 0, 0])) for axis in (1, 2))
+        inner = (0 if down.start == 0 else 10, 0 if across.start == 0 else 14)
+        wanted = [None if at is None else at + plus for at, plus in zip(corners[i], inner, strict=True)]
+        assert all(want is None or got == want for got, want in zip((top, left), wanted, strict=True))
+        hot = [
+            (at + 0.5) / 7 * size for at, size in zip(divmod(int(maps[i].argmax()), 7), (height, width), strict=True)
+        ]
+        assert top - inner[0] <= hot[0] <= top - inner[0] + 32 and left - inner[1] <= hot[1] <= left - inner[1] + 48
+    seam = found[0, 10, 30:54]
+    assert seam[0] == pytest.approx(0.1) and seam[-1] == pytest.approx(0.3) and (seam.diff() > -1e-6).all()
+    assert seam.diff().max() < 0.05
+
+
+def test_a_collage_of_fewer_images_is_the_best_one_and_of_even_ones_their_middles(photographs):
+    assert torch.equal(collage(photographs[:3], torch.tensor([1.0, 3.0, 2.0])[:, None, None]), photographs[1])
+
+    found = collage(photographs[:4], torch.ones(4, 1, 1))
+
+    # A seventh of 64, made even, is 10: regions of 37, from row and column 12 (a multiple of 2), and seams of 10.
+    torch.testing.assert_close(found[:, :27, :27], photographs[0, :, 12:39, 12:39])
+
+
+def test_a_guide_starts_from_the_collage_of_its_images(trained, photographs):
+    images = best_of(trained, FEATURE, photographs, 6)
+    maps = torch.from_numpy(activation(trained, 2, images)[..., 9]).float().clamp_min(0).unflatten(1, (8, 8))
+
+    guide = guide_by_images(trained, FEATURE, images)
+
+    assert (guide.photograph - collage(images, maps)).abs().mean() < 5 / 255
+    first = next(visualize_steps(trained, [FEATURE], replace(ALIGNED, learning_rate=1e-6), [guide]))
+    assert (first.pixels[0] - guide.photograph).abs().mean() < 0.01
+
+
+def test_the_builtin_photographs_that_excite_most_are_found_whole_and_in_parts(trained):
+    index = int(activation(trained, 2, stacked(whole_and_parts(0)[:1])).mean((0, 1)).argmax())
+
+    found = builtin_images(trained, f"2.mlp_act:{index}")
+
+    wholes = [stacked(whole_and_parts(i)[:1]) for i in range(len(builtin_paths()))]
+    order = np.argsort([-activation(trained, 2, x)[0, :, index].mean() for x in wholes])
+    pool = torch.cat([*wholes, *(stacked(whole_and_parts(i)[1:]) for i in order[:8])])
+    scores = activation(trained, 2, pool)[..., index].mean(1)
+    assert len(found) == 9 and (np.sort(scores)[::-1][:9] > 0).all()
+    np.testing.assert_allclose(
+        activation(trained, 2, found)[..., index].mean(1), np.sort(scores)[::-1][:9], rtol=1e-4, atol=1e-6
+    )
+
+
+def whole_and_parts(i):
+    """Of the i-th built-in photograph: cropped at the center, and nine parts of half its side."""
+    photograph = Image.open(list(builtin_paths().values())[i]).convert("RGB")
+    whole, large = cover(photograph, (64, 64)), cover(photograph, (128, 128))
+    return [whole, *(large.crop((x, y, x + 64, y + 64)) for y in (0, 32, 64) for x in (0, 32, 64))]
+
+
+def stacked(pictures):
+    return torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in pictures])
+
+
 # Pictures
 
 
@@ -203,9 +289,10 @@ def written_out(view, address, guide, config):
     side, copies = 64 + 2 * config.margin, config.copies
     params, show = canvas_of(side, generator)
     photograph = held = None
-    if config.keep:
+    if guide.start:
         mirrored = functional.pad(guide.photograph[None], [config.margin] * 4, mode="reflect")[0]
         params, _ = canvas_of(side, generator, mirrored)
+    if config.keep:
         map_ = torch.from_numpy(activation(view, layer, guide.photograph[None])[0, :, index]).reshape(1, 1, 8, 8)
         fires = functional.interpolate(map_.clamp(min=0).float(), (64, 64), mode="bilinear")
         fires = functional.pad(fires / fires.max(), [config.margin] * 4, mode="reflect")[0]
@@ -267,16 +354,19 @@ def written_out(view, address, guide, config):
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        # Turning rounds otherwise here, which the first stretch of a nearly gray picture makes large.
-        ("aligned", {"rotate": 0.0, "zoom": 0.0}),
-        ("aligned", {"rotate": 0.0, "zoom": 0.0, "contrast": 0.0, "noise": 0.1}),
+        ("aligned", {}),
+        ("aligned", {"contrast": 0.2, "noise": 0.1}),
+        # As in recipes of old. Turning rounds otherwise here, which the first steps of a nearly gray picture enlarge.
+        ("aligned from noise", {"rotate": 0.0, "zoom": 0.0}),
         ("accent", {}),
         ("accent", {"contrast": 0.2, "keep": 30.0}),
     ],
 )
 def test_a_guided_picture_is_its_recipe_written_out_in_plain_torch(preset, changes, trained, photographs):
+    preset, _, noise = preset.partition(" from ")
     config = VisualizeConfig.preset(preset, **{"steps": 2, **changes})
-    guide = guide_for(trained, FEATURE, photographs, config)
+    guide = guide_for(trained, FEATURE, photographs, config, n=5)
+    guide = replace(guide, start=b"") if noise else guide
 
     found = list(visualize_steps(trained, [FEATURE], config, [guide]))
 
@@ -411,11 +501,12 @@ def test_guides_that_are_missing_not_used_or_of_something_else_are_told(trained,
 
 
 def test_images_that_give_nothing_are_told(trained, photographs):
-    weakest = photographs[score_pixels(trained, [to_objective("2.resid:9")], photographs[None])[0].argsort()[:2]]
-    assert (score_pixels(trained, [to_objective("2.resid:9")], weakest[None]) < 0).all()
-    with pytest.raises(ConfigError, match=r"'2\.resid:9' is above 0 on none of the 2 images"):
-        guide_by_images(trained, "2.resid:9", weakest)
-    with pytest.raises(ConfigError, match="above 0 on none of the 0 images"):
+    values = outputs(trained, photographs[:2], ["vit.layers.2"])["vit.layers.2"][:, 1:]
+    nowhere = int(values.amax((0, 1)).argmin())
+    assert values[..., nowhere].max() < 0
+    with pytest.raises(ConfigError, match=rf"'2\.resid:{nowhere}' is above 0 nowhere on the 2 images"):
+        guide_by_images(trained, f"2.resid:{nowhere}", photographs[:2])
+    with pytest.raises(ConfigError, match="above 0 nowhere on the 0 images"):
         guide_by_images(trained, FEATURE, photographs[:0])
     with pytest.raises(ConfigError, match=r"must have the input size \(64, 64\); got \(32, 64\); see to_pixels"):
         guide_by_images(trained, FEATURE, photographs[:, :, :32])
@@ -423,6 +514,15 @@ def test_images_that_give_nothing_are_told(trained, photographs):
         guide_by_photograph(trained, FEATURE, photographs[0, :, :32])
     with pytest.raises(FeatureError):
         guide_by_photograph(trained, "2.mlp_act:999", photographs[0])
+
+
+def test_the_unit_of_a_feature_whose_means_are_below_0_is_what_is_above(trained, photographs):
+    values = outputs(trained, photographs[:2], ["vit.layers.2"])["vit.layers.2"][:, 1:]
+    mixed = int(((values.mean(1) < 0).all(0) & (values > 0).any(1).any(0)).nonzero()[0])
+
+    guide = guide_by_images(trained, f"2.resid:{mixed}", photographs[:2])
+
+    assert guide.best == pytest.approx(float(values[..., mixed].clamp(min=0).mean(1).max()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -511,7 +511,7 @@ def test_crops_come_from_the_picture():
 
 @pytest.mark.parametrize("make", [pixel_canvas, fourier_canvas])
 def test_canvases_start_as_pictures_in_range(make):
-    canvas = make((12, 16), seeded(2), torch.device("cpu"))
+    canvas = make((12, 16), seeded(2), torch.device("cpu"), [None, None])
     pixels = canvas.to_pixels(canvas.params)
 
     assert pixels.shape == (2, 3, 12, 16)

@@ -10,6 +10,7 @@ from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.canvas import fourier_canvas, pixel_canvas
 
 META = torch.device("meta")
+NOISE = [None, None]
 """A device without values: whatever waits for one fails on it."""
 
 
@@ -47,7 +48,7 @@ def test_a_device_sees_the_draws_of_the_cpu_and_is_never_waited_for(change):
 def test_a_canvas_starts_from_the_draws_of_the_cpu_on_every_device(make):
     here, there = seeded(2), seeded(2)
 
-    expected, found = make((12, 16), here, torch.device("cpu")), make((12, 16), there, META)
+    expected, found = make((12, 16), here, torch.device("cpu"), NOISE), make((12, 16), there, META, NOISE)
 
     assert found.params.device == META and found.to_pixels(found.params).shape == (2, 3, 12, 16)
     assert torch.equal(here[1].get_state(), there[1].get_state())
@@ -146,7 +147,7 @@ def test_beyond_its_edge_a_picture_is_reflected(monkeypatch):
 
 def test_the_fourier_canvas_is_its_formula_in_numpy():
     size = (10, 15)
-    canvas = fourier_canvas(size, seeded(2), torch.device("cpu"))
+    canvas = fourier_canvas(size, seeded(2), torch.device("cpu"), NOISE)
 
     found = canvas.to_pixels(40 * canvas.params)
 
@@ -167,7 +168,7 @@ def test_the_fourier_canvas_is_its_formula_in_numpy():
 
 
 def test_the_pixel_canvas_is_uniform_noise_kept_in_range():
-    canvas = pixel_canvas((4, 5), seeded(2), torch.device("cpu"))
+    canvas = pixel_canvas((4, 5), seeded(2), torch.device("cpu"), NOISE)
     assert torch.equal(canvas.to_pixels(canvas.params)[1], torch.rand(3, 4, 5, generator=seeded(2)[1]))
 
     canvas.params.add_(0.5)

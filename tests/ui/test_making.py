@@ -20,7 +20,7 @@ from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixel
 from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
-from vitviz_hf.optimize.guides import guide_by_images, guide_by_photograph
+from vitviz_hf.optimize.guides import builtin_images, guide_by_images, guide_by_photograph
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.reference import load_reference
@@ -347,19 +347,16 @@ def test_without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_p
     tab = dreams[1]
     *_, last = run(dreams, liked, "aligned", pictures=2)
 
-    scores = load_reference(trained).scores[liked.site][:, liked.index]
-    best = [i for i in scores.argsort(descending=True).tolist() if scores[i] > 0][:9]
-    paths = list(builtin_paths().values())
-    guide = guide_by_images(trained, liked, seen(trained, [paths[i] for i in best]))
+    guide = guide_by_images(trained, liked, builtin_images(trained, liked))
     for i, seed in enumerate((5, 6)):
         path = last[tab.downloads[i]]["value"]
         alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=seed), [guide])[0]
         assert np.abs(np.asarray(open_image(path), int) - np.asarray(alone.image, int)).max() <= 1
-        assert read_recipe(path)["guide"]["images"] == len(best) >= 3
+        assert read_recipe(path)["guide"]["images"] == 9 and read_recipe(path)["guide"]["start"]
         assert np.abs(np.asarray(replay(path, trained).image, int) - np.asarray(open_image(path), int)).max() <= 1
-    told = f"uided by the {len(best)} most activating of the 19 built-in photographs"
-    assert f"G{told}." in last[tab.status] and last[tab.lives[1]]["label"] == "Seed 6"
-    assert last[tab.compared] == ""
+    told = "ade from the 9 most activating of the 19 built-in photographs and their parts"
+    assert f"M{told}." in last[tab.status] and last[tab.lives[1]]["label"] == "Seed 6"
+    assert last[tab.compared].count('type="range"') == 2 and "The collage of images, which" in last[tab.compared]
 
 
 def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, liked, tmp_path, monkeypatch):
@@ -373,19 +370,17 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=5), [guide])[0]
     made = np.asarray(open_image(last[tab.downloads[0]]["value"]), int)
     assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
-    told = "uided by the 4 most activating of 19 photographs of builtin"
-    assert f"G{told}." in last[tab.status] and last[tab.lives[0]]["label"] == f"Optimized picture: g{told}"
+    told = "ade from the 4 most activating of 19 photographs of builtin"
+    assert f"M{told}." in last[tab.status] and last[tab.lives[0]]["label"] == f"Optimized picture: m{told}"
 
 
 def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained, liked, monkeypatch):
     with pytest.raises(gr.Error, match="starts from a photograph: choose or upload one in Your picture"):
         list(run(dreams, liked, "accent"))
 
-    dead = load_reference(trained).scores[liked.site].gt(0).sum(0).argmin()
-    missing = Feature(liked.site, int(dead))
-    monkeypatch.setattr(guiding, "_LEAST", 20)
-    with pytest.raises(gr.Error, match=r"of the 19 built-in photographs.*search photographs in Browse features first"):
-        list(run(dreams, missing, "aligned"))
+    monkeypatch.setattr(guiding, "builtin_images", lambda view, wanted: torch.empty(0, 3, *view.input_size))
+    with pytest.raises(gr.Error, match=r"above 0 nowhere on the 0 images.*search photographs in Browse features"):
+        list(run(dreams, liked, "aligned"))
 
 
 def test_the_first_tab_leads_to_a_dream_and_a_link_of_one_tells_that_the_photograph_is_missing(app, tab):

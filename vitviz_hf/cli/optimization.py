@@ -58,7 +58,8 @@ def add_optimization_commands(verbs: Any) -> None:
         "--images",
         nargs="+",
         metavar="FILE",
-        help=f"for preset aligned: folder or files of images that excite the features, up to {_MOST_IMAGES}",
+        help=f"for preset aligned: folder or files of images that excite the features, up to {_MOST_IMAGES} (without "
+        "images and atlas: built-in photographs)",
     )
     visualize.add_argument(
         "--atlas",
@@ -75,6 +76,7 @@ def add_optimization_commands(verbs: Any) -> None:
 
 
 def _visualize(args: Any) -> None:
+    from vitviz_hf.optimize.guides import needed
     from vitviz_hf.optimize.loop import default_config, finish, visualize_steps
     from vitviz_hf.optimize.objectives import check_objective, parse_objective
 
@@ -90,7 +92,7 @@ def _visualize(args: Any) -> None:
     objectives = [sign * parse_objective(a, view.kinds) for a in addresses]
     for objective in objectives:
         check_objective(view, objective)
-    guides = [_guide(view, objective, known, images, atlas) for objective in objectives if images or atlas]
+    guides = [_guide(view, objective, known, images, atlas) for objective in objectives] if needed(known) else []
     config = VisualizeConfig.from_dict(
         {**(PRESETS[args.preset] if args.preset else default_config(view).to_dict()), **knobs}
     )
@@ -109,7 +111,7 @@ def _visualize(args: Any) -> None:
 
 
 def _open_images(args: Any, config: VisualizeConfig) -> "list[Image]":
-    """What was given by --images or --photo; empty where an atlas gives images, or nothing does.
+    """What was given by --images or --photo; empty where an atlas or the built-in photographs give images.
 
     Raises:
         ConfigError: it does not go with the options.
@@ -123,9 +125,10 @@ def _open_images(args: Any, config: VisualizeConfig) -> "list[Image]":
     if wrong := [name for name in given if name not in fitting]:
         takes = f"takes {' or '.join(fitting)}" if fitting else "takes no real images; choose 'aligned' or 'accent'"
         raise ConfigError(f"{what} {takes}; got {wrong[0]}.")
-    if fitting and len(given) != 1:
-        told = " and ".join(given) or "neither" if len(fitting) > 1 else "none"
-        raise ConfigError(f"{what} needs {needed(config)}: give {' or '.join(fitting)}; got {told}.")
+    if len(given) > 1 or (config.keep and not given):
+        raise ConfigError(
+            f"{what} needs {needed(config)}: give {' or '.join(fitting)}; got {' and '.join(given) or 'none'}."
+        )
     files = [args.photo] if args.photo else _files(args.images or [])
     return [open_picture(file) for file in files]
 
@@ -179,10 +182,12 @@ def _guide(
 
     from vitviz_hf.atlas.guiding import guide_from_atlas
     from vitviz_hf.models.view import to_pixels
-    from vitviz_hf.optimize.guides import guide_by
+    from vitviz_hf.optimize.guides import builtin_images, guide_by
 
     if atlas:
         return guide_from_atlas(view, atlas, _feature_of(objective), config, objective.terms[0][1])
+    if not images:
+        return guide_by(view, objective, builtin_images(view, objective), config)
     return guide_by(view, objective, torch.cat([to_pixels(view, image) for image in images]), config)
 
 

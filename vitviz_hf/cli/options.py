@@ -195,7 +195,7 @@ def describe(result: "Visualization") -> str:
     text = f"score {result.score:.3g}, {result.transfer_score:.3g} turned, zoomed and blurred"
     if guide := result.recipe.get("guide"):
         n = guide["images"]
-        text += ", from a photograph" if "start" in guide else f", guided by {n} image{'s' * (n != 1)}"
+        text += f", made from {n} image{'s' * (n != 1)}" if guide["moments"] else ", from a photograph"
     return text if result.alive else f"{text}; the feature does not fire on it"
 
 

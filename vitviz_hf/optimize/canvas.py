@@ -37,45 +37,48 @@ def make_canvas(
     size: tuple[int, int],
     generators: Sequence[torch.Generator],
     device: torch.device,
-    start: Sequence[Tensor] = (),
+    start: Sequence[Tensor | None] = (),
 ) -> Canvas:
     """The canvas of some options: the input size with the margin around it.
 
     Args:
-        start: photographs [3, *size] in [0, 1]; their margin shows them mirrored.
+        start: photographs [3, *size] in [0, 1], whose margin shows them mirrored, or None for noise, for each image.
     """
     grown = (size[0] + 2 * config.margin, size[1] + 2 * config.margin)
     make = pixel_canvas if config.canvas == "pixels" else fourier_canvas
-    return make(grown, generators, device, [functional.pad(p, [config.margin] * 4, mode="reflect") for p in start])
+    pad = [config.margin] * 4
+    wider = [p if p is None else functional.pad(p, pad, mode="reflect") for p in start]
+    return make(grown, generators, device, wider or [None] * len(generators))
 
 
 def pixel_canvas(
     size: tuple[int, int],
     generators: Sequence[torch.Generator],
     device: torch.device,
-    start: Sequence[Tensor] = (),
+    start: Sequence[Tensor | None],
 ) -> Canvas:
     """Free pixels, kept in [0, 1].
 
     Args:
-        start: [3, H, W] in [0, 1] for each image; without any, uniform noise.
+        start: [3, H, W] in [0, 1] for each image, or None for uniform noise.
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
     """
-    first = start or [torch.rand(3, *size, generator=g) for g in generators]
-    return Canvas(torch.stack(list(first)).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
+    noise = [torch.rand(3, *size, generator=g) for g in generators]
+    first = [n if p is None else p for n, p in zip(noise, start, strict=True)]
+    return Canvas(torch.stack(first).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
 
 
 def fourier_canvas(
     size: tuple[int, int],
     generators: Sequence[torch.Generator],
     device: torch.device,
-    start: Sequence[Tensor] = (),
+    start: Sequence[Tensor | None],
 ) -> Canvas:
     """Spectrum of decorrelated colors, scaled by 1/frequency, so that steps favor no frequency or color.
 
     Args:
-        start: a photograph [3, H, W] in [0, 1] for each image, in the place of noise.
+        start: a photograph [3, H, W] in [0, 1] for each image, or None for noise.
 
     Source: Olah et al. 2017, "Feature Visualization", distill.pub, "preconditioning".
     """
@@ -96,8 +99,9 @@ def fourier_canvas(
         return torch.view_as_real(torch.fft.rfft2(planes * 4) / scale)
 
     shape = (3, height, width // 2 + 1, 2)
-    first = [0.01 * torch.randn(shape, generator=g).to(device) for g in generators]
-    return Canvas(torch.stack([to_params(p) for p in start] or first), to_pixels, lambda p: None)
+    noise = [0.01 * torch.randn(shape, generator=g).to(device) for g in generators]
+    first = [n if p is None else to_params(p) for n, p in zip(noise, start, strict=True)]
+    return Canvas(torch.stack(first), to_pixels, lambda p: None)
 
 
 def seeded_generator(seed: int, address: str) -> torch.Generator:

@@ -111,7 +111,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fourier": _SHOWN,
     "fast": _FAST,
     # One copy in twice the steps: what is pulled needs steps, and few copies see no less of the statistics.
-    "aligned": {"steps": 160, "copies": 1, "align": 15.0, "noise": 0.0, "auto_strength": 0.2},
+    # It starts from real images, and small steps stay near them.
+    "aligned": {"steps": 160, "copies": 1, "learning_rate": 0.01, "align": 15.0, "noise": 0.0, "auto_strength": 0.2},
     "accent": {**_FAST, "contrast": 0.0, "keep": 1.0, "noise": 0.0},
 }
 WHEN: Mapping[str, str] = {
@@ -119,7 +120,7 @@ WHEN: Mapping[str, str] = {
     "paper-clip": "the recipe of arXiv:2212.06727 for CLIP",
     "fourier": "the best picture without real images, on a GPU",
     "fast": "as fourier in a fifteenth of the passes, on a CPU",
-    "aligned": "a picture like the images that excite the feature most, which go into it",
+    "aligned": "what excites the feature in real images: regions of them, changed until they excite it more",
     "accent": "a photograph, changed until it excites the feature",
 }
 """When to take which of `PRESETS`."""

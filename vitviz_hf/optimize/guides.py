@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from vitviz_hf import _torchvision  # noqa: F401  before anything that imports torchvision
@@ -10,21 +11,28 @@ from vitviz_hf import _torchvision  # noqa: F401  before anything that imports t
 # isort: split
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.images import encode, image_to_pixels, open_image, pixels_to_image
+from vitviz_hf.images import cover, encode, image_to_pixels, open_image, pixels_to_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import AtToken, Objective, Target, check_objective, to_objective
 from vitviz_hf.optimize.scores import score_pixels
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site, parse_site
+from vitviz_hf.stream import builtin_photographs
 
 N_IMAGES = 9
 """Of those that excite a feature most, as many as are taken where nobody chooses them."""
+_CLOSER = 8
+"""Built-in photographs of which parts are looked at, for an objective."""
 _UNIFORM = 0.3
+_REGIONS = 4
+_SEAM = 7
+"""Of the collage a picture starts from: regions, two by two; they overlap by this part of a side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +41,11 @@ class Guide:
 
     n_images: int
     best: float
-    """Largest score of the objective on them; above 0 where there are moments."""
+    """Largest score of the objective on them; where there are moments above 0, if need be of what is above 0 alone."""
     moments: Mapping[Site, Tensor] = field(default_factory=dict)
     """[2, F] mean and deviation of every feature over the images' patches, on the CPU."""
     start: bytes = b""
-    """JPEG of the photograph that the picture starts from, at the model's input size."""
+    """JPEG of what the picture starts from, at the model's input size; empty for noise, as in recipes of old."""
 
     def to_json(self) -> dict[str, Any]:
         """As recipes have it."""
@@ -60,31 +68,37 @@ class Guide:
         return cls(int(values["images"]), float(values["best"]), moments, start)
 
     @property
-    def photograph(self) -> Tensor:
-        """What the picture starts from, [3, H, W] in [0, 1]."""
-        return image_to_pixels(open_image(self.start))
+    def photograph(self) -> Tensor | None:
+        """What the picture starts from, [3, H, W] in [0, 1]; None for noise."""
+        return image_to_pixels(open_image(self.start)) if self.start else None
 
 
 def guide_by_images(view: ModelView, target: Objective | Target | str, images: Tensor) -> Guide:
-    """What the preset `aligned` needs: statistics of the patches of images that excite a feature.
+    """What the preset `aligned` needs: statistics of the patches of images that excite a feature, and a collage.
 
     Patches count by how much they excite it, and a little all alike. For directions, sums and classes, images count by
-    their scores, and all patches of an image alike.
+    their scores, and all patches of an image alike. The picture starts from the collage, see `collage`.
 
     Args:
         images: [N, 3, H, W] in [0, 1] at the model's input size.
 
     Raises:
-        ConfigError: no image, or none on which the objective is above 0; or images of another size.
+        ConfigError: no image, or none where the objective is above 0; or images of another size.
 
     Source: after VITAL, arXiv:2503.22399, with two moments in the place of the whole distribution.
     """
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, images)
-    best = _best(view, objective, images)
-    maps = _maps(view, objective, images).clamp_min(0)
-    maps = maps if maps.any() else torch.ones_like(maps)
+    maps = _maps(view, objective, images).clamp_min(0) if len(images) else images
+    if not maps.any():
+        raise ConfigError(
+            f"'{objective}' is above 0 nowhere on the {len(images)} images, so they tell nothing of it: take others "
+            "(in the app: search photographs in Browse features), or a preset without images."
+        )
+    best = float(score_pixels(view, [objective], images[None].to(view.device)).max())
+    # Where a feature fires at some patches, its mean over all may still be below 0.
+    best = best if best > 0 else float(maps.mean((1, 2)).max())
     found = activations(view, images.to(view.device), _sites(view, objective))
     moments = {}
     for site, acts in found.items():
@@ -93,7 +107,79 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
         values = acts.in_float32().patches.flatten(0, 1)
         mean = weights @ values
         moments[site] = torch.stack([mean, (weights @ (values - mean).square()).sqrt()]).cpu()
-    return Guide(len(images), best, moments)
+    return Guide(len(images), best, moments, _keep(collage(images.cpu(), maps.cpu())))
+
+
+def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
+    """What excites an objective most among the built-in photographs, and among nine parts of each of the best eight.
+
+    Parts are half as high and wide.
+
+    Returns:
+        [9, 3, H, W] in [0, 1] at the model's input size, the best first.
+
+    Raises:
+        ConfigError: a malformed objective.
+    """
+    objective = to_objective(target, view.kinds)
+    check_objective(view, objective)
+
+    def scored(images: list[Image.Image]) -> list[tuple[float, Image.Image]]:
+        pixels = torch.stack([image_to_pixels(image) for image in images])
+        scores = score_pixels(view, [objective], pixels[None].to(view.device))[0].tolist()
+        return sorted(zip(scores, images, strict=True), key=lambda pair: -pair[0])
+
+    height, width = view.input_size
+    found = [(scored([cover(p.image, view.input_size)])[0], p.image) for p in builtin_photographs()]
+    found.sort(key=lambda item: -item[0][0])
+    every, corners = [whole for whole, _ in found], list(product((0, height // 2, height), (0, width // 2, width)))
+    for _, photograph in found[:_CLOSER]:
+        large = cover(photograph, (2 * height, 2 * width))
+        every += scored([large.crop((x, y, x + width, y + height)) for y, x in corners])
+    best = sorted(every, key=lambda pair: -pair[0])[:N_IMAGES]
+    return torch.stack([image_to_pixels(image) for _, image in best])
+
+
+def collage(images: Tensor, maps: Tensor) -> Tensor:
+    """The regions that excite a feature most, of four images, two by two in one, where they pass into each other.
+
+    Each is a little more than half as high and wide as an image. Of fewer images, the one with the best such region.
+
+    Args:
+        images: [N, 3, H, W] in [0, 1].
+        maps: [N, R, C], 0 or more.
+
+    Returns:
+        [3, H, W]
+    """
+    size = images.shape[-2:]
+    overlap = [n // _SEAM + (n - n // _SEAM) % 2 for n in size]
+    height, width = ((n + o) // 2 for n, o in zip(size, overlap, strict=True))
+    steps = [max(1, n // 28) for n in size]
+    wide = functional.interpolate(maps[:, None], size, mode="bilinear")
+    means = functional.avg_pool2d(wide, (height, width), steps)[:, 0]
+    away = [torch.linspace(-1, 1, n).square() for n in means.shape[1:]]
+    # The middle where an image is alike everywhere.
+    means = means - 1e-4 * means.amax() * (away[0][:, None] + away[1])
+    values, places = means.flatten(1).max(1)
+    best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()
+    if len(best) < _REGIONS:
+        return images[best[0]]
+    weight = _ramp(height, overlap[0])[:, None] * _ramp(width, overlap[1])
+    drawn, total = torch.zeros(images.shape[1:]), torch.zeros(size)
+    for i, image in enumerate(best):
+        top, left = (at * step for at, step in zip(divmod(int(places[image]), means.shape[2]), steps, strict=True))
+        rows = slice(None, height) if i < 2 else slice(-height, None)
+        cols = slice(None, width) if i % 2 == 0 else slice(-width, None)
+        drawn[:, rows, cols] += weight * images[image, :, top : top + height, left : left + width]
+        total[rows, cols] += weight
+    return drawn / total
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    """Weights along an axis: 1 in the middle, falling over the overlap at both ends."""
+    at = torch.arange(1.0, length + 1)
+    return torch.minimum(at, at.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
 
 
 def guide_by_photograph(view: ModelView, target: Objective | Target | str, photograph: Tensor) -> Guide:
@@ -110,9 +196,12 @@ def guide_by_photograph(view: ModelView, target: Objective | Target | str, photo
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, photograph)
-    start = encode(pixels_to_image(photograph), "JPEG", quality=95, subsampling=0)
     score = float(score_pixels(view, [objective], photograph[None, None].to(view.device)))
-    return Guide(1, score, start=start)
+    return Guide(1, score, start=_keep(photograph))
+
+
+def _keep(pixels: Tensor) -> bytes:
+    return encode(pixels_to_image(pixels), "JPEG", quality=95, subsampling=0)
 
 
 def guide_by(view: ModelView, target: Objective | Target | str, images: Tensor, config: VisualizeConfig) -> Guide:
@@ -139,17 +228,20 @@ def check_guides(
     needs = needed(config)
     if not needs and guides:
         raise ConfigError("real images were given, but the options use none; take the preset 'aligned' or 'accent'.")
-    if needs and (len(guides) != len(objectives) or any(not (g.moments if config.align else g.start) for g in guides)):
+    if needs and (
+        len(guides) != len(objectives)
+        or any(bool(g.moments) != bool(config.align) or not (g.moments or g.start) for g in guides)
+    ):
         raise ConfigError(
             f"these options need {needs}, for each of {len(objectives)} objectives; got {len(guides)} guides; make "
             f"them with {'guide_by_images' if config.align else 'guide_by_photograph'}."
         )
     for objective, guide in zip(objectives, guides, strict=False):
-        if config.keep:
-            _check_size(view, guide.photograph)
-        elif {s: m.shape for s, m in guide.moments.items()} != _shapes(view, objective):
+        if (start := guide.photograph) is not None:
+            _check_size(view, start)
+        if config.align and {s: m.shape for s, m in guide.moments.items()} != _shapes(view, objective):
             raise ConfigError(f"a guide of '{objective}' was made for another objective or model.")
-    if config.keep and config.margin >= min(view.input_size):
+    if any(g.start for g in guides) and config.margin >= min(view.input_size):
         raise ConfigError(f"margin must be below {min(view.input_size)} beside a photograph; got {config.margin}.")
 
 
@@ -180,7 +272,7 @@ class Photographs:
     """
 
     def __init__(self, view: ModelView, objectives: Sequence[Objective], guides: Sequence[Guide], margin: int) -> None:
-        pixels = torch.stack([g.photograph for g in guides]).to(view.device)
+        pixels = torch.stack([g.photograph for g in guides if g.photograph is not None]).to(view.device)
         self.pixels = functional.pad(pixels, [margin] * 4, mode="reflect")
         free, unit = [], []
         for objective, own in zip(objectives, pixels, strict=True):
@@ -218,13 +310,6 @@ def _shapes(view: ModelView, objective: Objective) -> dict[Site, tuple[int, int]
 def _check_size(view: ModelView, pixels: Tensor) -> None:
     if (size := tuple(pixels.shape[-2:])) != view.input_size:
         raise ConfigError(f"a real image must have the input size {view.input_size}; got {size}; see to_pixels.")
-
-
-def _best(view: ModelView, objective: Objective, images: Tensor) -> float:
-    best = float(score_pixels(view, [objective], images[None].to(view.device)).max()) if len(images) else 0.0
-    if best <= 0:
-        raise ConfigError(f"'{objective}' is above 0 on none of the {len(images)} images; give some that excite it.")
-    return best
 
 
 def _maps(view: ModelView, objective: Objective, images: Tensor) -> Tensor:

@@ -161,8 +161,7 @@ def _optimize(
     guides: Sequence[Guide],
 ) -> Iterator[Step]:
     generators = [seeded_generator(seed, str(o)) for seed, o in zip(seeds, objectives, strict=True)]
-    start = [g.photograph for g in guides] if config.keep else []
-    canvas = make_canvas(config, view.input_size, generators, view.device, start)
+    canvas = make_canvas(config, view.input_size, generators, view.device, [g.photograph for g in guides])
     params = canvas.params.requires_grad_(True)
     optimizer = torch.optim.Adam([params], config.learning_rate, (config.beta1, config.beta2), eps=1e-8)
     smoothness = smoothness_weights(view, objectives, config)

@@ -35,11 +35,12 @@ def comparison() -> gr.HTML:
 
 
 def compare_html(paths: Sequence[str]) -> str:
-    """Of PNGs with their recipes, those that started from a photograph; nothing if there are none."""
+    """Of PNGs with their recipes, those that started from real images; nothing if there are none."""
     recipes = {path: read_recipe(path) for path in paths}
     started = [
         {
-            "photograph": f"data:image/jpeg;base64,{recipe['guide']['start']}",
+            "start": f"data:image/jpeg;base64,{recipe['guide']['start']}",
+            "of": "the collage of images" if recipe["guide"]["moments"] else "your photograph",
             "picture": to_data_uri(open_image(path), 95),
             "what": f"{recipe['address']}, seed {recipe['config']['seed']}",
         }

@@ -42,7 +42,7 @@ def most_alike(images, among):
 
 @pytest.mark.parametrize(
     ("preset", "note"),
-    [("aligned", "pulled to up to 9 images of each feature from the half"), ("accent", "start from the best image of")],
+    [("aligned", "made from up to 9 images of each feature from the half"), ("accent", "start from the best image of")],
 )
 def test_pictures_of_agreement_are_guided_by_the_half_that_helps(
     preset, note, features, trained, trained_other, shapes, by_hand, tmp_path, monkeypatch
@@ -104,7 +104,7 @@ def test_triplets_are_guided_by_the_images_of_their_atlas(vit, labelled, tmp_pat
         config = TripletsConfig(atlas=atlas, features=features, preset="aligned", steps=2)
         work = tmp_path / name
         result = run_experiment("triplets", [vit], None if atlas else source, config, work)
-        assert "pulled to up to 9 images of each feature from the atlas" in " ".join(result.tables["table"].notes)
+        assert "made from up to 9 images of each feature from the atlas" in " ".join(result.tables["table"].notes)
         guides = [read_recipe(p)["guide"] for p in sorted((work / "pictures").glob("*.png"))]
         assert [g["images"] for g in guides] == [n, n] and guides[0]["moments"] != guides[1]["moments"]
 

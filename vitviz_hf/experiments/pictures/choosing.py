@@ -192,7 +192,7 @@ def how_chosen(config: TripletsConfig) -> str:
 def how_guided(config: VisualizeConfig, source: str) -> str:
     """What real images went into the pictures, for below a table; empty without any."""
     if config.align:
-        return f" Pictures are pulled to up to {N_IMAGES} images of each feature from the {source}."
+        return f" Pictures are made from up to {N_IMAGES} images of each feature from the {source}."
     return f" Pictures start from the best image of each feature in the {source}." if config.keep else ""
 
 
