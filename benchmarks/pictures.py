@@ -266,7 +266,7 @@ RECIPES: Mapping[str, Recipe] = {
         aligned_builtin,
         1,
         39,
-        note="made from the built-in photographs, so that no image of the dataset went in; `fast` where none excites.",
+        note="made from the built-in photographs, no image of the dataset; `fast` where none excites.",
     ),
     **_HORAMA,
     **{
@@ -340,7 +340,7 @@ def pictures_of(
         print(f"{name} {feature} {seconds[stem]:.1f} s", flush=True)
     ending = f"{_MIDDLE}.png" if name.endswith(_MIDDLE) else ".png"
     read = {f: image_to_pixels(open_image(folder / f"{stem}{ending}"))[None] for f, stem in stems.items()}
-    return read, float(np.mean([seconds[stem] for stem in stems.values()]))
+    return read, float(np.mean([seconds[stem] for stem in stems.values() if stem in seconds]))
 
 
 def steps_of(name: str, passes: int) -> int:
