@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 
-SECONDS = 30_000
+SECONDS = 90_000
 
 
 def opened(page, url, query="", advanced=False):
