@@ -581,13 +581,49 @@ MUTANTS = [
         ),
         (
             "without the Hub, what a token brought is for all",
-            'f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) else None',
-            "None",
+            "if isinstance(token, str) and is_closed(of, repo_id) else None",
+            "if False else None",
             "ui/visitor::what_one_visitor_brought_to_the_disk_is_not_another_ones",
+        ),
+        (
+            "what is open is found only with the token that brought it",
+            "if isinstance(token, str) and is_closed(of, repo_id) else None",
+            "if isinstance(token, str) else None",
+            "hub::what_a_token_opened_lies_apart_and_what_is_open_does_not",
+        ),
+        (
+            "that a model is private is not learned from a refusal",
+            "if _cached_at(of, repo_id).is_dir():",
+            "if False:",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
+        (
+            "what was closed once is so for ever",
+            "mark.unlink(missing_ok=True)",
+            "pass",
+            "ui/visitor::what_was_closed_and_is_open_now_is_served_without_the_hub",
+        ),
+        (
+            "what a token opens is stored where it is for all",
+            "        if isinstance(token, str):  # what it brings",
+            "        if False:  # what it brings",
+            "hub::what_a_token_opens_is_not_stored_where_it_would_lie_with_what_is_open",
         ),
     ),
     *_of(
         "ui/visitor",
+        (
+            "without the Hub, what the owner brought by login is for all",
+            "if on_space() and is_closed(MODEL, model_id):",
+            "if False:",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
+        (
+            "without the Hub, what the owner brought is not theirs on a laptop",
+            "if on_space() and is_closed(MODEL, model_id):",
+            "if is_closed(MODEL, model_id):",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
         (
             "what one visitor may see another one may",
             "key = what, _digest(token)",
