@@ -884,6 +884,39 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "config",
+        (
+            "a control of any seed",
+            "if not 0 <= seed <= 2**53:",
+            "if False:",
+            "models/identity::a_recipe_of_no_control_cannot_be_followed",
+        ),
+        (
+            "texts without end",
+            "if len(texts) > MOST_TEXTS or longest > LONGEST_TEXT:",
+            "if len(texts) > MOST_TEXTS:",
+            "atlas/search::a_strangers_atlas_has_no_texts_without_end",
+        ),
+    ),
+    *_of(
+        "atlas/store",
+        (
+            "an atlas of texts without end is opened",
+            'if site in names and kind == "text":',
+            "if False:",
+            "atlas/search::a_strangers_atlas_has_no_texts_without_end",
+        ),
+    ),
+    *_of(
+        "optimize/replay",
+        (
+            "a control that is none ends in the libraries",
+            "        if control:\n            check_control(control, control_seed)\n",
+            "",
+            "models/identity::a_recipe_of_no_control_cannot_be_followed",
+        ),
+    ),
+    *_of(
         "atlas/config",
         (
             "layers are searched twice",
