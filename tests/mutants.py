@@ -52,6 +52,24 @@ MUTANTS = [
             "images::a_picture_with_broken_exif_is_a_picture",
         ),
         (
+            "large pictures are decoded at once",
+            "with _ONE_LARGE if",
+            "with nullcontext() if",
+            "images::large_pictures_are_decoded_one_at_a_time",
+        ),
+        (
+            "a fork waits for a thread that is not in it",
+            'if hasattr(os, "register_at_fork"):',
+            "if False:",
+            "images::a_fork_reads_large_pictures_though_another_thread_was_at_one",
+        ),
+        (
+            "what decoding takes is kept",
+            "Image.core.set_block_size(64 * 2**20)",
+            "",
+            "images::what_decoding_takes_is_given_back",
+        ),
+        (
             "the transparent value of 16 bits is forgotten",
             "levels if clear is None else",
             "levels if True else",
