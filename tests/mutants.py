@@ -98,6 +98,15 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "cli/atlas",
+        (
+            "what a writer left that was killed at its end stays",
+            '    clear_left(atlas.folder / "visualizations", suffix=".png")\n',
+            "",
+            "atlas/search::what_a_build_left_that_was_killed_at_its_end_is_deleted",
+        ),
+    ),
+    *_of(
         "models/loading",
         (
             "timm may open other files",

@@ -468,6 +468,18 @@ def test_an_image_finds_its_features(tiny_view, pictures, tmp_path):
     assert found[0][0].index == int(((scores - table.mean) / table.std.clip(0.1 * np.median(table.std))).argmax())
 
 
+def test_what_a_build_left_that_was_killed_at_its_end_is_deleted(tiny_view, pictures, tmp_path):
+    """A picture has its name before its writer gives up the other one."""
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
+    made = atlas.folder / "visualizations"
+    for name in ("1.mlp_act-4.png", ".1.mlp_act-4-kiyf2qoj.png", ".notes"):
+        (made / name).touch()
+
+    assert main(["atlas", "build", str(atlas.folder), "1.mlp_act:4"]) == 0
+
+    assert sorted(p.name for p in made.iterdir()) == [".notes", "1.mlp_act-4.png"]
+
+
 def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys):
     model, atlas = str(tiny_folder("vit")), str(tmp_path / "atlas")
     assert main(["search", model, str(pictures), "--out", atlas, "--workers", "0", "--layers", "0-1", "-k", "3"]) == 0
