@@ -84,9 +84,12 @@ def plain(view, layer):
 
 def horama(view, layer):
     """The loop of its `fourier`, a step at a time: its own functions, in its order."""
-    from horama.common import optimization_step
+    from horama import common
     from horama.fourier_fv import fourier_preconditionner, get_fft_scale, init_lucid_buffer
+    from pictures import crop_boxes
 
+    if not hasattr(torch.ops.torchvision, "roi_align"):
+        common.roi_align = crop_boxes
     seen, handle = reading(view, layer)
 
     def objective(images):
@@ -101,7 +104,7 @@ def horama(view, layer):
         while True:
             optimizer.zero_grad()
             image = fourier_preconditionner(spectrum, scale, (-2.5, 2.5), view.device)
-            loss, image = optimization_step(objective, image, (0.20, 0.25), 0.05, CROPS, view.input_size[0])
+            loss, image = common.optimization_step(objective, image, (0.20, 0.25), 0.05, CROPS, view.input_size[0])
             loss.backward()
             transparency += torch.abs(image.grad)
             optimizer.step()

@@ -52,6 +52,24 @@ MUTANTS = [
             "images::a_picture_with_broken_exif_is_a_picture",
         ),
         (
+            "large pictures are decoded at once",
+            "with _ONE_LARGE if",
+            "with nullcontext() if",
+            "images::large_pictures_are_decoded_one_at_a_time",
+        ),
+        (
+            "a fork waits for a thread that is not in it",
+            'if hasattr(os, "register_at_fork"):',
+            "if False:",
+            "images::a_fork_reads_large_pictures_though_another_thread_was_at_one",
+        ),
+        (
+            "what decoding takes is kept",
+            "Image.core.set_block_size(64 * 2**20)",
+            "",
+            "images::what_decoding_takes_is_given_back",
+        ),
+        (
             "the transparent value of 16 bits is forgotten",
             "levels if clear is None else",
             "levels if True else",
@@ -77,6 +95,15 @@ MUTANTS = [
             "            if is_ours:",
             "            if False:",
             "manifest::what_a_killed_writer_left_is_deleted_by_the_next",
+        ),
+    ),
+    *_of(
+        "cli/atlas",
+        (
+            "what a writer left that was killed at its end stays",
+            '    clear_left(atlas.folder / "visualizations", suffix=".png")\n',
+            "",
+            "atlas/search::what_a_build_left_that_was_killed_at_its_end_is_deleted",
         ),
     ),
     *_of(
@@ -599,13 +626,49 @@ MUTANTS = [
         ),
         (
             "without the Hub, what a token brought is for all",
-            'f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) else None',
-            "None",
+            "if isinstance(token, str) and is_closed(of, repo_id) else None",
+            "if False else None",
             "ui/visitor::what_one_visitor_brought_to_the_disk_is_not_another_ones",
+        ),
+        (
+            "what is open is found only with the token that brought it",
+            "if isinstance(token, str) and is_closed(of, repo_id) else None",
+            "if isinstance(token, str) else None",
+            "hub::what_a_token_opened_lies_apart_and_what_is_open_does_not",
+        ),
+        (
+            "that a model is private is not learned from a refusal",
+            "if _cached_at(of, repo_id).is_dir():",
+            "if False:",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
+        (
+            "what was closed once is so for ever",
+            "mark.unlink(missing_ok=True)",
+            "pass",
+            "ui/visitor::what_was_closed_and_is_open_now_is_served_without_the_hub",
+        ),
+        (
+            "what a token opens is stored where it is for all",
+            "        if isinstance(token, str):  # what it brings",
+            "        if False:  # what it brings",
+            "hub::what_a_token_opens_is_not_stored_where_it_would_lie_with_what_is_open",
         ),
     ),
     *_of(
         "ui/visitor",
+        (
+            "without the Hub, what the owner brought by login is for all",
+            "if on_space() and is_closed(MODEL, model_id):",
+            "if False:",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
+        (
+            "without the Hub, what the owner brought is not theirs on a laptop",
+            "if on_space() and is_closed(MODEL, model_id):",
+            "if is_closed(MODEL, model_id):",
+            "ui/visitor::without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space",
+        ),
         (
             "what one visitor may see another one may",
             "key = what, _digest(token)",
@@ -863,6 +926,39 @@ MUTANTS = [
             "[n // n_gpus for n, n_gpus in cpus if n_gpus]",
             "[n for n, n_gpus in cpus if n_gpus]",
             "cluster::workers_have_a_gpu_each_or_a_machines_cpus",
+        ),
+    ),
+    *_of(
+        "config",
+        (
+            "a control of any seed",
+            "if not 0 <= seed <= 2**53:",
+            "if False:",
+            "models/identity::a_recipe_of_no_control_cannot_be_followed",
+        ),
+        (
+            "texts without end",
+            "if len(texts) > MOST_TEXTS or longest > LONGEST_TEXT:",
+            "if len(texts) > MOST_TEXTS:",
+            "atlas/search::a_strangers_atlas_has_no_texts_without_end",
+        ),
+    ),
+    *_of(
+        "atlas/store",
+        (
+            "an atlas of texts without end is opened",
+            'if site in names and kind == "text":',
+            "if False:",
+            "atlas/search::a_strangers_atlas_has_no_texts_without_end",
+        ),
+    ),
+    *_of(
+        "optimize/replay",
+        (
+            "a control that is none ends in the libraries",
+            "        if control:\n            check_control(control, control_seed)\n",
+            "",
+            "models/identity::a_recipe_of_no_control_cannot_be_followed",
         ),
     ),
     *_of(

@@ -150,6 +150,31 @@ def test_a_gated_model_needs_a_token_with_access(hub, tiny_folder):
     assert load_model("odd/gated", token="hf_friend", device="cpu").revision
 
 
+def test_what_a_token_opened_lies_apart_and_what_is_open_does_not(hub, tiny_folder, monkeypatch):
+    hub.publish("odd/apart", tiny_folder("vit"), gated=True)
+    hub.publish("odd/open", tiny_folder("vit"))
+    fetched = {name: fetch_model(name, token="hf_friend") for name in ("odd/apart", "odd/open")}
+    monkeypatch.setattr("vitviz_hf.models.gate.hub_reachable", lambda: False)
+
+    for token in (None, False, "hf_friend", "hf_stranger"):
+        assert fetch_model("odd/open", token=token).folder == fetched["odd/open"].folder
+    assert fetch_model("odd/apart", token="hf_friend").folder == fetched["odd/apart"].folder
+    for token in (None, False):
+        with pytest.raises(HubUnreachableError, match="'odd/apart' is not in the cache"):
+            fetch_model("odd/apart", token=token)
+
+
+def test_what_a_token_opens_is_not_stored_where_it_would_lie_with_what_is_open(hub, tiny_folder, monkeypatch, tmp_path):
+    hub.publish("odd/unmarked", tiny_folder("vit"), gated=True)
+    (tmp_path / "hub-closed").touch()  # no folder can be made there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    with pytest.raises(HubUnreachableError, match="the Hub failed at 'odd/unmarked'"):
+        fetch_model("odd/unmarked", token="hf_friend")
+
+    assert not (tmp_path / "hub").exists()
+
+
 def test_a_visitor_is_not_told_what_only_the_owner_can_do(hub, tiny_folder):
     hub.publish("odd/gated-too", tiny_folder("vit"), gated=True)
     hub.publish("odd/large", tiny_folder("vit"), sizes={"model.safetensors": 9_000_000_000})

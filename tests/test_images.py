@@ -1,13 +1,21 @@
 """Pictures from strangers: the right result, or an error that says what is wrong."""
 
 import io
+import os
 import struct
+import threading
+import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from vitviz_hf import open_image
 from vitviz_hf.errors import ImageError
@@ -308,3 +316,54 @@ def test_pixels_are_rounded_and_cut_off_at_both_ends():
     pixels = torch.tensor([-0.3, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 7.0])
 
     assert pixels_to_bytes(pixels).tolist() == [0, 0, 0, 1, 255, 255, 255]
+
+
+@pytest.mark.parametrize(("large", "expected"), [(True, 1), (False, 2)])
+def test_large_pictures_are_decoded_one_at_a_time(large, expected, photo, monkeypatch):
+    meeting, inside, most = threading.Barrier(2), [], []
+    prepare = PngImageFile.load_prepare  # called once for each
+
+    def watched(self):
+        inside.append(id(self))
+        most.append(len(inside))
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.3 if large else 30)
+        inside.remove(id(self))
+        prepare(self)
+
+    monkeypatch.setattr(PngImageFile, "load_prepare", watched)
+    monkeypatch.setattr("vitviz_hf.images._LARGE_PIXELS", 80 * 60 - large)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(open_image, [encoded(photo)] * 2))
+
+    assert max(most) == expected
+
+
+def test_what_decoding_takes_is_given_back():
+    """malloc keeps no block over 32 MB that is freed; what that makes of a search is measured by `make stress`."""
+    assert Image.core.get_block_size() > 32 * 2**20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_fork_reads_large_pictures_though_another_thread_was_at_one(photo, monkeypatch):
+    monkeypatch.setattr("vitviz_hf.images._LARGE_PIXELS", 0)
+    begun, prepare, data = threading.Event(), PngImageFile.load_prepare, encoded(photo)
+
+    def slow(self):
+        begun.set()
+        time.sleep(0.3)
+        prepare(self)
+
+    monkeypatch.setattr(PngImageFile, "load_prepare", slow)
+    other = threading.Thread(target=open_image, args=[data])
+    other.start()
+    begun.wait()
+    child = get_context("fork").Process(target=open_image, args=[data], daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child.start()
+    other.join()
+    child.join(30)
+
+    assert child.exitcode == 0
+    child.close()

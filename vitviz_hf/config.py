@@ -1,7 +1,7 @@
 """How options are declared, read and checked. No torch here, so that the command line starts at once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -194,3 +194,32 @@ BUILTIN, BUILTIN_CNN = "builtin", "builtin-cnn"
 
 CONTROLS = ("random-weights", "shuffled-weights")
 """Models that have learned nothing, to compare with."""
+
+
+def check_control(control: str, seed: int) -> None:
+    """Raise unless a model that knows nothing is made so.
+
+    Raises:
+        ConfigError: an unknown control, or a seed that is none.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"control must be one of {', '.join(CONTROLS)}; got {control!r:.100}.")
+    if not 0 <= seed <= 2**53:
+        raise ConfigError(f"the seed of a control must be a whole number from 0 to {2**53:,}; got {seed!r:.100}.")
+
+
+MOST_TEXTS, LONGEST_TEXT = 1000, 1000
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise unless texts are few and short enough to be features.
+
+    Raises:
+        ConfigError: more than 1,000, or one of more than 1,000 characters.
+    """
+    longest = max(map(len, texts), default=0)
+    if len(texts) > MOST_TEXTS or longest > LONGEST_TEXT:
+        raise ConfigError(
+            f"at most {MOST_TEXTS:,} texts of {LONGEST_TEXT:,} characters can be features; got {len(texts):,}, the "
+            f"longest of {longest:,}."
+        )

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from vitviz_hf.errors import (
@@ -78,10 +79,15 @@ class Listing:
     """File -> bytes."""
 
 
+def on_space() -> bool:
+    """Whether this runs on a Space, where who asks is a stranger."""
+    return os.environ.get("SYSTEM") == "spaces" and bool(os.environ.get("SPACE_ID"))
+
+
 def visitors_sign_in() -> bool:
     """Whether this is a Space whose visitors sign in, with what gradio needs for that (its extra `oauth`)."""
-    space = os.environ.get("SYSTEM") == "spaces" and os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")
-    return bool(space and find_spec("itsdangerous") and find_spec("authlib"))
+    has_extra = find_spec("itsdangerous") and find_spec("authlib")
+    return bool(on_space() and os.environ.get("OAUTH_CLIENT_ID") and has_extra)
 
 
 def gated_error(of: Repositories, name: str, shown: str) -> VitvizError:
@@ -195,7 +201,13 @@ def _info(of: Repositories, repo_id: str, revision: str | None, token: Token, **
     """
     with hub_errors(of, repo_id, revision):
         ask = HfApi().model_info if of.kind == "model" else HfApi().dataset_info
-        info = ask(repo_id, revision=revision, timeout=_TIMEOUT, token=token, **options)
+        try:
+            info = ask(repo_id, revision=revision, timeout=_TIMEOUT, token=token, **options)
+        except RepositoryNotFoundError:
+            if _cached_at(of, repo_id).is_dir():  # private since, or brought by a login
+                _remember(of, repo_id, True, token)
+            raise
+        _remember(of, repo_id, bool(info.gated or info.private), token)
         if info.gated:
             try:
                 HfApi().auth_check(repo_id, repo_type=of.kind, token=token)
@@ -231,14 +243,38 @@ def download(of: Repositories, repo_id: str, sha: str, patterns: Sequence[str], 
     Raises:
         VitvizError: of the classes of `of`.
     """
-    options: dict[str, Any] = {"repo_type": of.kind, "allow_patterns": list(patterns), "cache_dir": _cache(token)}
+    cache = _cache(of, repo_id, token)
+    options: dict[str, Any] = {"repo_type": of.kind, "allow_patterns": list(patterns), "cache_dir": cache}
     with hub_errors(of, repo_id):
         return Path(snapshot_download(repo_id, revision=sha, token=token, **options))
 
 
-def _cache(token: Token) -> str | None:
-    """Where downloads lie: those with a token that was given, apart, so that who asks without it finds none of them."""
-    return f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) else None
+def is_closed(of: Repositories, repo_id: str) -> bool:
+    """Whether a repository was gated or private when the Hub was last asked for it, in this process or before."""
+    return _cached_at(of, repo_id, "-closed").exists()
+
+
+def _remember(of: Repositories, repo_id: str, closed: bool, token: Token) -> None:
+    """Keep beside the cache, whose files do not tell it, whether a repository is closed."""
+    mark = _cached_at(of, repo_id, "-closed")
+    try:
+        if not closed:
+            mark.unlink(missing_ok=True)
+        elif not mark.exists():
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    except OSError:
+        if isinstance(token, str):  # what it brings would lie with what is open
+            raise
+
+
+def _cached_at(of: Repositories, repo_id: str, beside: str = "") -> Path:
+    return Path(f"{constants.HF_HUB_CACHE}{beside}", repo_folder_name(repo_id=repo_id, repo_type=of.kind))
+
+
+def _cache(of: Repositories, repo_id: str, token: Token) -> str | None:
+    """Where downloads lie: what a given token opened, apart, so that who asks without it finds none of it."""
+    return f"{constants.HF_HUB_CACHE}-by-token" if isinstance(token, str) and is_closed(of, repo_id) else None
 
 
 def find_cached(of: Repositories, repo_id: str, revision: str | None, file: str, token: Token = None) -> Path | None:
@@ -247,7 +283,7 @@ def find_cached(of: Repositories, repo_id: str, revision: str | None, file: str,
     Downloads are pinned to commits here, which leaves no reference for a branch.
     """
     try:
-        repos = scan_cache_dir(_cache(token)).repos
+        repos = scan_cache_dir(_cache(of, repo_id, token)).repos
     except CacheNotFound:
         return None
     known = [r for repo in repos if (repo.repo_type, repo.repo_id) == (of.kind, repo_id) for r in repo.revisions]

@@ -1,16 +1,19 @@
 """Safe decoding of strangers' pictures, and drawing of maps on them. Knows no model."""
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
 from torch import Tensor
 
@@ -21,6 +24,14 @@ Floats = NDArray[np.floating]
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20
+# Of the memory that Pillow asks for at once: what is larger than 32 MB is never kept by malloc when it is freed.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
+# Decoding takes up to 20 bytes for a pixel: one picture of so many at a time, whoever reads it.
+_LARGE_PIXELS, _ONE_LARGE = 5_000_000, Lock()
+if hasattr(os, "register_at_fork"):  # on ZeroGPU a job is a fork, which must not wait for what is not in it
+    os.register_at_fork(
+        before=_ONE_LARGE.acquire, after_in_parent=_ONE_LARGE.release, after_in_child=_ONE_LARGE.release
+    )
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # What Pillow raises on files that are not whole.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, LookupError, ArithmeticError)
@@ -50,7 +61,8 @@ def open_image(source: str | Path | bytes) -> Image.Image:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image)
-                return to_rgb(image)
+                with _ONE_LARGE if image.width * image.height > _LARGE_PIXELS else nullcontext():
+                    return to_rgb(image)
     except UnidentifiedImageError as error:
         kind = "SVG drawings are" if b"<svg" in data[:1000].lower() else "this file is"
         raise ImageError(f"{kind} not a supported image; use one of {', '.join(_FORMATS)}.") from error
@@ -270,6 +282,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """As its EXIF says, which may be broken in a picture that is whole."""
     image.load()  # raises here what is wrong with the picture itself
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:  # spares a copy
+            return image
         return ImageOps.exif_transpose(image)
     except _DAMAGED:
         return image

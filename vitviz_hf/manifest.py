@@ -134,6 +134,19 @@ def replace_file(path: Path) -> Iterator[Path]:
         part.replace(path)
 
 
+def clear_left(folder: Path, stem: str = "*", suffix: str = "*") -> None:
+    """Delete what killed writers of files in a folder left, also those that were killed after all was written.
+
+    Args:
+        stem: pattern of the files' names.
+        suffix: pattern of their endings.
+    """
+    for left in folder.glob(f".{stem}-{'?' * 8}{suffix}"):
+        with _lock(left, wait=False) as is_ours:
+            if is_ours:
+                _delete(left)
+
+
 @contextmanager
 def _part(path: Path, is_folder: bool = False) -> Iterator[Path]:
     """An empty file or folder beside `path`, of the same ending; gone after the block if it still has its own name.
@@ -142,10 +155,7 @@ def _part(path: Path, is_folder: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stem, suffix = (path.name, "") if is_folder else (path.stem, path.suffix)
-    for left in path.parent.glob(f".{escape(stem)}-{'?' * 8}{escape(suffix)}"):
-        with _lock(left, wait=False) as is_ours:
-            if is_ours:
-                _delete(left)
+    clear_left(path.parent, escape(stem), escape(suffix))
     while True:
         part = _make_part(path.parent, f".{stem}-", suffix, is_folder)
         with _lock(part, wait=True):

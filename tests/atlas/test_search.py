@@ -61,6 +61,7 @@ from vitviz_hf.errors import (
     OutputExistsError,
     SiteError,
 )
+from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import at_size
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
@@ -467,6 +468,18 @@ def test_an_image_finds_its_features(tiny_view, pictures, tmp_path):
     assert found[0][0].index == int(((scores - table.mean) / table.std.clip(0.1 * np.median(table.std))).argmax())
 
 
+def test_what_a_build_left_that_was_killed_at_its_end_is_deleted(tiny_view, pictures, tmp_path):
+    """A picture has its name before its writer gives up the other one."""
+    atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
+    made = atlas.folder / "visualizations"
+    for name in ("1.mlp_act-4.png", ".1.mlp_act-4-kiyf2qoj.png", ".notes"):
+        (made / name).touch()
+
+    assert main(["atlas", "build", str(atlas.folder), "1.mlp_act:4"]) == 0
+
+    assert sorted(p.name for p in made.iterdir()) == [".notes", "1.mlp_act-4.png"]
+
+
 def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys):
     model, atlas = str(tiny_folder("vit")), str(tmp_path / "atlas")
     assert main(["search", model, str(pictures), "--out", atlas, "--workers", "0", "--layers", "0-1", "-k", "3"]) == 0
@@ -539,6 +552,43 @@ def test_a_strangers_manifest_is_checked_before_it_is_shown(change, tiny_view, p
 
     with pytest.raises((AtlasError, SiteError)):
         open_atlas(str(atlas.folder))
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [(["a cat"] * 1001, "got 1,001, the longest of 5"), (["a" * 1001], "got 1, the longest of 1,001")],
+)
+def test_a_strangers_atlas_has_no_texts_without_end(texts, told, tiny_view, pictures, tmp_path):
+    """Each costs a pass of the text tower."""
+    atlas = atlas_of(with_words(tiny_view("clip"), ["a cat"]), pictures, tmp_path / "atlas", k=1, kinds=("text",))
+    changed = atlas.manifest | {"names": {"2.text": texts}, "sites": {"2.text": len(texts)}}
+    (atlas.folder / "manifest.json").write_text(json.dumps(changed))
+
+    with pytest.raises(AtlasError, match=f"at most 1,000 texts of 1,000 characters can be features; {told}"):
+        open_atlas(str(atlas.folder))
+    with pytest.raises(ConfigError, match=told):
+        with_words(tiny_view("clip"), texts)
+
+
+def test_a_manifest_without_end_is_not_read(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(3 * 10**9)
+
+    with pytest.raises(AtlasError, match=r"^manifest\.json of '.*' takes 3000 MB, over 20 MB\.$"):
+        open_atlas(str(tmp_path))
+
+
+def test_the_card_names_the_texts(tiny_view, pictures, tmp_path):
+    texts = [f"text {i}" for i in range(19)] + ["two\nlines"]
+    few, many = (
+        atlas_of(with_words(tiny_view("clip"), some), pictures, tmp_path / str(len(some)), k=1, kinds=("text",))
+        for some in (texts, [*texts, "x", "y"])
+    )
+
+    told = 'The features of 2.text, from 0: "text 0", "text 1", '
+    assert told in (few.folder / "README.md").read_text()
+    assert '"text 18", "two lines".\n' in (few.folder / "README.md").read_text()
+    assert '"two lines" and 2 more, see `names` in manifest.json.\n' in (many.folder / "README.md").read_text()
 
 
 def test_too_large_an_atlas_is_refused_before_the_download(hub, tiny_view, pictures, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import draw_noise
 from tests.inline_ray import InlineRay
@@ -279,3 +280,21 @@ def test_an_atlas_gets_its_pictures_from_two_nodes(machines, tiny_folder, pictur
     assert capsys.readouterr().out.count(" turned, zoomed and blurred") == 11
     opened = open_atlas(atlas)
     assert all(opened.visualization(Feature(Site(1, "mlp_act"), i)) for i in range(10))
+
+
+@pytest.mark.slow
+def test_texts_are_searched_and_have_their_pictures_made_by_two_nodes(
+    machines, tiny_folder, pictures, tmp_path, capsys
+):
+    command = ["search", str(tiny_folder("clip")), str(pictures), "-k", "2", "--text", "striped fur", "--text", "a bus"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert main([*command, "--out", str(tmp_path / "two"), "--on", "ray"]) == 0
+    one, two = (open_atlas(str(tmp_path / name)) for name in ("one", "two"))
+
+    assert two.manifest["names"] == {"2.text": ["striped fur", "a bus"]}
+    assert_same(one, two)
+    for atlas, spread in ((one, []), (two, ["--on", "ray"])):
+        assert main(["atlas", "build", str(atlas.folder), 'text:"a bus"', "--preset", "fast", *spread]) == 0
+    feature = Feature(Site(2, "text"), 1)
+    made = [np.asarray(Image.open(atlas.visualization(feature)), int) for atlas in (one, two)]
+    assert np.abs(made[0] - made[1]).max() <= 1

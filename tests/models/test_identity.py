@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,6 +201,25 @@ def test_a_picture_of_a_control_is_replayed_with_the_control(seed, vit, tmp_path
     made.save(tmp_path / "a.png")
     assert read_recipe(tmp_path / "a.png")["control"].startswith("shuffled-weights")
     assert replay(tmp_path / "a.png").score == replay(tmp_path / "a.png", vit).score == made.score
+
+
+@pytest.mark.parametrize(
+    ("control", "told"),
+    [
+        ("none", "control must be one of random-weights, shuffled-weights; got 'none'"),
+        (
+            f"shuffled-weights, seed {10**23}",
+            "the seed of a control must be a whole number from 0 to 9,007,199,254,740,992",
+        ),
+        ("shuffled-weights, seed -1", "got -1"),
+    ],
+)
+def test_a_recipe_of_no_control_cannot_be_followed(control, told, vit, tmp_path):
+    made = visualize(vit, ["0.mlp_act:3"], VisualizeConfig.preset("fast", steps=1))[0]
+    replace(made, recipe={**made.recipe, "control": control}).save(tmp_path / "a.png")
+
+    with pytest.raises(RecipeError, match=f"^the recipe cannot be followed: .*{told}"):
+        replay(tmp_path / "a.png")
 
 
 def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(moved, labelled, tmp_path):

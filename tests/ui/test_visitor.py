@@ -10,13 +10,14 @@ import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from huggingface_hub import snapshot_download
 
 from tests.conftest import HUB, SHARED_CACHE, draw_noise
 from tests.ui.signing_in import SESSIONS, on_a_space, visitor
 from tests.ui.test_shelf import make_here
 from vitviz_hf import load_model
 from vitviz_hf.errors import AtlasError, DatasetAccessError, GatedModelError, HubUnreachableError, ModelNotFoundError
-from vitviz_hf.models.gate import fetch_tokenizer
+from vitviz_hf.models.gate import fetch_model, fetch_tokenizer
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui import searching
@@ -91,6 +92,51 @@ def test_what_one_visitor_brought_to_the_disk_is_not_another_ones(gated, shelf, 
     for token in (MAY, *OTHERS):
         with pytest.raises(HubUnreachableError, match="is not in the cache"):
             by(token, Shelf("builtin").snapshot, gated)
+
+
+@pytest.fixture
+def login(monkeypatch):
+    """What was done on the server by its owner, who is logged in."""
+
+    def done(function, *args, **options):
+        with monkeypatch.context() as patch:
+            patch.setenv("HF_TOKEN", MAY)
+            return function(*args, **options)
+
+    return done
+
+
+@pytest.mark.parametrize("fetched", [fetch_model, snapshot_download])
+@pytest.mark.parametrize("kind", ["gated", "private"])
+def test_without_the_hub_what_the_owner_brought_by_login_is_for_nobody_on_a_space(
+    hub, tiny_folder, login, monkeypatch, kind, fetched
+):
+    name = f"closed/{uuid4().hex}"
+    hub.publish(name, tiny_folder("vit"), **{kind: True})
+    login(fetched, name)
+    if fetched is snapshot_download:  # of another package, which keeps nothing of it; the first visitor learns it
+        with pytest.raises((GatedModelError, ModelNotFoundError)):
+            by(None, Shelf("builtin").snapshot, name)
+    monkeypatch.setattr("vitviz_hf.models.gate.hub_reachable", lambda: False)
+
+    for token in (MAY, *OTHERS):
+        with pytest.raises(HubUnreachableError) as caught:  # by a server that was started anew
+            by(token, Shelf("builtin").snapshot, name)
+        assert caught.value.for_visitor == (
+            f"the Hub cannot be reached, and without it nobody is let in to {name!r}, which is gated or private. "
+            "Choose another one, or try again later."
+        )
+    monkeypatch.delenv("SYSTEM")
+    assert Shelf("builtin").snapshot(name).revision == hub.repos[name]["sha"]
+
+
+def test_what_was_closed_and_is_open_now_is_served_without_the_hub(hub, gated, tiny_folder, login, monkeypatch):
+    login(fetch_model, gated)
+    hub.publish(gated, tiny_folder("vit"))
+    Shelf("builtin").snapshot(gated)
+    monkeypatch.setattr("vitviz_hf.models.gate.hub_reachable", lambda: False)
+
+    assert by(None, Shelf("builtin").snapshot, gated).revision
 
 
 def test_a_private_model_is_for_who_may_see_it(hub, tiny_folder, shelf):

@@ -8,7 +8,7 @@ from vitviz_hf.atlas.fold import SKETCH_ERROR
 from vitviz_hf.hub import ATLAS, Token, find_tagged, is_hub_id, write_card
 
 _TAG = "vitviz-atlas"
-_FOUND = 20
+_FOUND = _NAMED = 20
 _TAGS = [_TAG, "vitviz", "interpretability", "feature-visualization", "vision-transformer"]
 
 
@@ -39,6 +39,16 @@ def _about_non_finite(manifest: dict[str, Any]) -> str:
     worst, m = max(manifest["non_finite"].items(), key=lambda pair: pair[1])
     return f"""
 {n:,} gave non-finite activations and were left out of the sites where they did (most at {worst}: {m:,})."""
+
+
+def _about_texts(manifest: dict[str, Any]) -> str:
+    """What the features of a site are called, where they have names."""
+    told = ""
+    for site, names in manifest.get("names", {}).items():
+        first = ", ".join(f'"{" ".join(name.split())}"' for name in names[:_NAMED])
+        more = f" and {len(names) - _NAMED:,} more, see `names` in manifest.json" if len(names) > _NAMED else ""
+        told += f"\nThe features of {site}, from 0: {first}{more}.\n"
+    return told
 
 
 def dataset_card(manifest: dict[str, Any], words: Words | None = None) -> str:
@@ -84,7 +94,7 @@ For every feature of {len(manifest["sites"])} sites of `{model}` (revision {mani
 {manifest["k"]} most and least activating of {manifest["n_images"]:,} images of `{dataset}`
 (revision {manifest["dataset_revision"] or "-"}, split {manifest["split"] or "-"}), and the distribution of its scores.
 Score of an image: {manifest["reduce"]} over patch tokens of the activation, prefix tokens left out.
-
+{_about_texts(manifest)}
 `features` has a row for each feature; `top_rows` and `bottom_rows` count rows of `images`, from 0. Quantiles come
 from a sketch: each is within {100 * SKETCH_ERROR:.1f} % of its value, or within 0.0001; beyond 1000 only the side is
 known. Rankings hold an image once, statistics count each of its copies.

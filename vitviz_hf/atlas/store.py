@@ -35,11 +35,13 @@ from vitviz_hf.atlas.parquet import (
     read_words,
     version_of,
 )
+from vitviz_hf.config import check_texts
 from vitviz_hf.errors import AtlasError, FeatureError, SiteError, first_line
 from vitviz_hf.hub import ATLAS, TOO_LARGE, Token, download, is_hub_id, list_files, size_limit, upload_folder
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
 
 SCHEMA = 1
+_LARGEST_MANIFEST = 20_000_000
 _FILES = (
     "manifest.json",
     "README.md",
@@ -231,6 +233,10 @@ def open_atlas(name: str, token: Token = None) -> Atlas:
             raise AtlasError(f"there is no atlas {name!r}; give a folder written by 'vitviz search', or a Hub id.")
         folder = pull_atlas(name, token)
     try:
+        if (size := (folder / "manifest.json").stat().st_size) > _LARGEST_MANIFEST:
+            raise AtlasError(
+                f"manifest.json of {name!r} takes {size / 1e6:.0f} MB, over {_LARGEST_MANIFEST / 1e6:.0f} MB."
+            )
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         if manifest["schema"] != SCHEMA:
             raise AtlasError(f"the atlas {name!r} is of another version of vitviz_hf; update the package.")
@@ -267,11 +273,13 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     if not isinstance(names := manifest.get("names", {}), dict) or not set(names) <= set(manifest["sites"]):
         raise ValueError(f"names is {names!r:.100}")
     for site, n in manifest["sites"].items():
-        parse_site(site, None)
+        kind = parse_site(site, None).kind
         if not isinstance(n, int):
             raise ValueError(f"{site} has {n!r} features")
         if site in names and not _is_texts(names[site], n):
             raise ValueError(f"the names of {site} are not {n} texts")
+        if site in names and kind == "text":
+            check_texts(names[site])
         if not isinstance(lost := left_out.get(site, 0), int):
             raise ValueError(f"{lost!r} images are left out at {site}")
         grid = manifest.get("grids", {}).get(site, [1, 1])

@@ -23,7 +23,7 @@ from vitviz_hf.cli.options import (
 )
 from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
-from vitviz_hf.manifest import check_absent
+from vitviz_hf.manifest import check_absent, clear_left
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.sites import KINDS, Feature, file_stem, parse_feature
 
@@ -174,6 +174,7 @@ def _atlas_build(args: Any) -> None:
     check_cluster_options(args)
     atlas = open_atlas(args.atlas)
     features = [f for text in args.features for f in _feature_range(stored_address(atlas.manifest, text))]
+    clear_left(atlas.folder / "visualizations", suffix=".png")
     missing = missing_visualizations(atlas, features)
     print(f"{len(features) - len(missing)} of {len(features)} pictures are there already", file=sys.stderr)
     if not missing:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitviz_hf.config import check_texts
 from vitviz_hf.errors import ConfigError, NoClassifierError
 from vitviz_hf.models.hooks import read_inputs_and_outputs
 from vitviz_hf.models.taps import ExtraTap
@@ -54,8 +55,9 @@ def with_words(view: ModelView, texts: Sequence[str]) -> ModelView:
 
     Raises:
         NoClassifierError: the repository has no text tower.
-        ConfigError: no text, or no one sequence of tokens goes through all blocks.
+        ConfigError: no text or too many, or no one sequence of tokens goes through all blocks.
     """
+    check_texts(texts)
     check_sequence(view)
     made = load_zero_shot(view, texts, ("{}",))
     head = TextHead(_norm(view), getattr(view.module, "head", None), made)

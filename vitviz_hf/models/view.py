@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitviz_hf.config import CONTROLS, Precision
+from vitviz_hf.config import Precision, check_control
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.images import to_rgb
 from vitviz_hf.models.gate import Snapshot, fetch_model
@@ -238,10 +238,9 @@ def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:
         seed: of the draws.
 
     Raises:
-        ConfigError: an unknown control.
+        ConfigError: an unknown control, or a seed that is none.
     """
-    if control not in CONTROLS:
-        raise ConfigError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}.")
+    check_control(control, seed)
     make = reinitialized if control == "random-weights" else shuffled
     return replace(view, module=make(view.module, seed), control=control if seed == 0 else f"{control}, seed {seed}")
 

@@ -10,6 +10,7 @@ from vitviz_hf import _torchvision  # noqa: F401  before anything that imports t
 import torch
 from PIL import Image
 
+from vitviz_hf.config import check_control
 from vitviz_hf.errors import RecipeError, VitvizError
 from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
 from vitviz_hf.optimize.config import VisualizeConfig
@@ -54,6 +55,8 @@ def replay(source: str | Path | Image.Image, view: ModelView | None = None) -> V
         model_id, revision = str(recipe["model_id"]), recipe["revision"]
         control, _, seed = str(recipe.get("control") or "").partition(", seed ")
         control_seed = int(seed or 0)
+        if control:
+            check_control(control, control_seed)
         dtype, device = DTYPES[recipe["dtype"]], str(recipe["device"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, VitvizError):

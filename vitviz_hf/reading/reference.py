@@ -16,7 +16,7 @@ from vitviz_hf.manifest import cache_folder, write_file
 from vitviz_hf.models.view import ModelView, list_sites, to_pixels
 from vitviz_hf.reading.maps import name_precision
 from vitviz_hf.reading.recording import activations
-from vitviz_hf.sites import Feature, Site
+from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import Example, builtin_paths, builtin_photographs
 
 _PARTS = ("scores", "peaks", "places", "active")
@@ -69,8 +69,16 @@ def load_reference(view: ModelView, progress: Callable[[int, int], None] | None 
     return found
 
 
-def reference_of_words(view: ModelView, site: Site) -> Reference:
-    """As `load_reference`, of one site; nothing is kept, since visitors type any number of texts."""
+def reference_at(view: ModelView, site: Site, kept: Callable[[ModelView], Reference] | None = None) -> Reference:
+    """A reference that has the site.
+
+    Of texts and labels only that site's, which nothing is kept of: visitors type any number of texts.
+
+    Args:
+        kept: gives that of all other sites; `load_reference` if None.
+    """
+    if site.kind in KINDS:
+        return (kept or load_reference)(view)
     return measure_examples(view, builtin_photographs(), [site])
 
 

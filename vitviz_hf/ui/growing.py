@@ -19,8 +19,8 @@ from vitviz_hf.optimize.guides import Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
-from vitviz_hf.reading.reference import best_photograph, reference_of_words, reference_scores
-from vitviz_hf.sites import KINDS, Feature, Site
+from vitviz_hf.reading.reference import best_photograph, reference_at
+from vitviz_hf.sites import Feature, Site
 
 _FRAME_SECONDS = 0.4
 
@@ -230,9 +230,7 @@ def _last(
     feature = only_feature(wanted)
     photograph = None
     if feature:
-        known = feature.site.kind in KINDS
-        scores = reference_scores(view) if known else reference_of_words(view, feature.site).scores
-        photograph = best_photograph(scores, feature)
+        photograph = best_photograph(reference_at(view, feature.site).scores, feature)
     return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph, guided)
 
 

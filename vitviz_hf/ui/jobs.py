@@ -36,7 +36,7 @@ from vitviz_hf.models.view import check_feature, find_tap, list_sites, to_pixels
 from vitviz_hf.reading.classification import Classification
 from vitviz_hf.reading.maps import rank_values
 from vitviz_hf.reading.recording import activations, record_with_logits
-from vitviz_hf.reading.reference import reference_of_words
+from vitviz_hf.reading.reference import reference_at
 from vitviz_hf.reading.tokens import check_sequence
 from vitviz_hf.sites import KINDS, Feature, Site
 from vitviz_hf.stream import open_source
@@ -216,7 +216,7 @@ class Jobs:
         acts = activations(view, pixels, [feature.site])[feature.site]
         atlas = fitting_atlas(self._shelf, view, feature.site, chosen)
         words = "" if feature.site.kind in KINDS else address
-        reference = reference_of_words(view, feature.site) if words else self._shelf.reference(view)
+        reference = reference_at(view, feature.site, self._shelf.reference)
         usual = usual_values(reference, atlas, feature.site, patch is not None)
         fired = measure(acts, [feature], usual, patch)[0]
         return MapResult(_picture(pixels[0]), replace(fired, words=words))

@@ -25,7 +25,7 @@ from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.made import UPLOADED, closed_parts, is_made, list_made, mark_used, newest_atlas
-from vitviz_hf.ui.visitor import Admission, visitor_key
+from vitviz_hf.ui.visitor import Admission, check_open, visitor_key
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
 _OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
@@ -87,7 +87,10 @@ class Shelf:
 
     @cachedmethod(lambda self: self._snapshots, condition=lambda self: self._fetching)
     def _fetched(self, model_id: str, revision: str | None) -> Snapshot:
-        return fetch_model(model_id, revision, token=False)
+        snapshot = fetch_model(model_id, revision, token=False)
+        if snapshot.revision:
+            check_open(model_id)
+        return snapshot
 
     def is_open(self, snapshot: Snapshot) -> bool:
         """Whether everybody may see a model."""

@@ -14,8 +14,8 @@ from cachetools import TTLCache
 from gradio.context import LocalContext
 from gradio.helpers import special_args
 
-from vitviz_hf.errors import DatasetAccessError, GatedModelError, ModelNotFoundError, VitvizError
-from vitviz_hf.hub import DATASET, MODEL, Token, find_commit, is_hub_id
+from vitviz_hf.errors import DatasetAccessError, GatedModelError, HubUnreachableError, ModelNotFoundError, VitvizError
+from vitviz_hf.hub import DATASET, MODEL, Token, find_commit, is_closed, is_hub_id, on_space
 
 T = TypeVar("T")
 _SECONDS, _MOST = 300, 256
@@ -54,6 +54,22 @@ def token_for(dataset: str) -> Token:
         find_commit(DATASET, dataset, token)
         return token
     return False
+
+
+def check_open(model_id: str) -> None:
+    """Raise if a model that lies on a Space's disk is not open to all, so that nobody can be let in without the Hub.
+
+    The Hub, if it can be asked, says so itself; elsewhere the disk is that of who asks.
+
+    Raises:
+        HubUnreachableError: it was gated or private when the Hub was last asked.
+    """
+    if on_space() and is_closed(MODEL, model_id):
+        raise HubUnreachableError(
+            f"the Hub cannot be reached, and without it nobody is let in to {model_id!r}, which is gated or private.",
+            "Check the connection.",
+            "Choose another one, or try again later.",
+        )
 
 
 class Admission:
