@@ -37,6 +37,7 @@ def test_a_sample_of_an_experiment_runs_live(page, url):
     wait_for_text(page, "#experiment-status", "progression: done, a sample only.")
     assert "0.mlp_act:" in text(page, "#experiment-story") and "2.mlp_act:" in text(page, "#experiment-story")
     page.locator("#run-experiment").click()
+    page.wait_for_function("!document.querySelector('#experiment-status').innerText.includes('a sample only')")
     page.locator("#cancel-experiment").click()
     wait_for_text(page, "#experiment-status", "Cancelled.")
 
