@@ -1,9 +1,14 @@
 """The server's memory."""
 
+import json
 import subprocess
 import sys
 
+import gradio as gr
 import pytest
+from gradio.state_holder import SessionState
+
+from vitviz_hf.ui.app import launch
 
 GROWTH = """
 import sys
@@ -48,3 +53,13 @@ def test_freed_tensors_of_many_threads_go_back_to_the_system():
         return float(out.stdout)
 
     assert growth("no") > 2 * growth("yes")
+
+
+def test_what_is_kept_of_all_visitors_together_is_bounded(monkeypatch):
+    launched = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda demo, **options: launched.update(options, demo=demo))
+
+    launch(eager=False)
+
+    page = json.dumps(SessionState(launched["demo"]).config_values, default=str)
+    assert 100e3 < len(page) < 300e6 / launched["state_session_capacity"]

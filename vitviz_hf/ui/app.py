@@ -254,6 +254,8 @@ def launch(
         ssr_mode=False,
         mcp_server=True,
         run_history=False,
+        # Gradio keeps a copy of the page for every visitor, half a megabyte, and of 10,000 by default.
+        state_session_capacity=500,
         max_file_size="30mb",
         footer_links=["api", "settings"],
         allowed_paths=[*photographs, str(results_folder()), str(SCRIPTS)],
