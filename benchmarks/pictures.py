@@ -66,7 +66,7 @@ from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, at_size, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
-from vitviz_hf.optimize.guides import builtin_images, guide_by_images, needed
+from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, needed
 from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import open_source
 
@@ -265,7 +265,7 @@ RECIPES: Mapping[str, Recipe] = {
     "aligned-builtin": Recipe(
         aligned_builtin,
         1,
-        39,
+        PASSES,
         note="made from the built-in photographs, no image of the dataset; `fast` where none excites.",
     ),
     **_HORAMA,

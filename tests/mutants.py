@@ -262,6 +262,18 @@ MUTANTS = [
             "optimize/guides::guides_that_are_missing_not_used_or_of_something_else_are_told",
         ),
         (
+            "at one token a picture starts from what lies under others",
+            "images[int(scores.argmax())] if at_token else collage",
+            "collage",
+            "optimize/guides::at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire",
+        ),
+        (
+            "a large start is decoded",
+            '    _check_size(view, torch.empty(*size, device="meta"))',
+            "    _check_size(view, image_to_pixels(open_image(start)))",
+            "optimize/guides::a_start_that_is_too_large_is_refused_before_it_is_decoded",
+        ),
+        (
             "a collage is of the first images",
             "best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()",
             "best = list(range(min(_REGIONS, len(images))))",
@@ -275,8 +287,8 @@ MUTANTS = [
         ),
         (
             "what a guide starts from is forgotten",
-            "_keep(collage(images.cpu(), maps.cpu())))",
-            'b"")',
+            "moments, _keep(start))",
+            'moments, b"")',
             "optimize/guides::a_guide_starts_from_the_collage_of_its_images",
         ),
         (

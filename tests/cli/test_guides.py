@@ -10,6 +10,7 @@ from tests.conftest import draw_noise
 from vitviz_hf import (
     Guide,
     builtin_images,
+    feature_page,
     guide_by_images,
     load_model,
     open_atlas,
@@ -131,6 +132,9 @@ def test_an_atlas_is_given_pictures_guided_by_its_own_images(model, small_atlas,
     told = capsys.readouterr().out
     assert ", made from 3 images" in told and ", from a photograph" in told
     opened = open_atlas(str(atlas))
+    view = load_model(model, device="cpu")
+    pages = [feature_page(view, opened, parse_feature(f"1.mlp_act:{i}")) for i in (5, 6)]
+    assert ", made from 3 real images" in pages[0] and ", made from 1 real image<" in pages[1]
     best = open_image(opened.image(opened.hits(parse_feature("1.mlp_act:6"))[0].row).jpeg)
     start = guide_in(atlas / "visualizations" / "1.mlp_act-6.png").photograph
     assert (start - image_to_pixels(best)).abs().mean() < 0.02

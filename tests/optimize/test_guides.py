@@ -1,6 +1,7 @@
 """Real images in pictures, over again by plain hooks, numpy and torch."""
 
 import base64
+import io
 import json
 import math
 from dataclasses import replace
@@ -36,8 +37,9 @@ from vitviz_hf import (
     visualize,
     visualize_steps,
 )
-from vitviz_hf.errors import ConfigError, FeatureError, RecipeError
+from vitviz_hf.errors import ConfigError, FeatureError, NonFiniteError, RecipeError
 from vitviz_hf.images import cover
+from vitviz_hf.optimize import guides
 from vitviz_hf.optimize.guides import Photographs, collage, misfit
 from vitviz_hf.optimize.loop import finish, seeded_steps
 from vitviz_hf.optimize.objectives import to_objective
@@ -506,6 +508,8 @@ def test_images_that_give_nothing_are_told(trained, photographs):
     assert values[..., nowhere].max() < 0
     with pytest.raises(ConfigError, match=rf"'2\.resid:{nowhere}' is above 0 nowhere on the 2 images"):
         guide_by_images(trained, f"2.resid:{nowhere}", photographs[:2])
+    with pytest.raises(NonFiniteError, match=r"'2\.mlp_act:9' is NaN or infinite on some of the 1 images"):
+        guide_by_images(trained, FEATURE, photographs[:1] * torch.nan)
     with pytest.raises(ConfigError, match="above 0 nowhere on the 0 images"):
         guide_by_images(trained, FEATURE, photographs[:0])
     with pytest.raises(ConfigError, match=r"must have the input size \(64, 64\); got \(32, 64\); see to_pixels"):
@@ -514,6 +518,37 @@ def test_images_that_give_nothing_are_told(trained, photographs):
         guide_by_photograph(trained, FEATURE, photographs[0, :, :32])
     with pytest.raises(FeatureError):
         guide_by_photograph(trained, "2.mlp_act:999", photographs[0])
+
+
+@pytest.mark.parametrize("at", ["cls", "5,2"])
+def test_at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire(at, trained, photographs):
+    values = outputs(trained, photographs[:2], ["vit.layers.2"])["vit.layers.2"]
+    values = torch.cat([values, -values], 2)
+    own = values[:, 0 if at == "cls" else 1 + 5 * 8 + 2]
+    unlike = (values[:, 1:].amax((0, 1)) < 0) if at == "cls" else own.argmax(0) != values[:, 1:].mean(1).argmax(0)
+    index = int((unlike & (own.amax(0) > 0)).nonzero()[0])
+    minus, number = divmod(index, values.shape[2] // 2)
+
+    guide = guide_by_images(trained, f"{'-' * minus}2.resid:{number}@{at}", photographs[:2])
+
+    best = int(own[:, index].argmax())
+    assert (guide.photograph - photographs[best]).abs().mean() < 5 / 255
+    assert guide.best == pytest.approx(float(own[best, index]), rel=1e-4)
+
+
+def test_a_start_that_is_too_large_is_refused_before_it_is_decoded(trained, photographs, monkeypatch):
+    guide = guide_for(trained, FEATURE, photographs, ACCENT)
+    monkeypatch.setattr(guides, "open_image", None)
+
+    for data, told in ((jpeg(3000), r"got \(3000, 3000\)"), (b"\x89PNG", "no JPEG")):
+        with pytest.raises(ConfigError, match=told):
+            next(visualize_steps(trained, [FEATURE], ACCENT, [replace(guide, start=data)]))
+
+
+def jpeg(side):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def test_the_unit_of_a_feature_whose_means_are_below_0_is_what_is_above(trained, photographs):

@@ -55,6 +55,16 @@ def test_a_canvas_starts_from_the_draws_of_the_cpu_on_every_device(make):
     assert not torch.equal(expected.params[0], expected.params[1])
 
 
+def test_recipes_of_old_go_on_with_the_draws_that_they_had_after_a_photograph():
+    photograph = torch.full((3, 12, 16), 0.5)
+    for make, drawn in ((pixel_canvas, ()), (fourier_canvas, (3, 12, 9, 2))):
+        found, expected = seeded(1), seeded(1)
+        make((12, 16), found, torch.device("cpu"), [photograph])
+        if drawn:
+            torch.randn(drawn, generator=expected[0])
+        assert torch.equal(found[0].get_state(), expected[0].get_state())
+
+
 def test_colors_are_shifted_and_scaled_for_each_copy_and_color():
     x = images()
 

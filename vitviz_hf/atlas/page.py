@@ -3,6 +3,7 @@
 One HTML fragment for the app and for a file of its own, and the papers' figure "picture, image, map" as a PNG.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,8 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
     top, bottom = map_hits(view, atlas, feature, n), map_hits(view, atlas, feature, n, bottom=True)
     scale = map_range(*(h.values for h in (*top, *bottom)))
     table, i, picture = atlas.table(feature.site), feature.index, atlas.visualization(feature)
-    score = float(read_recipe(picture)["score"]) if picture else None
+    recipe = read_recipe(picture) if picture else {}
+    score = float(recipe["score"]) if recipe else None
     return load_template(__package__, "page.html").render(
         feature=str(feature),
         called=atlas.called(feature),
@@ -102,12 +104,21 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
         how=atlas.words,
         words=atlas.feature_words(feature),
         agreement=atlas.agreement(feature),
-        picture=picture and _figure({_OPTIMIZED: open_image(picture)}, f"optimized picture, score {score:.3g}"),
+        picture=picture and _figure({_OPTIMIZED: open_image(picture)}, _told(recipe)),
         histogram=_histogram(*atlas.histogram(feature), score),
         top=[_tile(h, scale) for h in top],
         bottom=[_tile(h, scale) for h in bottom],
         scale=scale,
     )
+
+
+def _told(recipe: Mapping[str, Any]) -> str:
+    """Of an optimized picture, also what real images went in."""
+    text = f"optimized picture, score {recipe['score']:.3g}"
+    if guide := recipe.get("guide"):
+        n = guide["images"]
+        text += f", made from {n} real image{'s' * (n != 1)}"
+    return text
 
 
 def page_document(fragment: str, title: str) -> str:

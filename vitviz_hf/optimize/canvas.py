@@ -64,8 +64,8 @@ def pixel_canvas(
 
     Source: Ghiasi et al. 2022, arXiv:2212.06727, section 3.
     """
-    noise = [torch.rand(3, *size, generator=g) for g in generators]
-    first = [n if p is None else p for n, p in zip(noise, start, strict=True)]
+    # Nothing is drawn for a photograph, or recipes of old would go on with other draws.
+    first = [torch.rand(3, *size, generator=g) if p is None else p for g, p in zip(generators, start, strict=True)]
     return Canvas(torch.stack(first).to(device), lambda p: p, lambda p: p.clamp_(0, 1))
 
 

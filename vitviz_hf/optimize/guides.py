@@ -1,6 +1,7 @@
 """Real images that go into a picture: those whose statistics it is pulled to, or the one that it starts from."""
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.images import cover, encode, image_to_pixels, open_image, pixels_to_image
 from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
@@ -27,6 +28,8 @@ from vitviz_hf.stream import builtin_photographs
 
 N_IMAGES = 9
 """Of those that excite a feature most, as many as are taken where nobody chooses them."""
+PASSES = 39
+"""What `builtin_images` and `guide_by_images` take together; an image that only goes forward is a third."""
 _CLOSER = 8
 """Built-in photographs of which parts are looked at, for an objective."""
 _UNIFORM = 0.3
@@ -62,7 +65,7 @@ class Guide:
             ValueError: numbers that no images give.
         """
         moments = {parse_site(s, None): _unpack(m) for s, m in dict(values["moments"]).items()}
-        start, best = base64.b64decode(values.get("start", "")), torch.tensor(float(values["best"]))
+        start, best = base64.b64decode(values.get("start", ""), validate=True), torch.tensor(float(values["best"]))
         if not all(x.isfinite().all() for x in (best, *moments.values())) or (moments and best <= 0):
             raise ValueError("a guide's numbers must be finite, and its best score above 0")
         return cls(int(values["images"]), float(values["best"]), moments, start)
@@ -77,13 +80,15 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
     """What the preset `aligned` needs: statistics of the patches of images that excite a feature, and a collage.
 
     Patches count by how much they excite it, and a little all alike. For directions, sums and classes, images count by
-    their scores, and all patches of an image alike. The picture starts from the collage, see `collage`.
+    their scores, and all patches of an image alike. The picture starts from the collage, see `collage`; at one token
+    from the best image.
 
     Args:
         images: [N, 3, H, W] in [0, 1] at the model's input size.
 
     Raises:
         ConfigError: no image, or none where the objective is above 0; or images of another size.
+        NonFiniteError: its values on them are NaN or infinite.
 
     Source: after VITAL, arXiv:2503.22399, with two moments in the place of the whole distribution.
     """
@@ -91,14 +96,18 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
     check_objective(view, objective)
     _check_size(view, images)
     maps = _maps(view, objective, images).clamp_min(0) if len(images) else images
-    if not maps.any():
+    scores = score_pixels(view, [objective], images[None].to(view.device))[0] if len(images) else images
+    if not (scores.isfinite().all() and maps.isfinite().all()):
+        raise NonFiniteError(f"'{objective}' is NaN or infinite on some of the {len(images)} images; take others.")
+    # Where a feature fires at some patches, its mean over all may still be below 0; at one token only that one counts.
+    at_token = isinstance(objective.terms[0][1], AtToken)
+    if not ((scores > 0).any() or (maps.any() and not at_token)):
         raise ConfigError(
             f"'{objective}' is above 0 nowhere on the {len(images)} images, so they tell nothing of it: take others "
-            "(in the app: search photographs in Browse features), or a preset without images."
+            "(--images or --atlas; in the app: search photographs in Browse features), or a preset without images."
         )
-    best = float(score_pixels(view, [objective], images[None].to(view.device)).max())
-    # Where a feature fires at some patches, its mean over all may still be below 0.
-    best = best if best > 0 else float(maps.mean((1, 2)).max())
+    best = float(scores.max()) if (scores > 0).any() else float(maps.mean((1, 2)).max())
+    maps = maps if maps.any() else torch.ones_like(maps)
     found = activations(view, images.to(view.device), _sites(view, objective))
     moments = {}
     for site, acts in found.items():
@@ -107,7 +116,9 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
         values = acts.in_float32().patches.flatten(0, 1)
         mean = weights @ values
         moments[site] = torch.stack([mean, (weights @ (values - mean).square()).sqrt()]).cpu()
-    return Guide(len(images), best, moments, _keep(collage(images.cpu(), maps.cpu())))
+    # What is put together would lie under another token.
+    start = images[int(scores.argmax())] if at_token else collage(images.cpu(), maps.cpu())
+    return Guide(len(images), best, moments, _keep(start))
 
 
 def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
@@ -160,7 +171,7 @@ def collage(images: Tensor, maps: Tensor) -> Tensor:
     means = functional.avg_pool2d(wide, (height, width), steps)[:, 0]
     away = [torch.linspace(-1, 1, n).square() for n in means.shape[1:]]
     # The middle where an image is alike everywhere.
-    means = means - 1e-4 * means.amax() * (away[0][:, None] + away[1])
+    means = means - 1e-4 * means.amax((1, 2), keepdim=True) * (away[0][:, None] + away[1])
     values, places = means.flatten(1).max(1)
     best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()
     if len(best) < _REGIONS:
@@ -237,8 +248,8 @@ def check_guides(
             f"them with {'guide_by_images' if config.align else 'guide_by_photograph'}."
         )
     for objective, guide in zip(objectives, guides, strict=False):
-        if (start := guide.photograph) is not None:
-            _check_size(view, start)
+        if guide.start:
+            _check_start(view, guide.start)
         if config.align and {s: m.shape for s, m in guide.moments.items()} != _shapes(view, objective):
             raise ConfigError(f"a guide of '{objective}' was made for another objective or model.")
     if any(g.start for g in guides) and config.margin >= min(view.input_size):
@@ -305,6 +316,16 @@ def _sites(view: ModelView, objective: Objective) -> list[Site]:
 def _shapes(view: ModelView, objective: Objective) -> dict[Site, tuple[int, int]]:
     """Of moments."""
     return {site: (2, find_tap(view, site).size) for site in _sites(view, objective)}
+
+
+def _check_start(view: ModelView, start: bytes) -> None:
+    """By its header, before a stranger's large picture is decoded."""
+    try:
+        with Image.open(io.BytesIO(start), formats=["JPEG"]) as image:
+            size = (image.height, image.width)
+    except (OSError, SyntaxError) as error:
+        raise ConfigError("what a guide starts from is no JPEG.") from error
+    _check_size(view, torch.empty(*size, device="meta"))
 
 
 def _check_size(view: ModelView, pixels: Tensor) -> None:

@@ -15,7 +15,7 @@ from vitviz_hf.inside.words import resolve_words
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.guides import Guide
+from vitviz_hf.optimize.guides import PASSES, Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
@@ -53,7 +53,7 @@ class Wanted:
             auto: the preset that `auto` is.
         """
         plan = VisualizeConfig.preset(auto if self.preset == "auto" else self.preset)
-        return (self.steps or plan.steps) * plan.copies * self.pictures
+        return (self.steps or plan.steps) * plan.copies * self.pictures + (PASSES if plan.align else 0)
 
     def config(self, view: ModelView) -> VisualizeConfig:
         """All options; the seed is the first picture's."""

@@ -145,7 +145,7 @@ def test_pictures_that_an_atlas_holds_are_shown_instead_of_new_ones(vit, labelle
         rows = result.tables["table"].records()
         assert rows[0]["picture's score"] == stored.score != rows[1]["picture's score"]
         assert [p.name for p in (tmp_path / name / "pictures").iterdir()] == ["1.mlp_act-6.png"]
-        assert "Pictures that the atlas holds are taken from it." in result.tables["table"].notes[0]
+        assert "are taken from it, whatever they were made from." in result.tables["table"].notes[0]
 
 
 def test_pictures_of_other_features_that_an_atlas_holds_are_not_taken(vit, labelled, tmp_path):

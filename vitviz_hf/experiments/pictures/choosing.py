@@ -185,7 +185,7 @@ def how_chosen(config: TripletsConfig) -> str:
     """Sentences for below the table."""
     how = picture_config(config.preset, config.steps, config.seed)
     chosen = "Features as given." if config.features else RULE.format(images="the searched images")
-    stored = " Pictures that the atlas holds are taken from it." if config.atlas else ""
+    stored = " Pictures that the atlas holds are taken from it, whatever they were made from." if config.atlas else ""
     return f"{chosen} Preset {config.preset}, {how.steps} steps, {how.copies} copies.{stored}{how_guided(how, 'atlas')}"
 
 
