@@ -341,8 +341,8 @@ MUTANTS = [
         ),
         (
             "free pixels start as noise beside a photograph",
-            "    first = [n if p is None else p for",
-            "    first = [n for",
+            "generator=g) if p is None else p for g, p",
+            "generator=g) for g, p",
             "optimize/guides::an_accented_picture_starts_as_the_photograph",
         ),
     ),
