@@ -108,7 +108,7 @@ def pair_mean(tokens, other=None):
     unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
     if other is not None:
         return (unit @ (other / np.linalg.norm(other, axis=1, keepdims=True)).T).mean()
-    return (unit @ unit.T)[np.tril_indices(len(unit), -1)].mean()
+    return np.mean([unit[i] @ unit[j] for i in range(len(unit)) for j in range(i)])
 
 
 def measured(tokens, objects, names):
