@@ -37,8 +37,9 @@ check: .venv/tested ## style, types and every test, the browser's too (needs chr
 types: .venv/tested ## what mypy finds
 	$(BIN)/mypy
 
-tests: .venv/tested ## every test, in two processes, a file in one of them
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+tests: .venv/tested ## every test; those of the browser alone, for its pages take both cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/ui
+	$(BIN)/pytest tests/ui
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .
