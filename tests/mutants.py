@@ -295,7 +295,7 @@ MUTANTS = [
             "photographs lose half of their colors",
             "quality=95, subsampling=0)",
             "quality=95, subsampling=2)",
-            "optimize/guides::an_accented_picture_starts_as_the_photograph",
+            "optimize/guides::a_photograph_keeps_the_colors_of_its_pixels",
         ),
     ),
     *_of(

@@ -522,18 +522,26 @@ def test_images_that_give_nothing_are_told(trained, photographs):
 
 @pytest.mark.parametrize("at", ["cls", "5,2"])
 def test_at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire(at, trained, photographs):
-    values = outputs(trained, photographs[:2], ["vit.layers.2"])["vit.layers.2"]
+    images = photographs[:2].repeat(3, 1, 1, 1)  # enough for a collage
+    values = outputs(trained, images, ["vit.layers.2"])["vit.layers.2"]
     values = torch.cat([values, -values], 2)
     own = values[:, 0 if at == "cls" else 1 + 5 * 8 + 2]
     unlike = (values[:, 1:].amax((0, 1)) < 0) if at == "cls" else own.argmax(0) != values[:, 1:].mean(1).argmax(0)
     index = int((unlike & (own.amax(0) > 0)).nonzero()[0])
     minus, number = divmod(index, values.shape[2] // 2)
 
-    guide = guide_by_images(trained, f"{'-' * minus}2.resid:{number}@{at}", photographs[:2])
+    guide = guide_by_images(trained, f"{'-' * minus}2.resid:{number}@{at}", images)
 
     best = int(own[:, index].argmax())
-    assert (guide.photograph - photographs[best]).abs().mean() < 5 / 255
+    assert (guide.photograph - images[best]).abs().mean() < 5 / 255
     assert guide.best == pytest.approx(float(own[best, index]), rel=1e-4)
+
+
+def test_a_photograph_keeps_the_colors_of_its_pixels(trained):
+    stripes = torch.zeros(3, 64, 64)
+    stripes[0, :, ::2] = stripes[2, :, 1::2] = 0.8
+
+    assert (guide_by_photograph(trained, FEATURE, stripes).photograph - stripes).abs().mean() < 20 / 255
 
 
 def test_a_start_that_is_too_large_is_refused_before_it_is_decoded(trained, photographs, monkeypatch):
