@@ -84,12 +84,10 @@ def plain(view, layer):
 
 def horama(view, layer):
     """The loop of its `fourier`, a step at a time: its own functions, in its order."""
-    from horama import common
     from horama.fourier_fv import fourier_preconditionner, get_fft_scale, init_lucid_buffer
-    from pictures import crop_boxes
+    from pictures import horama_common
 
-    if not hasattr(torch.ops.torchvision, "roi_align"):
-        common.roi_align = crop_boxes
+    common = horama_common()
     seen, handle = reading(view, layer)
 
     def objective(images):

@@ -88,14 +88,14 @@ class Recipe:
     make: Make
     per_step: int
     """Images that go through the model at each step."""
-    before: int = 0
-    """Passes before the first step; an image that goes forward only is a third."""
     needs: str = ""
     """What pip installs for it."""
     note: str = ""
     """What is not as its authors have it."""
     center: float | None = None
     """Side of the middle part that the model sees at once, as a share of the picture's, if it never sees more."""
+    before: int = 0
+    """Passes before the first step; an image that goes forward only is a third."""
 
 
 def preset(
@@ -142,8 +142,9 @@ class Tokens(nn.Module):
 
 def horama(method: str, view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int) -> Tensor:
     """It works in the model's normalized colors, in a range of 5 by default."""
-    from horama import common, maco_fv
+    from horama import maco_fv
 
+    horama_common()
     mean, std = (torch.tensor(values, device=view.device)[:, None, None] for values in (view.mean, view.std))
     tokens = Tokens(view, feature.site)
     with TemporaryDirectory() as folder:
@@ -151,8 +152,6 @@ def horama(method: str, view: ModelView, feature: Feature, steps: int, photograp
         if method == "maco":
             some = tuple(islice(photographs.crops.values(), FOR_SPECTRUM))
             np.save(maco_fv.MACO_SPECTRUM_FILENAME, mean_magnitude(some))
-        if not hasattr(torch.ops.torchvision, "roi_align"):
-            common.roi_align = crop_boxes
         image, _ = getattr(importlib.import_module("horama"), method)(
             lambda images: tokens(images * std + mean)[:, feature.index].mean(),
             total_steps=steps,
@@ -160,6 +159,15 @@ def horama(method: str, view: ModelView, feature: Feature, steps: int, photograp
             device=view.device,
         )
     return image * std + mean
+
+
+def horama_common() -> Any:
+    """Its module `common`, where torchvision lacks `roi_align` with what stands in."""
+    from horama import common
+
+    if not hasattr(torch.ops.torchvision, "roi_align"):
+        common.roi_align = crop_boxes
+    return common
 
 
 def crop_boxes(image: Tensor, boxes: Tensor, output_size: tuple[int, int]) -> Tensor:
@@ -253,19 +261,19 @@ _TEMPLATE = "the template of magnitudes, a download, is the mean over crops of t
 _MIDDLE = "-center"
 _BEFORE = {"aligned": 9}
 _HORAMA = {
-    "horama-fourier": Recipe(partial(horama, "fourier"), 6, 0, "horama==0.3.0", f"{_ROI}.", 0.275),
-    "horama-maco": Recipe(partial(horama, "maco"), 6, 0, "horama==0.3.0", f"{_ROI}; {_TEMPLATE}.", 0.275),
+    "horama-fourier": Recipe(partial(horama, "fourier"), 6, "horama==0.3.0", f"{_ROI}.", 0.275),
+    "horama-maco": Recipe(partial(horama, "maco"), 6, "horama==0.3.0", f"{_ROI}; {_TEMPLATE}.", 0.275),
 }
 _SEES = "the model sees crops of a quarter of the side, so this is the middle {:.0%}; the same run"
 RECIPES: Mapping[str, Recipe] = {
     **{
-        name: Recipe(partial(preset, name), VisualizeConfig.preset(name).copies, _BEFORE.get(name, 0))
+        name: Recipe(partial(preset, name), VisualizeConfig.preset(name).copies, before=_BEFORE.get(name, 0))
         for name in PRESETS
     },
     "aligned-builtin": Recipe(
         aligned_builtin,
         1,
-        PASSES,
+        before=PASSES,
         note="made from the built-in photographs, no image of the dataset; `fast` where none excites.",
     ),
     **_HORAMA,
@@ -276,17 +284,15 @@ RECIPES: Mapping[str, Recipe] = {
     "lucent": Recipe(
         lucent,
         1,
-        0,
         "--no-deps torch-lucent==0.1.8 kornia==0.4.1 && pip install decorator ipython",
         "its picture has the model's input size instead of 128 pixels, and is scaled to it after the transforms.",
     ),
     "dreamlens": Recipe(
-        dreamlens, 1, 0, "dreamlens==0.1.1", "its picture has the model's input size instead of 256 pixels."
+        dreamlens, 1, "dreamlens==0.1.1", "its picture has the model's input size instead of 256 pixels."
     ),
     "faccent": Recipe(
         faccent,
         16,
-        0,
         "--no-deps faccent==1.0.3 kornia==0.4.1 && pip install decorator einops imageio ipywidgets",
         "it starts from noise.",
     ),

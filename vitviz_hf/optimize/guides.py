@@ -95,17 +95,20 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, images)
-    maps = _maps(view, objective, images).clamp_min(0) if len(images) else images
-    scores = score_pixels(view, [objective], images[None].to(view.device))[0] if len(images) else images
+    nothing = ConfigError(
+        f"'{objective}' is above 0 nowhere on the {len(images)} images, so they tell nothing of it: take others "
+        "(--images or --atlas; in the app: search photographs in Browse features), or a preset without images."
+    )
+    if not len(images):
+        raise nothing
+    maps = _maps(view, objective, images).clamp_min(0)
+    scores = score_pixels(view, [objective], images[None].to(view.device))[0]
     if not (scores.isfinite().all() and maps.isfinite().all()):
         raise NonFiniteError(f"'{objective}' is NaN or infinite on some of the {len(images)} images; take others.")
     # Where a feature fires at some patches, its mean over all may still be below 0; at one token only that one counts.
     at_token = isinstance(objective.terms[0][1], AtToken)
     if not ((scores > 0).any() or (maps.any() and not at_token)):
-        raise ConfigError(
-            f"'{objective}' is above 0 nowhere on the {len(images)} images, so they tell nothing of it: take others "
-            "(--images or --atlas; in the app: search photographs in Browse features), or a preset without images."
-        )
+        raise nothing
     best = float(scores.max()) if (scores > 0).any() else float(maps.mean((1, 2)).max())
     maps = maps if maps.any() else torch.ones_like(maps)
     found = activations(view, images.to(view.device), _sites(view, objective))
@@ -138,7 +141,7 @@ def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
     def scored(images: list[Image.Image]) -> list[tuple[float, Image.Image]]:
         pixels = torch.stack([image_to_pixels(image) for image in images])
         scores = score_pixels(view, [objective], pixels[None].to(view.device))[0].tolist()
-        return sorted(zip(scores, images, strict=True), key=lambda pair: -pair[0])
+        return list(zip(scores, images, strict=True))
 
     height, width = view.input_size
     found = [(scored([cover(p.image, view.input_size)])[0], p.image) for p in builtin_photographs()]
@@ -239,10 +242,8 @@ def check_guides(
     needs = needed(config)
     if not needs and guides:
         raise ConfigError("real images were given, but the options use none; take the preset 'aligned' or 'accent'.")
-    if needs and (
-        len(guides) != len(objectives)
-        or any(bool(g.moments) != bool(config.align) or not (g.moments or g.start) for g in guides)
-    ):
+    fits = all(g.moments if config.align else g.start and not g.moments for g in guides)
+    if needs and (len(guides) != len(objectives) or not fits):
         raise ConfigError(
             f"these options need {needs}, for each of {len(objectives)} objectives; got {len(guides)} guides; make "
             f"them with {'guide_by_images' if config.align else 'guide_by_photograph'}."
@@ -283,7 +284,7 @@ class Photographs:
     """
 
     def __init__(self, view: ModelView, objectives: Sequence[Objective], guides: Sequence[Guide], margin: int) -> None:
-        pixels = torch.stack([g.photograph for g in guides if g.photograph is not None]).to(view.device)
+        pixels = torch.stack([p for g in guides if (p := g.photograph) is not None]).to(view.device)
         self.pixels = functional.pad(pixels, [margin] * 4, mode="reflect")
         free, unit = [], []
         for objective, own in zip(objectives, pixels, strict=True):

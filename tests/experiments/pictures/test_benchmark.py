@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vitviz_hf import builtin_images, guide_by_images, to_pixels
 from vitviz_hf.experiments.pictures.agreement import judge_pictures
 from vitviz_hf.experiments.pictures.judge import open_judge
 from vitviz_hf.experiments.pictures.realism import kernel_distance
 from vitviz_hf.experiments.pictures.trials import choose_depths, look_of, read_photographs
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Site, parse_feature
-from vitviz_hf.stream import open_source
+from vitviz_hf.stream import builtin_photographs, open_source
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,27 @@ def test_the_table_says_what_the_experiments_functions_give(ran, benchmark, trai
     apart = np.mean([100 * one.right["picture"].plain for one in paper]) - shares.mean()
     assert rows["paper"]["minus fast"] == pytest.approx(apart) and own["minus fast"] is None
     assert table.to_markdown() == (out / "table.md").read_text()
+
+
+def test_what_reads_real_images_is_paid_in_passes(benchmark, trained):
+    photographs = [to_pixels(trained, p.image) for p in builtin_photographs()]
+    site = Site(2, "mlp_act")
+    scores = activations(trained, torch.cat(photographs), [site])[site].scores().mean(0)
+    address, seen = f"{site}:{int(scores.argmax())}", []
+    hook = trained.module.vit.embeddings.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        images = builtin_images(trained, address)
+        chosen = sum(seen)
+        guide_by_images(trained, address, images)
+    finally:
+        hook.remove()
+
+    # An image that goes forward only is a third of a pass.
+    reading = {"fast": 0, "aligned": round((sum(seen) - chosen) / 3), "aligned-builtin": round(sum(seen) / 3)}
+    copies = {"fast": 2, "aligned": 1, "aligned-builtin": 1}
+    assert 0 < reading["aligned"] < reading["aligned-builtin"] == chosen // 3 + reading["aligned"] < 160
+    for name, n in reading.items():
+        assert benchmark.steps_of(name, 160) * copies[name] + n == benchmark.passes_of(name, 160) == 160
 
 
 def test_what_is_there_is_neither_read_nor_made_again(ran, benchmark, monkeypatch):
