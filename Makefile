@@ -38,8 +38,8 @@ types: .venv/tested ## what mypy finds
 	$(BIN)/mypy
 
 tests: .venv/tested ## every test; those of the browser alone, for its pages take both cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/ui
-	$(BIN)/pytest tests/ui
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not browser'
+	$(BIN)/pytest -m browser
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
 """Shared fixtures. Everything runs offline: the only Hub is a server on this machine."""
 
+import hashlib
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 _HOME = tempfile.mkdtemp(prefix="vitviz-tests-")
 # Read by the libraries when they are imported, so before anything else.
@@ -12,7 +14,9 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("VITVIZ_TEST_MODELS", f"{_HOME}/trained")
+_RECIPE = hashlib.sha256((Path(__file__).parent / "shapes.py").read_bytes() + sys.version.encode()).hexdigest()[:16]
+# Trained once, for later runs too: it takes half a minute.
+os.environ.setdefault("VITVIZ_TEST_MODELS", str(Path(__file__).parents[1] / ".pytest_cache" / f"trained-{_RECIPE}"))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # ports on 127.0.0.1
 os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", os.urandom(32).hex()  # else one is kept at home
@@ -34,7 +38,6 @@ for name in {"huggingface_hub.constants", "datasets.config"} & set(sys.modules):
 import importlib.util  # noqa: E402
 import socket  # noqa: E402
 from contextlib import suppress  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
@@ -48,6 +51,12 @@ from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
 SHARED_CACHE = Path(_HOME)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if {"browser", "url"} & set(item.fixturenames):
+            item.add_marker("browser")
 
 
 @pytest.fixture(autouse=True)
