@@ -726,6 +726,27 @@ MUTANTS = [
             "and target.site else None",
             "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
+        (
+            "a feature that an atlas guides is made as from noise if nothing is chosen",
+            "VisualizeConfig.preset(ALIGNED) if guided and guided.guides else",
+            "VisualizeConfig.preset(ALIGNED) if False else",
+            "ui/making::if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else",
+        ),
+    ),
+    *_of(
+        "ui/guiding",
+        (
+            "where no image of an atlas excites a feature, nothing is made if nothing is chosen",
+            "if asked.preset == ALIGNED:\n                    raise",
+            "if asked.preset:\n                    raise",
+            "ui/making::if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else",
+        ),
+        (
+            "what the photographs gave to one objective is taken for another",
+            "key = view.identity.key, asked.objective",
+            'key = view.identity.key, ""',
+            "ui/making::what_the_built_in_photographs_gave_is_kept_for_the_next_picture",
+        ),
     ),
     *_of(
         "images",

@@ -258,13 +258,15 @@ def test_a_guide_starts_from_the_collage_of_its_images(trained, photographs):
 def test_the_builtin_photographs_that_excite_most_are_found_whole_and_in_parts(trained):
     index = int(activation(trained, 2, stacked(whole_and_parts(0)[:1])).mean((0, 1)).argmax())
 
-    found = builtin_images(trained, f"2.mlp_act:{index}")
+    told = []
+    found = builtin_images(trained, f"2.mlp_act:{index}", lambda *at: told.append(at))
 
     wholes = [stacked(whole_and_parts(i)[:1]) for i in range(len(builtin_paths()))]
     order = np.argsort([-activation(trained, 2, x)[0, :, index].mean() for x in wholes])
     pool = torch.cat([*wholes, *(stacked(whole_and_parts(i)[1:]) for i in order[:8])])
     scores = activation(trained, 2, pool)[..., index].mean(1)
     assert len(found) == 9 and (np.sort(scores)[::-1][:9] > 0).all()
+    assert told == [(i, 91) for i in (*range(1, 20), *range(28, 92, 9))]
     np.testing.assert_allclose(
         activation(trained, 2, found)[..., index].mean(1), np.sort(scores)[::-1][:9], rtol=1e-4, atol=1e-6
     )

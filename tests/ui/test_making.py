@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitviz_hf import visualize
+from vitviz_hf import activations, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
@@ -378,9 +378,74 @@ def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained,
     with pytest.raises(gr.Error, match="starts from a photograph: choose or upload one in Your picture"):
         list(run(dreams, liked, "accent"))
 
-    monkeypatch.setattr(guiding, "builtin_images", lambda view, wanted: torch.empty(0, 3, *view.input_size))
+    monkeypatch.setattr(guiding, "read_builtin_images", reads_nothing)
+    monkeypatch.setattr(dreams[0].page.jobs._guiding, "_kept", {})
     with pytest.raises(gr.Error, match=r"above 0 nowhere on the 0 images.*search photographs in Browse features"):
         list(run(dreams, liked, "aligned"))
+
+
+def reads_nothing(view, wanted):
+    yield 0, 0
+    return torch.empty(0, 3, *view.input_size)
+
+
+def test_what_the_built_in_photographs_gave_is_kept_for_the_next_picture(dreams, liked, monkeypatch):
+    tab = dreams[1]
+    monkeypatch.setattr(dreams[0].page.jobs._guiding, "_kept", {})
+    first, again = (list(run(dreams, liked, "aligned")) for _ in range(2))
+
+    read = [[v[tab.status] for v in values if "photographs: " in v[tab.status]] for values in (first, again)]
+    told = "Looking for what excites it in the built-in photographs"
+    assert read[0][0] == f"{told}: 1 of 91." and read[0][-1] == f"{told}: 91 of 91." and len(read[0]) == 27
+    assert read[1] == [] and first[-1][tab.status] == again[-1][tab.status]
+    images = [np.asarray(open_image(values[-1][tab.downloads[0]]["value"])) for values in (first, again)]
+    assert np.array_equal(*images)
+    other = list(run(dreams, f"-{liked}", "aligned"))
+    assert [v for v in other if "1 of 91" in v[tab.status]]
+
+
+def test_if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else(
+    dreams, trained, liked, tmp_path, monkeypatch
+):
+    tab = dreams[1]
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "flat.png")
+    config = SearchConfig(kinds=("mlp_act", "mlp_in"), layers=(1,), k=4)
+    sources = {"some/atlas": open_source("builtin"), "of/flat": open_source(str(tmp_path))}
+    atlases = {name: make_atlas(trained, source, config, tmp_path / name) for name, source in sources.items()}
+    monkeypatch.setattr(dreams[0].page.shelf, "atlas", lambda name: atlases[name])
+    values = activations(trained, to_pixels(trained, open_image(tmp_path / "flat.png")), ["1.mlp_in"])
+    peaks = values[Site(1, "mlp_in")].patches.amax((0, 1))
+    silent = Feature(Site(1, "mlp_in"), int(peaks.argmin()))
+    assert peaks.min() < 0
+    for wanted, name, preset, told in (
+        (liked, "some/atlas", "aligned", "Made from the 4 most activating of 19 photographs of builtin."),
+        (silent, "of/flat", "fast", "Started from noise, since none of 1 photographs of "),
+        (liked, "", "fast", ""),
+        (f"0.mlp_act:{liked.index}", "some/atlas", "fast", ""),
+        (f"-{liked}", "some/atlas", "fast", ""),
+        (f"{liked}@cls", "some/atlas", "fast", ""),
+        ("logit:0", "some/atlas", "fast", ""),
+    ):
+        *_, last = run(dreams, wanted, "auto", atlas=name)
+        recipe = read_recipe(last[tab.downloads[0]]["value"])
+
+        assert recipe["config"] == VisualizeConfig.preset(preset, steps=3, seed=5, precision="float32").to_dict(), (
+            wanted
+        )
+        assert ("guide" in recipe) == ("Collage" in last[tab.compared].title()) == (preset == "aligned")
+        assert told in last[tab.status] and (told or not re.search("Made from|Started", last[tab.status])), wanted
+
+
+def test_reading_real_images_can_be_cancelled(dreams, liked, monkeypatch):
+    tab = dreams[1]
+    monkeypatch.setattr(dreams[0].page.jobs._guiding, "_kept", {})
+    seen = []
+    for values in run(dreams, liked, "aligned"):
+        seen.append(values[tab.status])
+        if "1 of 91" in seen[-1]:
+            tab.stop(ME)
+
+    assert seen[-1] == "Cancelled." and "1 of 91" in seen[-2]
 
 
 def test_the_first_tab_leads_to_a_dream_and_a_link_of_one_tells_that_the_photograph_is_missing(app, tab):

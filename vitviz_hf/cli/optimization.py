@@ -12,6 +12,7 @@ from vitviz_hf.cli.options import (
     add_model_options,
     add_preset,
     add_verb,
+    counter,
     describe,
     load_worded,
     new_files,
@@ -187,7 +188,9 @@ def _guide(
     if atlas:
         return guide_from_atlas(view, atlas, _feature_of(objective), config, objective.terms[0][1])
     if not images:
-        return guide_by(view, objective, builtin_images(view, objective), config)
+        with counter("reading built-in photographs", " images") as show:
+            own = builtin_images(view, objective, show)
+        return guide_by(view, objective, own, config)
     return guide_by(view, objective, torch.cat([to_pixels(view, image) for image in images]), config)
 
 

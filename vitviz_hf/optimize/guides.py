@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -124,10 +124,15 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
     return Guide(len(images), best, moments, _keep(start))
 
 
-def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
+def builtin_images(
+    view: ModelView, target: Objective | Target | str, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
     """What excites an objective most among the built-in photographs, and among nine parts of each of the best eight.
 
     Parts are half as high and wide.
+
+    Args:
+        progress: is told how many of how many images were read.
 
     Returns:
         [9, 3, H, W] in [0, 1] at the model's input size, the best first.
@@ -135,6 +140,19 @@ def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
     Raises:
         ConfigError: a malformed objective.
     """
+    reading = read_builtin_images(view, target)
+    while True:
+        try:
+            done, n = next(reading)
+        except StopIteration as end:
+            images: Tensor = end.value
+            return images
+        if progress:
+            progress(done, n)
+
+
+def read_builtin_images(view: ModelView, target: Objective | Target | str) -> Generator[tuple[int, int], None, Tensor]:
+    """As `builtin_images`, one photograph after the other: how many of how many images were read."""
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
 
@@ -144,12 +162,18 @@ def builtin_images(view: ModelView, target: Objective | Target | str) -> Tensor:
         return list(zip(scores, images, strict=True))
 
     height, width = view.input_size
-    found = [(scored([cover(p.image, view.input_size)])[0], p.image) for p in builtin_photographs()]
+    corners = list(product((0, height // 2, height), (0, width // 2, width)))
+    photographs, found = [p.image for p in builtin_photographs()], []
+    n = len(photographs) + len(corners) * min(_CLOSER, len(photographs))
+    for photograph in photographs:
+        found.append((scored([cover(photograph, view.input_size)])[0], photograph))
+        yield len(found), n
     found.sort(key=lambda item: -item[0][0])
-    every, corners = [whole for whole, _ in found], list(product((0, height // 2, height), (0, width // 2, width)))
+    every = [whole for whole, _ in found]
     for _, photograph in found[:_CLOSER]:
         large = cover(photograph, (2 * height, 2 * width))
         every += scored([large.crop((x, y, x + width, y + height)) for y, x in corners])
+        yield len(every), n
     best = sorted(every, key=lambda pair: -pair[0])[:N_IMAGES]
     return torch.stack([image_to_pixels(image) for _, image in best])
 

@@ -17,14 +17,14 @@ from vitviz_hf.ui.cards import Fired, MapResult
 from vitviz_hf.ui.drawing import STYLES, draw_map, enlarge, map_scale
 from vitviz_hf.ui.events import LATEST, answered, one_word, open_photo, photo_input, typed_patch, whole_number
 from vitviz_hf.ui.experiments_tab import ExperimentsTab
+from vitviz_hf.ui.growing import Frame
 from vitviz_hf.ui.growth import side_by_side
 from vitviz_hf.ui.jobs import SAMPLED
-from vitviz_hf.ui.lane import Waiting
 from vitviz_hf.ui.optimize_tab import OptimizeTab, to_wanted
 from vitviz_hf.ui.page import Page
 from vitviz_hf.ui.statistics import atlas_rows, atlas_statistics, model_rows
 from vitviz_hf.ui.stored import Shown, decoded, stored_result
-from vitviz_hf.ui.telling import summary
+from vitviz_hf.ui.telling import before_it, summary
 
 Json = Any
 _MOST = 200
@@ -186,9 +186,9 @@ class Api:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, at the class token (5.mlp_act:10@cls) or a patch (5.mlp_act:10@3,4:
                 row, column), logit:207 or logit:tabby, or a sum of them; a minus in front minimizes.
-            preset: auto (fast, or fourier where there is a GPU), paper, paper-clip, fourier, fast, aligned (made
-                from the most activating images of the server's atlas, or from built-in photographs), or accent (starts
-                from the image).
+            preset: auto (aligned for a feature of the server's atlas; else fast, or fourier where there is a GPU),
+                paper, paper-clip, fourier, fast, aligned (made from the most activating images of the server's atlas,
+                or from built-in photographs), or accent (starts from the image).
             steps: optimizer steps; 0 for the preset's.
             seed: same seed, same picture.
             pictures: 1 to 4, with this seed and the next ones.
@@ -201,8 +201,8 @@ class Api:
         tab = self.page.tab(OptimizeTab)
         asked = tab.with_images(to_wanted(feature, preset, steps, seed, pictures), image)
         for moment in tab.frames(model_id, asked):
-            if isinstance(moment, Waiting):
-                yield None, str(moment), None, None, None
+            if not isinstance(moment, Frame):
+                yield None, before_it(moment), None, None, None
                 continue
             text, files = f"Step {moment.index + 1} of {moment.steps}", None
             if moment.finished:

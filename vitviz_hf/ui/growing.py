@@ -22,6 +22,8 @@ from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.reference import best_photograph, reference_at
 from vitviz_hf.sites import Feature, Site
 
+AUTO, ALIGNED = "auto", "aligned"
+"""What is asked for if nothing is chosen, and what it is for a feature whose images an atlas keeps."""
 _FRAME_SECONDS = 0.4
 
 
@@ -39,7 +41,7 @@ class Wanted:
     photograph: Image.Image | None = None
     """What the preset `accent` starts from."""
     atlas: Atlas | None = None
-    """Whose images the preset `aligned` takes, if it has the feature."""
+    """Whose images `aligned` and `auto` take, if it has the feature."""
 
     @property
     def seeds(self) -> list[int]:
@@ -47,18 +49,28 @@ class Wanted:
         return list(range(self.seed, self.seed + self.pictures))
 
     def passes(self, auto: str) -> int:
-        """Images that go through the model.
+        """Most images that go through the model.
 
         Args:
-            auto: the preset that `auto` is.
+            auto: the preset that `auto` is where it is not `aligned`.
         """
-        plan = VisualizeConfig.preset(auto if self.preset == "auto" else self.preset)
+        return max(self._passes(name) for name in ((ALIGNED, auto) if self.preset == AUTO else (self.preset,)))
+
+    def _passes(self, preset: str) -> int:
+        plan = VisualizeConfig.preset(preset)
         return (self.steps or plan.steps) * plan.copies * self.pictures + (PASSES if plan.align else 0)
 
-    def config(self, view: ModelView) -> VisualizeConfig:
-        """All options; the seed is the first picture's."""
+    def config(self, view: ModelView, guided: "Guided | None") -> VisualizeConfig:
+        """All options; the seed is the first picture's.
+
+        Args:
+            guided: what the real images for it gave.
+        """
         changes = {"seed": self.seed} | ({"steps": self.steps} if self.steps else {})
-        base = default_config(view) if self.preset == "auto" else VisualizeConfig.preset(self.preset)
+        if self.preset != AUTO:
+            base = VisualizeConfig.preset(self.preset)
+        else:
+            base = VisualizeConfig.preset(ALIGNED) if guided and guided.guides else default_config(view)
         return VisualizeConfig.from_dict({**base.to_dict(), **changes})
 
     def parsed(self, view: ModelView) -> tuple[ModelView, Objective]:
@@ -76,10 +88,15 @@ class Wanted:
 class Guided:
     """What real images give to a run."""
 
-    guide: Guide
-    """For each of its pictures."""
+    guide: Guide | None
+    """For each of its pictures; None where no image excites the feature, so that they start from noise."""
     told: str
     """Which images, such as `started from your photograph`."""
+
+    @property
+    def guides(self) -> list[Guide]:
+        """The guide, if there is one."""
+        return [self.guide] if self.guide else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +155,9 @@ def grow(view: ModelView, asked: Wanted, guided: Guided | None = None) -> Genera
     A GPU takes a step of all pictures in one batch. A CPU gains nothing by that: there each step is taken picture by
     picture, so that another's job need not wait for a step of all of them.
     """
-    config, (view, wanted) = asked.config(view), asked.parsed(view)
+    config, (view, wanted) = asked.config(view, guided), asked.parsed(view)
     groups = [asked.seeds] if steps_together(view) else [[seed] for seed in asked.seeds]
-    guides = [guided.guide] if guided else []
+    guides = guided.guides if guided else []
     runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds, guides * len(seeds)) for seeds in groups]
     steps: dict[int, Step] = {}
     shown = 0.0
@@ -168,8 +185,8 @@ def steps_together(view: ModelView) -> bool:
 
 def keep(view: ModelView, asked: Wanted, frame: Frame) -> Frame:
     """The frame that a run was stopped at, with its results; the recipes say after which step."""
-    config, (view, wanted) = asked.config(view), asked.parsed(view)
-    guides = [frame.guided.guide] if frame.guided else []
+    config, (view, wanted) = asked.config(view, frame.guided), asked.parsed(view)
+    guides = frame.guided.guides if frame.guided else []
 
     def ended(grown: Grown) -> Grown:
         pixels = image_to_pixels(grown.picture).unsqueeze(0).to(view.device)

@@ -52,7 +52,7 @@ from vitviz_hf.ui.cards import (
     usual_values,
 )
 from vitviz_hf.ui.growing import Frame, Wanted, grow, keep, time_step
-from vitviz_hf.ui.guiding import guide_run
+from vitviz_hf.ui.guiding import Guiding
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.stored import Shown, judged
 
@@ -106,6 +106,7 @@ class Jobs:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
+        self._guiding = Guiding(shelf)
 
     def best_crops(self, name: str, features: list[Feature]) -> list[tuple[Image.Image, str]]:
         """The most activating image of each feature, and its best word if it has one."""
@@ -340,10 +341,11 @@ class Jobs:
                 stop.set()
                 going.set()
 
-    def optimize(self, snapshot: Snapshot, asked: Wanted) -> Generator[Frame]:
-        """Frames of an optimization, see `grow`."""
+    def optimize(self, snapshot: Snapshot, asked: Wanted) -> Generator[tuple[int, int] | Frame]:
+        """How many of how many real images it has read, then the frames of an optimization, see `grow`."""
         view = self._shelf.view(snapshot)
-        yield from grow(view, asked, guide_run(self._shelf, view, asked))
+        guided = yield from self._guiding.guide_run(view, asked)
+        yield from grow(view, asked, guided)
 
     def keep(self, snapshot: Snapshot, asked: Wanted, frame: Frame) -> Frame:
         """The picture of a run that was stopped, see `keep`."""

@@ -20,14 +20,14 @@ from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.compare import compare_html, comparison
 from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, open_photo, shown, whole_number
 from vitviz_hf.ui.files import keep_file
-from vitviz_hf.ui.growing import Frame, Wanted, gpu_passes, gpu_seconds
+from vitviz_hf.ui.growing import ALIGNED, AUTO, Frame, Wanted, gpu_passes, gpu_seconds
 from vitviz_hf.ui.growth import Growth
-from vitviz_hf.ui.lane import Stopped, Waiting, unless_stopped
+from vitviz_hf.ui.lane import Stopped, unless_stopped
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
 from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.picker import picked_js, picker, scroll_js
-from vitviz_hf.ui.telling import picture_label, result_of, summary
+from vitviz_hf.ui.telling import Before, before_it, picture_label, result_of, summary
 from vitviz_hf.ui.tray import Tray, TrayPicture, find, put, tray_html
 
 MAX_STEPS, MAX_PICTURES = 1000, 4
@@ -39,12 +39,12 @@ _THUMBNAIL = 80
 DREAM = "accent"
 """The preset that starts from the visitor's photograph."""
 _WHEN = {
-    "auto": "fast without a GPU, fourier with one",
+    AUTO: "aligned for a feature of the atlas in use in Browse features; else fast, or with a GPU fourier",
     **WHEN,
     DREAM: "the photograph in the tab Your picture, changed until it excites the feature",
-    "aligned": f"{WHEN['aligned']}: those of the atlas in use in Browse features, else built-in photographs",
+    ALIGNED: f"{WHEN[ALIGNED]}: those of the atlas in use in Browse features, else built-in photographs",
 }
-_TITLES = {name: "Dream my photograph" if name == DREAM else name for name in ("auto", *PRESETS)}
+_TITLES = {name: "Dream my photograph" if name == DREAM else name for name in (AUTO, *PRESETS)}
 _TOLD = {name: f"{title}: {_WHEN[name]}." for name, title in _TITLES.items()}
 
 
@@ -108,11 +108,11 @@ class OptimizeTab:
         self.card = picker("objective-card", label="The chosen feature")
         self.preset = gr.Radio(
             [(title, name) for name, title in _TITLES.items()],
-            value="auto",
+            value=AUTO,
             label="Preset",
             elem_id="preset",
         )
-        self.when = gr.Markdown(_TOLD["auto"], elem_id="preset-when")
+        self.when = gr.Markdown(_TOLD[AUTO], elem_id="preset-when")
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
         )
@@ -134,7 +134,7 @@ class OptimizeTab:
         """What the address bar keeps."""
         return [
             Kept("objective", self.objective, or_else(FIRST_FEATURE)),
-            Kept("preset", self.preset, one_of(PRESETS, "auto")),
+            Kept("preset", self.preset, one_of(PRESETS, AUTO)),
             Kept("steps", self.steps, whole(0)),
             Kept("seed", self.seed, whole(0)),
             Kept("pictures", self.pictures, lambda text: min(max(whole(1)(text), 1), MAX_PICTURES)),
@@ -201,21 +201,21 @@ class OptimizeTab:
             page.link(moves.click(how, [maps.feature, self.preset], taken, api_visibility="private"))
 
     def take(self, feature: str, preset: str) -> Values:
-        """A feature of the tab Your picture, for a picture that starts from noise."""
-        preset = "auto" if preset == DREAM else preset
+        """A feature of the tab Your picture, for a picture that does not start from the photograph there."""
+        preset = AUTO if preset == DREAM else preset
         return {self.objective: feature, self.preset: preset, **self.page.go(OptimizeTab)}
 
     def take_photograph(self, feature: str, _: str) -> Values:
         """A feature of the tab Your picture, for a picture that starts from the photograph there."""
         return {self.objective: feature, self.preset: DREAM, **self.page.go(OptimizeTab)}
 
-    def frames(self, model_id: str, asked: Wanted, stop: Event | None = None) -> Iterator[Waiting | Frame]:
-        """A run: how it waits, and its frames.
+    def frames(self, model_id: str, asked: Wanted, stop: Event | None = None) -> Iterator[Before | Frame]:
+        """A run: what comes before it, and its frames.
 
         Raises:
             Stopped: `stop` was set.
         """
-        one_word("preset", asked.preset, ("auto", *PRESETS))
+        one_word("preset", asked.preset, (AUTO, *PRESETS))
         frames = self.job(unless_stopped(stop := stop or Event(), lambda: self.shelf.snapshot(model_id)), asked)
         yield from self.page.lane.run(frames, stop)
 
@@ -234,7 +234,7 @@ class OptimizeTab:
                     "gives it as 'image'."
                 )
             return replace(asked, photograph=open_photo(photo))
-        return replace(asked, atlas=self.shelf.atlas(atlas)) if asked.preset == "aligned" and atlas else asked
+        return replace(asked, atlas=self.shelf.atlas(atlas)) if asked.preset in (ALIGNED, AUTO) and atlas else asked
 
     @shown
     def visualize(
@@ -260,8 +260,8 @@ class OptimizeTab:
                 yield {**loading, **self._cleared(asked.pictures)}
                 growth = Growth(asked.pictures)
                 for frame in self.frames(model_id, asked, stop):
-                    if isinstance(frame, Waiting):
-                        yield {self.status: str(frame)}
+                    if not isinstance(frame, Frame):
+                        yield {self.status: before_it(frame)}
                         continue
                     last = frame
                     growth.add([grown.picture for grown in frame.pictures])

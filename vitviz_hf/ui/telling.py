@@ -4,6 +4,17 @@ import html
 
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.ui.growing import Frame, Grown
+from vitviz_hf.ui.lane import Waiting
+
+Before = Waiting | tuple[int, int]
+"""What comes before the frames of a run: how it waits, then how many of how many real images it has read."""
+
+
+def before_it(moment: Before) -> str:
+    """What is said of it."""
+    if isinstance(moment, Waiting):
+        return str(moment)
+    return f"Looking for what excites it in the built-in photographs: {moment[0]} of {moment[1]}."
 
 
 def picture_label(frame: Frame, grown: Grown) -> str:
