@@ -13,6 +13,7 @@ from vitviz_hf.ui.app import launch
 GROWTH = """
 import sys
 import threading
+import time
 from pathlib import Path
 import numpy as np
 from vitviz_hf.ui.memory import return_freed_memory
@@ -42,6 +43,7 @@ for t in threads:
     t.start()
 for t in threads:
     t.join()
+time.sleep(1.5)
 print(resident() - before)
 """
 
