@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 _HOME = tempfile.mkdtemp(prefix="vitviz-tests-")
@@ -14,7 +15,8 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-_RECIPE = hashlib.sha256((Path(__file__).parent / "shapes.py").read_bytes() + sys.version.encode()).hexdigest()[:16]
+_WITH = [sys.version, *(f"{p} {version(p)}" for p in ("torch", "transformers", "numpy", "datasets"))]
+_RECIPE = hashlib.sha256((Path(__file__).parent / "shapes.py").read_bytes() + "".join(_WITH).encode()).hexdigest()[:16]
 # Trained once, for later runs too: it takes half a minute.
 os.environ.setdefault("VITVIZ_TEST_MODELS", str(Path(__file__).parents[1] / ".pytest_cache" / f"trained-{_RECIPE}"))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -36,8 +38,8 @@ for name in {"huggingface_hub.constants", "datasets.config"} & set(sys.modules):
             setattr(sys.modules[name], key, HUB.url + value.removeprefix(_NO_HUB))
 
 import importlib.util  # noqa: E402
+import shutil  # noqa: E402
 import socket  # noqa: E402
-from contextlib import suppress  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
@@ -55,7 +57,7 @@ SHARED_CACHE = Path(_HOME)
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if {"browser", "url"} & set(item.fixturenames):
+        if {"browser", "url"} & set(item.fixturenames):  # the app as app.py starts it is one for all too
             item.add_marker("browser")
 
 
@@ -165,12 +167,15 @@ def labelled(tmp_path_factory):
 
 def _made_once(name, save, **options):
     """A folder under VITVIZ_TEST_MODELS, where other processes find it too."""
-    folder = Path(os.environ["VITVIZ_TEST_MODELS"]) / name
+    digest = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:8]
+    folder = Path(os.environ["VITVIZ_TEST_MODELS"]) / f"{name}-{digest}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = save(Path(tempfile.mkdtemp(dir=folder.parent)), **options)
-        with suppress(OSError):  # another run was faster
+        try:
             part.rename(folder)
+        except OSError:  # another run was faster
+            shutil.rmtree(part)
     return folder
 
 

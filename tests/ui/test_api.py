@@ -35,7 +35,7 @@ INLINE = "data:image/png;base64," + base64.b64encode(Path(CHELSEA).read_bytes())
 
 
 @pytest.fixture(scope="module")
-def url(hub, tmp_path_factory):
+def server(hub, tmp_path_factory):
     """The app on `tiny/vit`, with the atlas `api/atlas` on the Hub and a stored result `late`."""
     vit = load_model("tiny/vit", device="cpu")
     out, results = tmp_path_factory.mktemp("atlas") / "atlas", tmp_path_factory.mktemp("results")
@@ -56,16 +56,16 @@ def url(hub, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(url, tmp_path_factory):
-    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
+def client(server, tmp_path_factory):
+    return Client(server, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
 
 
-def by_mcp(url, name, **arguments):
+def by_mcp(server, name, **arguments):
     """The contents that a tool answers with."""
 
     async def ask():
         async with (
-            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
+            streamable_http_client(f"{server}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()
@@ -116,16 +116,16 @@ def test_a_program_calls_it(client, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_mcp_client_calls_it(url, name):
+def test_an_mcp_client_calls_it(server, name):
     arguments = {k: INLINE if k == "image" else v for k, v in CALLS[name].items()}
-    answer = by_mcp(url, name, **arguments)
+    answer = by_mcp(server, name, **arguments)
 
     assert not answer.isError, answer.content
     assert answer.content
 
 
-def test_tools_are_described_with_their_parameters(url):
-    tools = {tool.name: tool for tool in by_mcp(url, None).tools}
+def test_tools_are_described_with_their_parameters(server):
+    tools = {tool.name: tool for tool in by_mcp(server, None).tools}
 
     assert set(tools) == set(CALLS)
     for name, tool in tools.items():
@@ -134,7 +134,7 @@ def test_tools_are_described_with_their_parameters(url):
     assert tools["activations"].inputSchema["required"] == ["model_id", "image", "feature"]
 
 
-def test_activations_are_the_numbers_of_the_map(client, url, vit):
+def test_activations_are_the_numbers_of_the_map(client, server, vit):
     told = called(client, "activations")
 
     feature = parse_feature("1.mlp_act:9")
@@ -146,7 +146,7 @@ def test_activations_are_the_numbers_of_the_map(client, url, vit):
     assert told["place"] == [int(own.argmax()) // 4, int(own.argmax()) % 4]
     assert told["max"] == pytest.approx(float(own.max()), abs=1e-5)
     assert told["mean"] == pytest.approx(float(own.mean()), abs=1e-5)
-    answer = by_mcp(url, "activations", **{**CALLS["activations"], "image": INLINE})
+    answer = by_mcp(server, "activations", **{**CALLS["activations"], "image": INLINE})
     assert ast.literal_eval(answer.content[0].text) == told
 
 
@@ -259,19 +259,19 @@ def test_mistakes_are_told_in_plain_text(client, name, changes, message):
     assert not re.search(r"&\w+;|&#", str(caught.value))
 
 
-def test_an_mcp_client_is_told_its_mistake_in_plain_text(url):
-    answer = by_mcp(url, "activations", model_id="tiny/vit", image=INLINE, feature="'x'")
+def test_an_mcp_client_is_told_its_mistake_in_plain_text(server):
+    answer = by_mcp(server, "activations", model_id="tiny/vit", image=INLINE, feature="'x'")
 
     assert answer.isError and "\"'x'\" is not a feature" in answer.content[0].text
 
 
-def test_a_path_of_the_server_is_no_picture(url, tmp_path):
+def test_a_path_of_the_server_is_no_picture(server, tmp_path):
     Image.open(CHELSEA).save(tmp_path / "secret.png")
     path = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
     body = json.dumps({"data": ["tiny/vit", path, "1.mlp_act:3"]}).encode()
-    asked = Request(f"{url}gradio_api/call/activations", body, {"Content-Type": "application/json"})
+    asked = Request(f"{server}gradio_api/call/activations", body, {"Content-Type": "application/json"})
     event = json.load(urlopen(asked))["event_id"]
 
-    answer = urlopen(f"{url}gradio_api/call/activations/{event}", timeout=30).read().decode()
+    answer = urlopen(f"{server}gradio_api/call/activations/{event}", timeout=30).read().decode()
 
     assert "event: error" in answer and "rows" not in answer

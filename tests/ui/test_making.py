@@ -5,6 +5,7 @@ import html
 import inspect
 import io
 import re
+import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -15,12 +16,14 @@ from PIL import Image
 
 from vitviz_hf import activations, visualize
 from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.store import open_atlas
 from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
 from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
-from vitviz_hf.optimize.guides import builtin_images, guide_by_images, guide_by_photograph
+from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.reference import load_reference
@@ -29,7 +32,7 @@ from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui import growing, guiding, optimize_tab
 from vitviz_hf.ui.api import Api
 from vitviz_hf.ui.app import App
-from vitviz_hf.ui.growing import Wanted, gpu_seconds, grow
+from vitviz_hf.ui.growing import Wanted, gpu_seconds, grow, passes_made
 from vitviz_hf.ui.growth import Growth
 from vitviz_hf.ui.optimize_tab import OptimizeTab
 from vitviz_hf.ui.telling import summary
@@ -412,7 +415,17 @@ def test_if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else(
     config = SearchConfig(kinds=("mlp_act", "mlp_in"), layers=(1,), k=4)
     sources = {"some/atlas": open_source("builtin"), "of/flat": open_source(str(tmp_path))}
     atlases = {name: make_atlas(trained, source, config, tmp_path / name) for name, source in sources.items()}
-    monkeypatch.setattr(dreams[0].page.shelf, "atlas", lambda name: atlases[name])
+    damaged = make_atlas(trained, sources["some/atlas"], config, tmp_path / "damaged")
+    for images in damaged.folder.rglob("images*.parquet"):
+        images.write_bytes(images.read_bytes()[: images.stat().st_size // 2])
+    atlases["of/damaged"] = open_atlas(str(damaged.folder))
+
+    def opened(name):
+        if name not in atlases:
+            raise AtlasError(f"{name!r} is not on the Hub")
+        return atlases[name]
+
+    monkeypatch.setattr(dreams[0].page.shelf, "atlas", opened)
     values = activations(trained, to_pixels(trained, open_image(tmp_path / "flat.png")), ["1.mlp_in"])
     peaks = values[Site(1, "mlp_in")].patches.amax((0, 1))
     silent = Feature(Site(1, "mlp_in"), int(peaks.argmin()))
@@ -421,6 +434,8 @@ def test_if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else(
         (liked, "some/atlas", "aligned", "Made from the 4 most activating of 19 photographs of builtin."),
         (silent, "of/flat", "fast", "Started from noise, since none of 1 photographs of "),
         (liked, "", "fast", ""),
+        (liked, "no/such", "fast", ""),
+        (liked, "of/damaged", "fast", "Started from noise, since its atlas cannot be read."),
         (f"0.mlp_act:{liked.index}", "some/atlas", "fast", ""),
         (f"-{liked}", "some/atlas", "fast", ""),
         (f"{liked}@cls", "some/atlas", "fast", ""),
@@ -433,7 +448,28 @@ def test_if_nothing_is_chosen_an_atlas_guides_its_features_and_nothing_else(
             wanted
         )
         assert ("guide" in recipe) == ("Collage" in last[tab.compared].title()) == (preset == "aligned")
+        assert last[tab.kept_pictures][0].preset == ("aligned" if preset == "aligned" else "auto")
         assert told in last[tab.status] and (told or not re.search("Made from|Started", last[tab.status])), wanted
+
+
+def slow_frames():
+    yield 0
+    time.sleep(0.1)
+    yield 5
+
+
+def test_time_to_ask_for_is_learned_from_the_passes_that_were_made(dreams, trained, liked, monkeypatch):
+    *_, last = grow(trained, Wanted(f"{liked}", "paper", 3, 0, 2))
+    images = torch.stack([to_pixels(trained, open_image(CHELSEA))[0]])
+    guided = growing.Guided(guide_by_images(trained, liked, images), "made from one")
+    *_, led = grow(trained, Wanted(f"{liked}", "auto", 5, 0), guided)
+
+    assert passes_made(last) == 3 * 8 * 2 and passes_made(led) == 5 + PASSES
+    page, learned = dreams[0].page, []
+    monkeypatch.setattr(page.durations, "took", lambda name, first, each: learned.append(each))
+    for made in (lambda frame: 2 * frame, None):
+        list(page.in_frames(lambda: 60, lambda: 1000, slow_frames, made)())
+    assert learned == [pytest.approx(0.1 / 10, rel=0.5), pytest.approx(0.1 / 1000, rel=0.5)]
 
 
 def test_reading_real_images_can_be_cancelled(dreams, liked, monkeypatch):

@@ -57,6 +57,27 @@ def test_freed_tensors_of_many_threads_go_back_to_the_system():
     assert growth("no") > 2 * growth("yes")
 
 
+FORK = """
+import os
+from pathlib import Path
+from vitviz_hf.ui.memory import return_freed_memory
+
+return_freed_memory()
+if os.fork():
+    os.wait()
+else:
+    print(len(list(Path("/proc/self/task").iterdir())), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_forked_job_gives_its_memory_back_too():
+    out = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+
+    assert int(out.stdout) == 2
+
+
 def test_what_is_kept_of_all_visitors_together_is_bounded(monkeypatch):
     launched = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda demo, **options: launched.update(options, demo=demo))

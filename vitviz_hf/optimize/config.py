@@ -120,7 +120,7 @@ WHEN: Mapping[str, str] = {
     "paper-clip": "the recipe of arXiv:2212.06727 for CLIP",
     "fourier": "the best picture without real images, on a GPU",
     "fast": "as fourier in a fifteenth of the passes, on a CPU",
-    "aligned": "what excites the feature in real images: regions of them, changed until they excite it more",
+    "aligned": "regions of real images that excite the feature, changed until they excite it more",
     "accent": "a photograph, changed until it excites the feature",
 }
 """When to take which of `PRESETS`."""

@@ -186,11 +186,11 @@ class Api:
             model_id: Hub id such as google/vit-base-patch16-224, or 'builtin'.
             feature: address such as 5.mlp_act:10, at the class token (5.mlp_act:10@cls) or a patch (5.mlp_act:10@3,4:
                 row, column), logit:207 or logit:tabby, or a sum of them; a minus in front minimizes.
-            preset: auto (aligned for a feature of the server's atlas; else fast, or fourier where there is a GPU),
+            preset: auto (aligned for a feature of an atlas of the server; else fast, or fourier where there is a GPU),
                 paper, paper-clip, fourier, fast, aligned (made from the most activating images of the server's atlas,
                 or from built-in photographs), or accent (starts from the image).
             steps: optimizer steps; 0 for the preset's.
-            seed: same seed, same picture.
+            seed: same seed, same picture (auto: while the server has the same atlases).
             pictures: 1 to 4, with this seed and the next ones.
             image: a photograph, for the preset accent only.
 

@@ -209,8 +209,14 @@ def time_step(view: ModelView) -> float:
 
 
 def gpu_passes(_: Snapshot, asked: Wanted) -> int:
-    """Images that go through the model on a GPU."""
+    """Most images that go through the model on a GPU."""
     return asked.passes("fourier")
+
+
+def passes_made(frame: Frame) -> int:
+    """Images that went through the model for the last frame of a run."""
+    read = PASSES if frame.guided and frame.guided.guide else 0
+    return read + sum((g.index + 1) * g.result.recipe["config"]["copies"] for g in frame.pictures if g.result)
 
 
 def gpu_seconds(snapshot: Snapshot, asked: Wanted) -> int:

@@ -1,14 +1,16 @@
 """Real images that go into a run: the visitor's photograph, or those that excite the feature most."""
 
 from collections.abc import Generator
+from contextlib import suppress
 
-import torch
 from cachetools import LRUCache
 
-from vitviz_hf.errors import ConfigError
-from vitviz_hf.images import image_to_pixels, open_image
+from vitviz_hf.atlas.guiding import guide_from_atlas
+from vitviz_hf.atlas.store import Atlas
+from vitviz_hf.errors import ConfigError, VitvizError
 from vitviz_hf.models.view import ModelView, to_pixels
-from vitviz_hf.optimize.guides import N_IMAGES, Guide, guide_by_images, guide_by_photograph, read_builtin_images
+from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.guides import Guide, guide_by_images, guide_by_photograph, read_builtin_images
 from vitviz_hf.optimize.objectives import check_objective
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.cards import fitting_atlas
@@ -17,6 +19,19 @@ from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.statistics import tell_atlas, tell_photographs
 
 _KEPT = 64
+
+
+def chosen_atlas(shelf: Shelf, preset: str, name: str) -> Atlas | None:
+    """The atlas of a name, if the preset takes images.
+
+    Raises:
+        AtlasError: for `aligned`, it cannot be opened; `auto` goes without it.
+    """
+    if not name or preset not in (ALIGNED, AUTO):
+        return None
+    with suppress(*((VitvizError,) if preset == AUTO else ())):
+        return shelf.atlas(name)
+    return None
 
 
 class Guiding:
@@ -30,7 +45,7 @@ class Guiding:
         """What the presets `accent` and `aligned` need, and `auto` for a feature of an atlas; None for the others.
 
         The images are the best ones that an atlas keeps for the feature, for `aligned` else the best of the built-in
-        photographs and parts of them. Where none of an atlas excites the feature, `auto` goes without.
+        photographs and parts of them. Where an atlas's cannot be read or excite nothing, `auto` goes without.
 
         Yields:
             How many of how many built-in photographs and parts it has read.
@@ -52,13 +67,13 @@ class Guiding:
         atlas = fitting_atlas(self._shelf, view, feature.site, asked.atlas) if feature else None
         if atlas and feature:
             whose = tell_atlas(atlas, feature.site)
-            pictures = [open_image(atlas.image(hit.row).jpeg) for hit in atlas.hits(feature)[:N_IMAGES]]
             try:
-                guide = guide_by_images(view, wanted, torch.stack([image_to_pixels(p) for p in pictures]))
-            except ConfigError:
+                guide = guide_from_atlas(view, atlas, feature, VisualizeConfig.preset(ALIGNED))
+            except (OSError, ValueError) as error:  # a damaged atlas is one of these
                 if asked.preset == ALIGNED:
                     raise
-                return Guided(None, f"started from noise, since none of {whose} excites it")
+                why = f"none of {whose} excites it" if isinstance(error, ConfigError) else "its atlas cannot be read"
+                return Guided(None, f"started from noise, since {why}")
         elif asked.preset == AUTO:
             return None
         else:

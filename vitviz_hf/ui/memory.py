@@ -1,6 +1,7 @@
 """What the server gives back to the machine."""
 
 import ctypes
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,12 @@ def return_freed_memory() -> bool:
         mallopt, trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):
         return False
-    Thread(target=_trim_on, args=(trim,), daemon=True).start()
+
+    def start() -> None:
+        Thread(target=_trim_on, args=(trim,), daemon=True).start()
+
+    start()
+    os.register_at_fork(after_in_child=start)  # which has no other thread than the one that forked
     return all([mallopt(_ARENA_MAX, _ARENAS), mallopt(_MMAP_THRESHOLD, _LARGEST), mallopt(_TRIM_THRESHOLD, _NEVER)])
 
 

@@ -20,8 +20,9 @@ from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.compare import compare_html, comparison
 from vitviz_hf.ui.events import LATEST, ONCE, Runs, one_word, open_photo, shown, whole_number
 from vitviz_hf.ui.files import keep_file
-from vitviz_hf.ui.growing import ALIGNED, AUTO, Frame, Wanted, gpu_passes, gpu_seconds
+from vitviz_hf.ui.growing import ALIGNED, AUTO, Frame, Wanted, gpu_passes, gpu_seconds, passes_made
 from vitviz_hf.ui.growth import Growth
+from vitviz_hf.ui.guiding import chosen_atlas
 from vitviz_hf.ui.lane import Stopped, unless_stopped
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.maps_tab import FIRST_FEATURE, MapsTab
@@ -42,7 +43,7 @@ _WHEN = {
     AUTO: "aligned for a feature of the atlas in use in Browse features; else fast, or with a GPU fourier",
     **WHEN,
     DREAM: "the photograph in the tab Your picture, changed until it excites the feature",
-    ALIGNED: f"{WHEN[ALIGNED]}: those of the atlas in use in Browse features, else built-in photographs",
+    ALIGNED: f"{WHEN[ALIGNED]}; from the atlas in use in Browse features, else from built-in photographs",
 }
 _TITLES = {name: "Dream my photograph" if name == DREAM else name for name in (AUTO, *PRESETS)}
 _TOLD = {name: f"{title}: {_WHEN[name]}." for name, title in _TITLES.items()}
@@ -55,7 +56,7 @@ class OptimizeTab:
 
     def __init__(self, page: Page) -> None:
         self.page, self.shelf, self.runs = page, page.shelf, Runs()
-        self.job = page.in_frames(gpu_seconds, gpu_passes, page.jobs.optimize)
+        self.job = page.in_frames(gpu_seconds, gpu_passes, page.jobs.optimize, passes_made)
         self.keep_job = page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
         beside = Beside(page.shelf)
@@ -106,12 +107,8 @@ class OptimizeTab:
             "minimizes",
         )
         self.card = picker("objective-card", label="The chosen feature")
-        self.preset = gr.Radio(
-            [(title, name) for name, title in _TITLES.items()],
-            value=AUTO,
-            label="Preset",
-            elem_id="preset",
-        )
+        choices = [(title, name) for name, title in _TITLES.items()]
+        self.preset = gr.Radio(choices, value=AUTO, label="Preset", elem_id="preset")
         self.when = gr.Markdown(_TOLD[AUTO], elem_id="preset-when")
         self.steps = gr.Number(
             0, label="Steps (0: the preset's)", precision=0, minimum=0, maximum=MAX_STEPS, elem_id="steps"
@@ -225,7 +222,7 @@ class OptimizeTab:
         Raises:
             ConfigError: it takes a photograph, and there is none.
             ImageError: the photograph cannot be used.
-            AtlasError: it takes an atlas, and that cannot be opened.
+            AtlasError: it needs an atlas, and that cannot be opened.
         """
         if asked.preset == DREAM:
             if not photo:
@@ -234,7 +231,7 @@ class OptimizeTab:
                     "gives it as 'image'."
                 )
             return replace(asked, photograph=open_photo(photo))
-        return replace(asked, atlas=self.shelf.atlas(atlas)) if asked.preset in (ALIGNED, AUTO) and atlas else asked
+        return replace(asked, atlas=chosen_atlas(self.shelf, asked.preset, atlas))
 
     @shown
     def visualize(
@@ -319,7 +316,7 @@ class OptimizeTab:
                     model_id,
                     result.recipe["address"],
                     grown.seed,
-                    asked.preset,
+                    ALIGNED if asked.preset == AUTO and result.recipe.get("guide") else asked.preset,
                     grown.score,
                     picture_label(frame, grown),
                     summary(frame),

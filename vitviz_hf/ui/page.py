@@ -84,13 +84,18 @@ class Page:
         return take_turn
 
     def in_frames(
-        self, guess: Callable[..., float], units: Callable[..., float], job: Callable[..., Generator[T]]
+        self,
+        guess: Callable[..., float],
+        units: Callable[..., float],
+        job: Callable[..., Generator[T]],
+        made: Callable[[Any], float] | None = None,
     ) -> Callable[..., Generator[T]]:
         """A long job that gives frames, for `Lane.run`.
 
         Args:
             guess: its arguments -> seconds of a ZeroGPU to ask for until it has run once.
-            units: its arguments -> how much work it is after its first frame.
+            units: its arguments -> how much work it is at most after its first frame.
+            made: its last frame -> how much it was, where its arguments do not tell.
         """
 
         def duration(*args: Any) -> int:
@@ -105,7 +110,8 @@ class Page:
                     taken.append(seconds)
                     yield frame
             if taken:
-                self.durations.took(name, taken[0], sum(taken[1:]) / max(1.0, units(*args)))
+                work = made(frame) if made else units(*args)
+                self.durations.took(name, taken[0], sum(taken[1:]) / max(1.0, work))
 
         return frames
 
