@@ -127,7 +127,7 @@ def test_pictures_without_finite_logits_are_left_out_counted_and_told(vit, label
     odd = with_bad_pictures(vit, has_black)
     with pytest.warns(UserWarning, match="odd in float32 gives NaN or infinite logits for some pictures") as told:
         result = run_experiment("background", [vit, odd], source, config, tmp_path / "a")
-    assert len(told) == 1
+    assert sum(issubclass(w.category, UserWarning) for w in told) == 1  # others may be of what was there before
     own, other = result.tables["table-plain"].records()
     assert own["top-1 full"] == other["top-1 full"] and own["top-1 background"] is not None
     assert other["top-1 background"] is other["top-5 foreground"] is None
