@@ -39,7 +39,7 @@ types: .venv/tested ## what mypy finds
 
 tests: .venv/tested ## every test; those of the browser alone, for its pages take both cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not browser'
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest tests/ui -m browser
 
 fast: .venv/tested ## the same without browser and slow tests
 	$(BIN)/ruff check .
