@@ -44,7 +44,8 @@ def main() -> None:
         wait_for(url)
         other = Client(url, verbose=False)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            path = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
             measure(browser, url, 1)  # loads the model and scores the built-in photographs
             alone = measure(browser, url, args.repeats) | maps(url, args)
             running = other.submit(args.model, FEATURE, "fourier", 1000, 0, api_name="/visualize")
