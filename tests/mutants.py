@@ -886,6 +886,12 @@ MUTANTS = [
             "atlas/search::a_bin_of_the_sketch_stands_for_its_values_within_the_stated_error",
         ),
         (
+            "what is known of an image is that of another feature",
+            "facts(rows[row], image)",
+            "facts(row, image)",
+            "atlas/fold::places_are_asked_for_of_what_enters_a_ranking",
+        ),
+        (
             "values that are not finite are ranked",
             "[self.top.update(columns.where(finite, -math.inf), owners, facts)]",
             "[self.top.update(columns, owners, facts)]",

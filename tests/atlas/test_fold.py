@@ -13,14 +13,19 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.stream import Row, open_source
 
 
+def nowhere(features, images):
+    """Places of strongest patches, of which a test says nothing."""
+    return torch.zeros_like(features)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_negative(bad):
     scores = torch.tensor([[-3.0, -1.0], [bad, -9.0], [-2.0, -5.0]])
     fold = SiteFold.empty(2, 3, torch.device("cpu"))
 
     places = torch.arange(6).reshape(3, 2)
-    finite = scores.isfinite().all(1)
-    ranked = fold.update(scores, torch.full((3, 2), 0.5), scores + 0.5, places, torch.tensor([11, 12, 13]), finite)
+    finite, keys = scores.isfinite().all(1), torch.tensor([11, 12, 13])
+    ranked = fold.update(scores, torch.full((3, 2), 0.5), scores + 0.5, lambda f, i: places[i, f], keys, finite)
 
     assert fold.top.keys.tolist() == [[13, 11, NO_KEY], [11, 13, NO_KEY]]
     assert fold.bottom.keys.tolist() == [[11, 13, NO_KEY], [13, 11, NO_KEY]]
@@ -31,12 +36,34 @@ def test_an_image_without_finite_values_is_ranked_nowhere_though_all_others_are_
     assert fold.peak_mean.tolist() == [-2, -2.5] and fold.peak_squares.tolist() == [0.5, 8]
 
 
+def test_places_are_asked_for_of_what_enters_a_ranking():
+    fold = SiteFold.empty(3, 2, torch.device("cpu"))
+    everything, asked = torch.ones(2).bool(), []
+
+    def update(scores, places, keys):
+        def of(features, images):
+            asked.append(list(zip(features.tolist(), images.tolist(), strict=True)))
+            return torch.tensor(places)[images, features]
+
+        fold.update(
+            torch.tensor(scores), torch.zeros(2, 3), torch.tensor(scores) + 1, of, torch.tensor(keys), everything
+        )
+
+    update([[1.0, 2, 3], [4, 5, 6]], [[0, 1, 2], [3, 4, 5]], [7, 8])
+    update([[0.0, 9, 3], [-1, 1, 5]], [[10, 11, 12], [13, 14, 15]], [1, 9])
+    update([[0.0, 0, 0], [0, 0, 0]], [[20, 21, 22], [23, 24, 25]], [2, 3])
+
+    assert asked == [[(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)], [(1, 0), (2, 0), (2, 1)], []]
+    assert fold.top.keys.tolist() == [[8, 7], [1, 8], [8, 9]]
+    assert fold.top.facts.tolist() == [[[5, 3], [2, 0]], [[10, 11], [6, 4]], [[7, 5], [6, 15]]]
+
+
 def test_values_beyond_the_last_bin_are_counted_in_it():
     fold = SiteFold.empty(1, 1, torch.device("cpu"))
 
     zeros = torch.zeros(3, 1)
     scores = torch.tensor([[5e3], [-2e9], [0.0]])
-    fold.update(scores, zeros, zeros, zeros.long(), torch.arange(3), torch.ones(3).bool())
+    fold.update(scores, zeros, zeros, nowhere, torch.arange(3), torch.ones(3).bool())
 
     assert fold.counts.nonzero()[:, 1].tolist() == [0, N_BINS, 2 * N_BINS]
 
@@ -56,7 +83,7 @@ def folded(scores, keys, finite, cut):
         fold = SiteFold.empty(scores.shape[1], 2, torch.device("cpu"))
         for some in torch.tensor(list(rows)).split(16):
             zeros = torch.zeros(len(some), scores.shape[1])
-            fold.update(scores[some], zeros, zeros, zeros.long(), keys[some], finite[some])
+            fold.update(scores[some], zeros, zeros, nowhere, keys[some], finite[some])
         parts.append(fold)
     parts[0].merge(parts[1])
     return parts[0]
@@ -99,7 +126,7 @@ def test_copies_of_an_image_do_not_add_up_in_one_slot():
     named = [row_number(Row(f"{i}", "", b"the same"), 0) for i in range(60)]
     fold, zeros = SiteFold.empty(40, 2, torch.device("cpu")), torch.zeros(500, 40)
 
-    fold.update(scores, zeros, zeros, zeros.long(), keys, torch.ones(500).bool(), torch.arange(500))
+    fold.update(scores, zeros, zeros, nowhere, keys, torch.ones(500).bool(), torch.arange(500))
 
     others, found = fold.neighbours(6)
     exact = np.corrcoef(scores[:, :38].double().numpy().T)

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.atlas.test_fold import nowhere
 from vitviz_hf import (
     Feature,
     activations,
@@ -906,8 +907,8 @@ def test_moments_are_those_of_float64_even_far_from_zero(mean, std):
     for start in range(0, 4000, 10):
         rows = slice(start, start + 10)
         part = apart if start >= 1500 else fold
-        peaks, places = 2 * scores[rows] + 1, torch.zeros(10, 3).long()
-        part.update(scores[rows], shares[rows], peaks, places, torch.arange(start, start + 10), finite[rows])
+        peaks = 2 * scores[rows] + 1
+        part.update(scores[rows], shares[rows], peaks, nowhere, torch.arange(start, start + 10), finite[rows])
     fold.merge(apart)
 
     kept = scores[finite].double().numpy()
@@ -918,6 +919,10 @@ def test_moments_are_those_of_float64_even_far_from_zero(mean, std):
     np.testing.assert_allclose(fold.peak_mean, peaks.mean(0), rtol=1e-9, atol=1e-8)
     np.testing.assert_allclose(np.sqrt(fold.peak_squares / fold.n), peaks.std(0), rtol=1e-5)
     np.testing.assert_allclose(fold.active, shares[finite].double().sum(0), rtol=1e-6)
+
+
+def facts_of(known):
+    return lambda features, images: known[features, images]
 
 
 @settings(max_examples=60, deadline=None)
@@ -936,9 +941,9 @@ def test_a_key_is_ranked_once_by_its_highest_value_over_any_chunks_orders_and_ra
 
     for i, (chunk, owners) in enumerate(zip(values.split(cuts, 1), keys.split(cuts), strict=True)):
         owners = owners.expand(3, -1)
-        rankings[i % n_ranks].update(chunk, owners, torch.stack([chunk, owners.float()], 2))
+        rankings[i % n_ranks].update(chunk, owners, facts_of(torch.stack([chunk, owners.float()], 2)))
     for other in rankings[1:]:
-        rankings[0].update(other.values, other.keys, other.facts)
+        rankings[0].update(other.values, other.keys, facts_of(other.facts))
 
     for row in range(3):
         highest = {}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.atlas.test_fold import nowhere
 from vitviz_hf import Feature, load_model, open_image, to_pixels
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import SKETCH_ERROR, SiteFold
@@ -116,7 +117,7 @@ def test_active_shares_add_up():
     shares = torch.tensor([[0.0, 0.25], [0.5, 0.25]])
 
     zeros = torch.zeros(2, 2)
-    fold.update(zeros, shares, zeros, zeros.long(), torch.tensor([4, 5]), torch.tensor([True, True]))
+    fold.update(zeros, shares, zeros, nowhere, torch.tensor([4, 5]), torch.tensor([True, True]))
 
     assert fold.active.tolist() == [0.5, 0.5] and fold.n == 2
 

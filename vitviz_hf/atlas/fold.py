@@ -4,7 +4,7 @@ See search.py for what is counted.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ GROWTH = 1e7 ** (1 / N_BINS)
 SKETCH_ERROR = (GROWTH - 1) / (GROWTH + 1)
 N_SLOTS = 512
 """Of the sketch that correlations are read from: each is off by about 1 / sqrt(512) = 0.04."""
+
+
+Facts = Callable[[Tensor, Tensor], Tensor]
+"""Of features [e] on images [e], which are numbers of rows and columns: what is kept beside each value, [e, n]."""
 
 
 @dataclass(slots=True)
@@ -42,16 +46,20 @@ class Ranking:
             torch.zeros(n_features, k, n_facts, device=device),
         )
 
-    def update(self, values: Tensor, keys: Tensor, facts: Tensor | None = None) -> Tensor:
+    def update(self, values: Tensor, keys: Tensor, facts: Facts | None = None) -> Tensor:
         """Take in values [F, B] of images with keys [F, B]; returns the keys that some feature now ranks, [n].
 
         A key counts once, with the highest of its values.
 
         Args:
-            facts: [F, B, n]; may be left out if n is 0.
+            facts: asked for what enters a ranking, which is little in the long run; may be left out if n is 0.
         """
-        rows = (values >= self.values[:, -1:]).any(1).nonzero().squeeze(1)
-        facts = self.facts.new_empty(*values.shape, 0) if facts is None else facts
+        enters = values >= self.values[:, -1:]
+        rows = enters.any(1).nonzero().squeeze(1)
+        known = self.facts.new_zeros(len(rows), values.shape[1], self.facts.shape[2])
+        if facts:
+            row, image = enters[rows].nonzero(as_tuple=True)
+            known[row, image] = facts(rows[row], image)
         candidates = torch.cat([self.values[rows], values[rows]], 1)
         owners = torch.cat([self.keys[rows], keys[rows]], 1)
         order = owners.argsort(1)
@@ -66,7 +74,7 @@ class Ranking:
         last = candidates.argsort(dim=1, descending=True, stable=True)[:, : self.values.shape[1]]
         self.values[rows], self.keys[rows] = candidates.gather(1, last), owners.gather(1, last)
         chosen = order.gather(1, last)[..., None].expand(-1, -1, self.facts.shape[2])
-        self.facts[rows] = torch.cat([self.facts[rows], facts[rows]], 1).gather(1, chosen)
+        self.facts[rows] = torch.cat([self.facts[rows], known], 1).gather(1, chosen)
         return self.keys[rows].flatten()
 
 
@@ -110,7 +118,7 @@ class SiteFold:
         scores: Tensor,
         active: Tensor,
         peaks: Tensor,
-        places: Tensor,
+        places: Callable[[Tensor, Tensor], Tensor],
         keys: Tensor,
         finite: Tensor,
         rows: Tensor | None = None,
@@ -121,7 +129,7 @@ class SiteFold:
             scores: [B, F]
             active: [B, F] share of patches with a positive activation.
             peaks: [B, F] activation of the strongest patch.
-            places: [B, F] its place in the row of patches.
+            places: of features [e] on images [e], numbers of columns and rows, its place in the row of patches, [e].
             rows: [B] numbers that tell copies of an image apart, which would add up in one slot; keys if None.
 
         Returns:
@@ -141,8 +149,12 @@ class SiteFold:
             self._join(int(count[0]), mean, moments[2], shares, peak_mean, moments[5])
         columns, owners = scores.T.contiguous(), keys.where(finite, NO_KEY).expand(scores.shape[1], -1)
         signs = slot_signs(keys if rows is None else rows) * taken
-        self.slots += torch.cat([columns, finite[None].to(columns)]) @ signs
-        facts = torch.stack([peaks.T, places.T.to(peaks)], 2)  # a place below 2^24 is exact in float32
+        self.slots.addmm_(torch.cat([columns, finite[None].to(columns)]), signs)
+
+        def facts(features: Tensor, images: Tensor) -> Tensor:
+            at = places(features, images)  # below 2^24 it is exact in float32
+            return torch.stack([peaks[images, features], at.to(peaks)], 1)
+
         ranked = [self.top.update(columns.where(finite, -math.inf), owners, facts)]
         ranked += [self.bottom.update((-columns).where(finite, -math.inf), owners)]
         bins = sketch_bins(columns)
@@ -151,7 +163,7 @@ class SiteFold:
 
     def merge(self, other: "SiteFold") -> None:
         """Take in what another process saw of other images."""
-        self.top.update(other.top.values, other.top.keys, other.top.facts)
+        self.top.update(other.top.values, other.top.keys, lambda *which: other.top.facts[which])
         self.bottom.update(other.bottom.values, other.bottom.keys)
         self.counts, self.slots = self.counts + other.counts, self.slots + other.slots
         if other.n:

@@ -253,8 +253,14 @@ def _take_in(
         active = count_positive(acts.patches) / acts.patches.shape[1]
         means = acts.scores()  # not finite where a patch is not; a maximum can hide it
         finite[site] = means.isfinite().all(1)
-        peaks, places = acts.patches.max(1)
+        peaks = acts.scores("max")
         scores = means if reduce == "mean" else peaks
+
+        def places(features: Tensor, images: Tensor) -> Tensor:
+            if 4 * len(features) < peaks.numel():
+                return acts.patches[images, :, features].argmax(1)
+            return acts.patches.max(1).indices[images, features]
+
         ranked.append(state.folds[site].update(scores, active, peaks, places, keys, finite[site], numbers))
 
     with torch.no_grad():
