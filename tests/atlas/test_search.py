@@ -51,6 +51,7 @@ from vitviz_hf.atlas.state import open_crops
 from vitviz_hf.atlas.store import Atlas, open_atlas, push_atlas, unusual_features
 from vitviz_hf.atlas.words import TEMPLATES, Words, agreements, chance_agreement, name_features, vocabulary, write_words
 from vitviz_hf.atlas.write import make_atlas, search_folder, write_atlas
+from vitviz_hf.cli import atlas as cli_atlas
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import (
     AtlasError,
@@ -64,6 +65,7 @@ from vitviz_hf.errors import (
 )
 from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import at_size
+from vitviz_hf.reading.batches import decoders
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 
@@ -498,6 +500,25 @@ def test_commands_build_and_show_a_page(tiny_folder, pictures, tmp_path, capsys)
     capsys.readouterr()
     assert main(["page", model, "1.mlp_act:7", "--atlas", atlas, "--out", str(tmp_path / "x.png")]) == 2
     assert "has no optimized picture; make it with 'vitviz atlas build" in capsys.readouterr().err
+
+
+def test_processes_decode_beside_a_gpu_and_threads_on_a_cpu(tiny_folder, pictures, tmp_path, monkeypatch):
+    used = []
+
+    def watched(view, n):
+        used.append(n)
+        return decoders(view, 0)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("vitviz_hf.atlas.search.decoders", watched)
+    options = [str(tiny_folder("vit")), str(pictures), "--device", "cpu", "--layers", "0", "-k", "1", "--out"]
+    assert main(["search", *options, str(tmp_path / "a")]) == 0
+    assert main(["search", *options, str(tmp_path / "b"), "--workers", "3"]) == 0
+    on = cli_atlas._decoding_processes
+    monkeypatch.setattr(cli_atlas, "_decoding_processes", lambda _: on("cuda"))
+    assert main(["search", *options, str(tmp_path / "c")]) == 0
+
+    assert used == [0, 3, 11]
 
 
 def test_a_site_that_an_atlas_lacks_brings_those_that_it_has():

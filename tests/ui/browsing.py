@@ -56,6 +56,28 @@ def barriers(page):
     return [(v["id"], node["html"], node["failureSummary"]) for v in found for node in v["nodes"]]
 
 
+LOOKS = ((1300, "light"), (390, "dark"))
+
+
+def in_every_look(page):
+    """The page on a desktop in light colors, then on a phone's width in dark ones, as (width, scheme)."""
+    for width, scheme in LOOKS:
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=scheme == "dark")
+        yield width, scheme
+
+
+def barriers_in_every_look(page):
+    """As `barriers`, and where the page is wider than the screen."""
+    found = []
+    for width, scheme in in_every_look(page):
+        found += [(width, scheme, *barrier) for barrier in barriers(page)]
+        if (whole := page.evaluate("document.documentElement.scrollWidth")) > width + 2:
+            found.append((width, scheme, f"{whole} px wide"))
+    return found
+
+
 @contextmanager
 def visiting(browser, leaves=False, **options):
     """A page that must log no error, until it is closed, and ask no other host for anything.

@@ -2,7 +2,16 @@
 
 import pytest
 
-from tests.ui.browsing import SECONDS, barriers, opened, text, value, visiting, wait_for_text, wait_until_idle
+from tests.ui.browsing import (
+    SECONDS,
+    barriers_in_every_look,
+    opened,
+    text,
+    value,
+    visiting,
+    wait_for_text,
+    wait_until_idle,
+)
 from vitviz_hf.ui.behavior_tab import BehaviorTab
 from vitviz_hf.ui.maps_tab import MapsTab
 
@@ -117,37 +126,30 @@ def test_on_a_phone_a_chosen_photograph_brings_its_map_onto_the_screen(browser, 
     context.close()
 
 
-@pytest.mark.parametrize("width", [1300, 390])
-def test_a_card_chosen_with_the_keyboard_shows_its_large_map_on_the_screen(browser, url, width):
-    context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    opened(page, url)
-    card = page.locator("#cards .card").nth(9)
-    feature = card.get_attribute("data-pick")
-    card.focus()
-    page.keyboard.press("Enter")
+def test_a_card_chosen_with_the_keyboard_shows_its_large_map_on_the_screen(browser, url):
+    with visiting(browser, reduced_motion="reduce") as page:
+        opened(page, url)
+        for width, n in ((1300, 9), (390, 8)):
+            page.set_viewport_size({"width": width, "height": 800})
+            card = page.locator("#cards .card").nth(n)
+            feature = card.get_attribute("data-pick")
+            card.focus()
+            page.keyboard.press("Enter")
 
-    wait_for_text(page, "#map-facts", feature)
-    page.wait_for_function(MAP_ON_SCREEN)
-    assert page.locator("#map img").get_attribute("alt").startswith(f"Activation map of {feature}: highest ")
-    assert card.get_attribute("aria-pressed") == "true" and value(page, "#feature") == feature
-    assert card.get_attribute("title").startswith(f"{feature} on the whole picture: ")
-    assert page.locator("#cards .card").nth(0).locator("img").count() >= 2
-    context.close()
+            wait_for_text(page, "#map-facts", feature)
+            page.wait_for_function(MAP_ON_SCREEN)
+            assert page.locator("#map img").get_attribute("alt").startswith(f"Activation map of {feature}: highest ")
+            assert card.get_attribute("aria-pressed") == "true" and value(page, "#feature") == feature
+            assert card.get_attribute("title").startswith(f"{feature} on the whole picture: ")
+        assert page.locator("#cards .card").nth(0).locator("img").count() >= 2
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
-def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(browser, url, width, scheme):
-    found = []
-    with visiting(browser, viewport={"width": width, "height": 1000}, color_scheme=scheme) as page:
-        opened(page, url, "?patch=1,2", advanced=True)
-        for tab in (MapsTab, BehaviorTab):
-            page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
-            page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
-            found += barriers(page)
-
-    assert found == []
+def test_nothing_on_the_tabs_of_the_picture_and_of_views_shuts_anyone_out(page, url):
+    opened(page, url, "?patch=1,2", advanced=True)
+    for tab in (MapsTab, BehaviorTab):
+        page.locator(f"[role=tab][data-tab-id={tab.key}]").click()
+        page.wait_for_selector({"maps": "#cards .card", "views": "#views .thumbnail-item"}[tab.key])
+        assert barriers_in_every_look(page) == []
 
 
 def test_a_tile_of_the_strip_opens_the_map_of_its_feature_in_a_new_tab(page, url):
@@ -172,16 +174,3 @@ def test_another_model_brings_its_own_layers(page, url):
 
     wait_for_text(page, "#model-facts", "tiny/dinov2-registers")
     page.wait_for_function("location.search.includes('dinov2-registers')")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_everything_without_scrolling_sideways(browser, url, scheme):
-    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme, is_mobile=True)
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    opened(page, url)
-
-    width = page.evaluate("document.documentElement.scrollWidth")
-    context.close()
-
-    assert width <= 392

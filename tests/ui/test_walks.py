@@ -170,7 +170,6 @@ def clumsy_user(page, url):
     [
         (visitor, "desktop"),
         (visitor, "phone"),
-        (student, "desktop"),
         (student, "phone"),
         (researcher, "desktop"),
         (keyboard_user, "desktop"),

@@ -31,7 +31,7 @@ class SearchConfig(Checked):
     reduce: Literal["mean", "max"] = knob("mean", "score over patches", metavar="{mean,max}")
     batch: int = knob(32, "images in a forward pass", 1, 4096)
     precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
-    workers: int = knob(0, "processes that decode (default: by the CPU count)", 0, 256)
+    workers: int = knob(0, "processes that decode (default: none on a CPU, else all of its cores but one)", 0, 256)
     """0 decodes in threads of this process; only the command line has another default."""
 
 

@@ -115,7 +115,7 @@ def _search(args: Any) -> None:
         raise ConfigError(f"a text is named in double quotes, so it cannot hold any; got {odd[0]!r:.100}.")
     if args.text:
         given["kinds"] = tuple(dict.fromkeys((*given.get("kinds", ()), "text")))
-    config = SearchConfig(**{"workers": max(1, (os.cpu_count() or 1) - 1), **given})
+    config = SearchConfig(**given)
     check_kinds(config.kinds, (*KINDS, "label", *(["text"] if args.text else [])))
     check_cluster_options(args)
     if not args.resume:
@@ -127,7 +127,7 @@ def _search(args: Any) -> None:
         def show(n: int) -> None:
             bar(n, n_rows if n_rows < 10**12 else 0)
 
-        atlas = _searched(args, source, config, show) if args.on is None else _spread(args, source, given, show)
+        atlas = _searched(args, source, given, show) if args.on is None else _spread(args, source, given, show)
     facts = atlas.manifest
     n_features = sum(atlas.sites.values())
     n_stored = facts["n_stored_images"]
@@ -140,11 +140,17 @@ def _search(args: Any) -> None:
         print(f"these are listed in manifest.json; first: {', '.join(facts['skipped'][0])}")
 
 
-def _searched(args: Any, source: "Source", config: SearchConfig, show: Callable[[int], None]) -> "Atlas":
+def _searched(args: Any, source: "Source", given: dict[str, Any], show: Callable[[int], None]) -> "Atlas":
     from vitviz_hf.atlas.write import make_atlas
 
-    view = _searched_view(args, config)
+    view = _searched_view(args, SearchConfig(**given))
+    config = SearchConfig(**{"workers": _decoding_processes(view.device.type), **given})
     return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
+
+
+def _decoding_processes(device: str) -> int:
+    """As many as the CPU has time for: a model that runs on it leaves too little to be worth the start of one."""
+    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
 
 
 def _searched_view(args: Any, config: SearchConfig) -> Any:
