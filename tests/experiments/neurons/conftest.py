@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from vitviz_hf import open_image
-from vitviz_hf.models.view import normalize
+from vitviz_hf.models.view import at_size, normalize
 from vitviz_hf.stream import builtin_paths
 
 
 @pytest.fixture(params=["vit", "builtin"])
 def model(request, tiny_view):
-    return tiny_view("vit") if request.param == "vit" else request.getfixturevalue("builtin")
+    return tiny_view("vit") if request.param == "vit" else at_size(request.getfixturevalue("builtin"), (112, 112))
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_every_number_and_curve(model, cat, monkeypatch):
     monkeypatch.setattr(module, "RATIOS", (0.3, 0.5))
     grid = model.layers[0].patch_grid
     mask = corner_mask(cat)
-    side = 14 if model.labels is None else 5  # tiles that cut patches
+    side = 5  # tiles that cut patches
     config = OccludeConfig(seeds=2, seed=3, grid=side, shuffles=(2, 8), patch=(1, 2), filter=4)
     patch = grid[1] + 2
 
