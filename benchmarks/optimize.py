@@ -1,9 +1,10 @@
 """Speed of optimization against a plain loop and another package, as ratios taken in one run.
 
-A pass is one augmented image forward and back. `fast` and `paper` are these presets for one feature. `plain` does what
-the papers' code does, here with frozen weights: the whole model runs forward, the score is fetched at every step, with
-the copies and transforms of `paper`. `horama` is Horama 0.3.0 on the same model through a hook, with a canvas of 448
-pixels and 6 crops; install it by hand: `pip install --no-deps horama==0.3.0 einops matplotlib`. All take a step in
+A pass is one augmented image forward and back. `fast` and `paper` are these presets for one feature. `bare` is the
+model alone, forward to the neuron and back, with the copies of `fast`: the rest is what the loop costs. `plain` does
+what the papers' code does, here with frozen weights: the whole model runs forward, the score is fetched at every step,
+with the copies and transforms of `paper`. `horama` is Horama 0.3.0 on the same model through a hook, with a canvas of
+448 pixels and 6 crops; install it by hand: `pip install --no-deps horama==0.3.0 einops matplotlib`. All take a step in
 turn, and medians over the rounds are compared; behind +- stands half the distance of the quartiles of the ratios taken
 round by round.
 
@@ -24,6 +25,8 @@ from vitviz_hf import VisualizeConfig, load_model, visualize_steps
 from vitviz_hf.models.view import normalize
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.penalties import total_variation
+from vitviz_hf.reading.recording import record
+from vitviz_hf.sites import Site
 
 COPIES, CROPS, CANVAS = 8, 6, 448
 FEATURE = 10
@@ -48,6 +51,14 @@ def ours(preset, view, layer):
     config = VisualizeConfig.preset(preset, steps=10_000)
     for _ in visualize_steps(view, [f"{layer}.mlp_act:{FEATURE}"], config):
         yield config.copies
+
+
+def bare(view, layer):
+    site, copies = Site(layer, "mlp_act"), VisualizeConfig.preset("fast").copies
+    images = torch.rand(copies, 3, *view.input_size, device=view.device).requires_grad_()
+    while True:
+        record(view, images, [site])[site].map(FEATURE).mean().backward()
+        yield copies
 
 
 def reading(view, layer):
@@ -122,7 +133,7 @@ def time_pass(steps, device):
 
 def compare(view, layer, rounds):
     """Seconds a pass of each loop, in each round."""
-    loops = {"fast": partial(ours, "fast"), "paper": partial(ours, "paper"), "plain": plain}
+    loops = {"fast": partial(ours, "fast"), "paper": partial(ours, "paper"), "bare": bare, "plain": plain}
     if importlib.util.find_spec("horama"):
         loops["horama"] = horama
     running = {name: loop(view, layer) for name, loop in loops.items()}
@@ -176,12 +187,13 @@ def main():
         view = random_vit_b16(args.device) if name == "random" else load_model(name, device=args.device)
         print(f"{name} on {view.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         print("milliseconds of a pass, and ratios")
-        print("layer     fast    paper    plain   horama    paper/plain   fast/horama")
+        print("layer     fast    paper     bare    plain   horama      fast/bare   paper/plain   fast/horama")
         for layer in args.layers:
             times = compare(view, layer, args.rounds)
-            ms = "".join(f"{shown(times, loop):>9}" for loop in ("fast", "paper", "plain", "horama"))
-            ratios = f"{ratio(times, 'paper', 'plain'):>15}{ratio(times, 'fast', 'horama'):>14}"
-            print(f"{layer:>5}{ms}{ratios}", flush=True)
+            ms = "".join(f"{shown(times, loop):>9}" for loop in ("fast", "paper", "bare", "plain", "horama"))
+            pairs = (("fast", "bare"), ("paper", "plain"), ("fast", "horama"))
+            ratios = "".join(f"{ratio(times, own, other):>14}" for own, other in pairs)
+            print(f"{layer:>5}{ms} {ratios}", flush=True)
         rates = {n: features_per_minute(view, n, args.rounds) for n in args.batches}
         text = "  ".join(f"batch {n}: {rate:.2f}" for n, rate in rates.items())
         print(f"features per minute at layer 5, preset fast: {text}")

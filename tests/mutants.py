@@ -263,7 +263,7 @@ MUTANTS = [
         ),
         (
             "at one token a picture starts from what lies under others",
-            "images[int(scores.argmax())] if at_token else collage",
+            "ranked[s % len(images)] if at_token else collage",
             "collage",
             "optimize/guides::at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire",
         ),
@@ -275,9 +275,21 @@ MUTANTS = [
         ),
         (
             "a collage is of the first images",
-            "best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()",
-            "best = list(range(min(_REGIONS, len(images))))",
+            "ranked = values.argsort(descending=True, stable=True).tolist()",
+            "ranked = list(range(len(images)))",
             "optimize/guides::the_collage_is_the_regions_that_excite_most_of_four_images",
+        ),
+        (
+            "the collage of the next seed is nearly that of the first",
+            "ranked[(nth * _REGIONS + i) % len(ranked)]",
+            "ranked[(nth + i) % len(ranked)]",
+            "optimize/guides::the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics",
+        ),
+        (
+            "a seed of the options does not reach the collage",
+            "guide_by_images(view, target, images, config.seed)",
+            "guide_by_images(view, target, images)",
+            "optimize/guides::the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics",
         ),
         (
             "parts of the built-in photographs are not looked at",
@@ -727,6 +739,12 @@ MUTANTS = [
             "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
         (
+            "every picture of a run has the first one's guide",
+            "[self.guides[seed] for seed in seeds]",
+            "[next(iter(self.guides.values())) for _ in seeds]",
+            "ui/making::without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_picture",
+        ),
+        (
             "a feature that an atlas guides is made as from noise if nothing is chosen",
             "VisualizeConfig.preset(ALIGNED) if guided and guided.guides else",
             "VisualizeConfig.preset(ALIGNED) if False else",
@@ -743,8 +761,8 @@ MUTANTS = [
         ),
         (
             "what the photographs gave to one objective is taken for another",
-            "key = view.identity.key, asked.objective",
-            'key = view.identity.key, ""',
+            "(view.identity.key, asked.objective, *asked.seeds)",
+            '(view.identity.key, "", *asked.seeds)',
             "ui/making::what_the_built_in_photographs_gave_is_kept_for_the_next_picture",
         ),
     ),
@@ -1713,8 +1731,8 @@ MUTANTS = [
         ),
         (
             "a token's picture is of the mean",
-            "target or feature, torch",
-            "feature, torch",
+            "target or feature, images",
+            "feature, images",
             "cli/guides::pictures_are_guided_by_the_images_that_an_atlas_stores_of_each_feature",
         ),
     ),

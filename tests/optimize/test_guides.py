@@ -40,7 +40,7 @@ from vitviz_hf import (
 from vitviz_hf.errors import ConfigError, FeatureError, NonFiniteError, RecipeError
 from vitviz_hf.images import cover
 from vitviz_hf.optimize import guides
-from vitviz_hf.optimize.guides import Photographs, collage, misfit
+from vitviz_hf.optimize.guides import Photographs, collage, guide_by, guides_by_images, misfit
 from vitviz_hf.optimize.loop import finish, seeded_steps
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import read_recipe
@@ -242,6 +242,27 @@ def test_a_collage_of_fewer_images_is_the_best_one_and_of_even_ones_their_middle
 
     # A seventh of 64, made even, is 10: regions of 37, from row and column 12 (a multiple of 2), and seams of 10.
     torch.testing.assert_close(found[:, :27, :27], photographs[0, :, 12:39, 12:39])
+
+
+def test_the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics(trained, photographs):
+    images = best_of(trained, FEATURE, photographs, 9)
+    maps = torch.from_numpy(activation(trained, 2, images)[..., 9]).float().clamp_min(0).unflatten(1, (8, 8))
+    wide = functional.interpolate(maps[:, None], (64, 64), mode="bilinear")
+    strength = functional.avg_pool2d(wide, 37, 2).amax((1, 2, 3))
+    order = strength.argsort(descending=True).tolist()
+
+    first, *others = guides_by_images(trained, FEATURE, images, (0, 1, 2, 9))
+
+    for guide, some in zip((first, *others), (order[:4], order[4:8], [order[8], *order[:3]], order[:4]), strict=True):
+        falling = maps[some] * (torch.tensor([4.0, 3.0, 2.0, 1.0]) / strength[some])[:, None, None]
+        assert (guide.photograph - collage(images[some], falling)).abs().mean() < 5 / 255, some
+    assert (first.photograph - others[0].photograph).abs().mean() > 0.05
+    for guide in others:
+        assert guide.best == first.best and all(torch.equal(guide.moments[s], first.moments[s]) for s in first.moments)
+    by_config = [guide_by(trained, FEATURE, images, replace(ALIGNED, seed=seed)).start for seed in (0, 1)]
+    assert by_config == [first.start, others[0].start]
+    few = guides_by_images(trained, FEATURE, images[:3], (0, 1, 3))
+    assert few[0].start == few[2].start != few[1].start
 
 
 def test_a_guide_starts_from_the_collage_of_its_images(trained, photographs):

@@ -350,13 +350,16 @@ def test_without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_p
     tab = dreams[1]
     *_, last = run(dreams, liked, "aligned", pictures=2)
 
-    guide = guide_by_images(trained, liked, builtin_images(trained, liked))
+    images, starts = builtin_images(trained, liked), []
     for i, seed in enumerate((5, 6)):
         path = last[tab.downloads[i]]["value"]
+        guide = guide_by_images(trained, liked, images, seed)
+        starts.append(guide.photograph)
         alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=seed), [guide])[0]
         assert np.abs(np.asarray(open_image(path), int) - np.asarray(alone.image, int)).max() <= 1
         assert read_recipe(path)["guide"]["images"] == 9 and read_recipe(path)["guide"]["start"]
         assert np.abs(np.asarray(replay(path, trained).image, int) - np.asarray(open_image(path), int)).max() <= 1
+    assert (starts[0] - starts[1]).abs().mean() > 0.05
     told = "ade from the 9 most activating of the 19 built-in photographs and their parts"
     assert f"M{told}." in last[tab.status] and last[tab.lives[1]]["label"] == "Seed 6"
     assert last[tab.compared].count('type="range"') == 2 and "The collage of images, which" in last[tab.compared]
@@ -369,7 +372,7 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     *_, last = run(dreams, liked, "aligned", atlas="some/atlas")
 
     crops = [image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in atlas.hits(liked)]
-    guide = guide_by_images(trained, liked, torch.stack(crops))
+    guide = guide_by_images(trained, liked, torch.stack(crops), 5)
     alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=5), [guide])[0]
     made = np.asarray(open_image(last[tab.downloads[0]]["value"]), int)
     assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
@@ -461,7 +464,7 @@ def slow_frames():
 def test_time_to_ask_for_is_learned_from_the_passes_that_were_made(dreams, trained, liked, monkeypatch):
     *_, last = grow(trained, Wanted(f"{liked}", "paper", 3, 0, 2))
     images = torch.stack([to_pixels(trained, open_image(CHELSEA))[0]])
-    guided = growing.Guided(guide_by_images(trained, liked, images), "made from one")
+    guided = growing.Guided({0: guide_by_images(trained, liked, images)}, "made from one")
     *_, led = grow(trained, Wanted(f"{liked}", "auto", 5, 0), guided)
 
     assert passes_made(last) == 3 * 8 * 2 and passes_made(led) == 5 + PASSES

@@ -4,6 +4,7 @@ from vitviz_hf import _torchvision  # noqa: F401  before anything that imports t
 
 # isort: split
 import torch
+from torch import Tensor
 
 from vitviz_hf.atlas.page import check_model
 from vitviz_hf.atlas.store import Atlas
@@ -30,9 +31,19 @@ def guide_from_atlas(
         FeatureError: no such feature.
         ConfigError: none of the images excites the feature.
     """
+    return guide_by(view, target or feature, images_from_atlas(view, atlas, feature), config)
+
+
+def images_from_atlas(view: ModelView, atlas: Atlas, feature: Feature) -> Tensor:
+    """The stored images that excite a feature most, up to nine: [N, 3, H, W] in [0, 1].
+
+    Raises:
+        AtlasError: the atlas is of another model, or stores no image of the feature.
+        SiteError: the atlas does not cover the site.
+        FeatureError: no such feature.
+    """
     check_model(view, atlas)
     hits = atlas.hits(feature)[:N_IMAGES]
     if not hits:
         raise AtlasError(f"the atlas {atlas.name!r} stores no image of '{feature}'.")
-    crops = [open_image(atlas.image(hit.row).jpeg) for hit in hits]
-    return guide_by(view, target or feature, torch.stack([image_to_pixels(crop) for crop in crops]), config)
+    return torch.stack([image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in hits])

@@ -76,7 +76,7 @@ class Guide:
         return image_to_pixels(open_image(self.start)) if self.start else None
 
 
-def guide_by_images(view: ModelView, target: Objective | Target | str, images: Tensor) -> Guide:
+def guide_by_images(view: ModelView, target: Objective | Target | str, images: Tensor, seed: int = 0) -> Guide:
     """What the preset `aligned` needs: statistics of the patches of images that excite a feature, and a collage.
 
     Patches count by how much they excite it, and a little all alike. For directions, sums and classes, images count by
@@ -85,6 +85,7 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
 
     Args:
         images: [N, 3, H, W] in [0, 1] at the model's input size.
+        seed: of the picture; those of the seeds that follow 0 start from the images that come next.
 
     Raises:
         ConfigError: no image, or none where the objective is above 0; or images of another size.
@@ -92,6 +93,13 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
 
     Source: after VITAL, arXiv:2503.22399, with two moments in the place of the whole distribution.
     """
+    return guides_by_images(view, target, images, [seed])[0]
+
+
+def guides_by_images(
+    view: ModelView, target: Objective | Target | str, images: Tensor, seeds: Sequence[int]
+) -> list[Guide]:
+    """As `guide_by_images`, for a picture of each seed."""
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, images)
@@ -120,8 +128,9 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
         mean = weights @ values
         moments[site] = torch.stack([mean, (weights @ (values - mean).square()).sqrt()]).cpu()
     # What is put together would lie under another token.
-    start = images[int(scores.argmax())] if at_token else collage(images.cpu(), maps.cpu())
-    return Guide(len(images), best, moments, _keep(start))
+    ranked = images[scores.argsort(descending=True, stable=True).to(images.device)]
+    starts = [ranked[s % len(images)] if at_token else collage(images.cpu(), maps.cpu(), s) for s in seeds]
+    return [Guide(len(images), best, moments, _keep(start)) for start in starts]
 
 
 def builtin_images(
@@ -178,7 +187,7 @@ def read_builtin_images(view: ModelView, target: Objective | Target | str) -> Ge
     return torch.stack([image_to_pixels(image) for _, image in best])
 
 
-def collage(images: Tensor, maps: Tensor) -> Tensor:
+def collage(images: Tensor, maps: Tensor, nth: int = 0) -> Tensor:
     """The regions that excite a feature most, of four images, two by two in one, where they pass into each other.
 
     Each is a little more than half as high and wide as an image. Of fewer images, the one with the best such region.
@@ -186,6 +195,7 @@ def collage(images: Tensor, maps: Tensor) -> Tensor:
     Args:
         images: [N, 3, H, W] in [0, 1].
         maps: [N, R, C], 0 or more.
+        nth: the first collage has the best four, the next one those that follow, and after the last one the best again.
 
     Returns:
         [3, H, W]
@@ -200,9 +210,10 @@ def collage(images: Tensor, maps: Tensor) -> Tensor:
     # The middle where an image is alike everywhere.
     means = means - 1e-4 * means.amax((1, 2), keepdim=True) * (away[0][:, None] + away[1])
     values, places = means.flatten(1).max(1)
-    best = values.argsort(descending=True, stable=True)[:_REGIONS].tolist()
-    if len(best) < _REGIONS:
-        return images[best[0]]
+    ranked = values.argsort(descending=True, stable=True).tolist()
+    if len(ranked) < _REGIONS:
+        return images[ranked[nth % len(ranked)]]
+    best = [ranked[(nth * _REGIONS + i) % len(ranked)] for i in range(_REGIONS)]
     weight = _ramp(height, overlap[0])[:, None] * _ramp(width, overlap[1])
     drawn, total = torch.zeros(images.shape[1:]), torch.zeros(size)
     for i, image in enumerate(best):
@@ -248,7 +259,9 @@ def guide_by(view: ModelView, target: Objective | Target | str, images: Tensor, 
     Raises:
         ConfigError: as `guide_by_images` and `guide_by_photograph`.
     """
-    return guide_by_images(view, target, images) if config.align else guide_by_photograph(view, target, images[0])
+    if config.align:
+        return guide_by_images(view, target, images, config.seed)
+    return guide_by_photograph(view, target, images[0])
 
 
 def check_guides(

@@ -1,7 +1,7 @@
 """Pictures as they are optimized: frames of the run, its end, and how long it will take. CPU data in and out."""
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -88,15 +88,14 @@ class Wanted:
 class Guided:
     """What real images give to a run."""
 
-    guide: Guide | None
-    """For each of its pictures; None where no image excites the feature, so that they start from noise."""
+    guides: Mapping[int, Guide]
+    """For the picture of each seed; empty where no image excites the feature, so that they start from noise."""
     told: str
     """Which images, such as `started from your photograph`."""
 
-    @property
-    def guides(self) -> list[Guide]:
-        """The guide, if there is one."""
-        return [self.guide] if self.guide else []
+    def of(self, seeds: Sequence[int]) -> list[Guide]:
+        """Those of some pictures, if there are any."""
+        return [self.guides[seed] for seed in seeds] if self.guides else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +156,9 @@ def grow(view: ModelView, asked: Wanted, guided: Guided | None = None) -> Genera
     """
     config, (view, wanted) = asked.config(view, guided), asked.parsed(view)
     groups = [asked.seeds] if steps_together(view) else [[seed] for seed in asked.seeds]
-    guides = guided.guides if guided else []
-    runs = [seeded_steps(view, [wanted] * len(seeds), config, seeds, guides * len(seeds)) for seeds in groups]
+    runs = [
+        seeded_steps(view, [wanted] * len(seeds), config, seeds, guided.of(seeds) if guided else ()) for seeds in groups
+    ]
     steps: dict[int, Step] = {}
     shown = 0.0
     for index in range(config.steps):
@@ -186,11 +186,11 @@ def steps_together(view: ModelView) -> bool:
 def keep(view: ModelView, asked: Wanted, frame: Frame) -> Frame:
     """The frame that a run was stopped at, with its results; the recipes say after which step."""
     config, (view, wanted) = asked.config(view, frame.guided), asked.parsed(view)
-    guides = frame.guided.guides if frame.guided else []
 
     def ended(grown: Grown) -> Grown:
         pixels = image_to_pixels(grown.picture).unsqueeze(0).to(view.device)
         scores, dead = torch.tensor([grown.score]), torch.tensor([grown.dead_steps])
+        guides = frame.guided.of([grown.seed]) if frame.guided else ()
         return _ended(view, wanted, config, Step(grown.index, pixels, scores, dead, guides), [grown.seed])[0]
 
     return _last(view, wanted, config, (g if g.result else ended(g) for g in frame.pictures), frame.guided)
@@ -215,7 +215,7 @@ def gpu_passes(_: Snapshot, asked: Wanted) -> int:
 
 def passes_made(frame: Frame) -> int:
     """Images that went through the model for the last frame of a run."""
-    read = PASSES if frame.guided and frame.guided.guide else 0
+    read = PASSES if frame.guided and frame.guided.guides else 0
     return read + sum((g.index + 1) * g.result.recipe["config"]["copies"] for g in frame.pictures if g.result)
 
 

@@ -5,12 +5,11 @@ from contextlib import suppress
 
 from cachetools import LRUCache
 
-from vitviz_hf.atlas.guiding import guide_from_atlas
+from vitviz_hf.atlas.guiding import images_from_atlas
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError, VitvizError
 from vitviz_hf.models.view import ModelView, to_pixels
-from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.guides import Guide, guide_by_images, guide_by_photograph, read_builtin_images
+from vitviz_hf.optimize.guides import Guide, guide_by_photograph, guides_by_images, read_builtin_images
 from vitviz_hf.optimize.objectives import check_objective
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.cards import fitting_atlas
@@ -39,7 +38,7 @@ class Guiding:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._kept: LRUCache[tuple[str, str], Guide] = LRUCache(_KEPT)
+        self._kept: LRUCache[tuple[str | int, ...], list[Guide]] = LRUCache(_KEPT)
 
     def guide_run(self, view: ModelView, asked: Wanted) -> Generator[tuple[int, int], None, Guided | None]:
         """What the presets `accent` and `aligned` need, and `auto` for a feature of an atlas; None for the others.
@@ -56,11 +55,11 @@ class Guiding:
         """
         if asked.photograph:
             view, wanted = asked.parsed(view)
-            pixels = to_pixels(view, asked.photograph)[0]
-            return Guided(guide_by_photograph(view, wanted, pixels), "started from your photograph")
+            guide = guide_by_photograph(view, wanted, to_pixels(view, asked.photograph)[0])
+            return Guided(dict.fromkeys(asked.seeds, guide), "started from your photograph")
         if asked.preset not in (ALIGNED, AUTO):
             return None
-        key = view.identity.key, asked.objective
+        key: tuple[str | int, ...] = (view.identity.key, asked.objective, *asked.seeds)
         view, wanted = asked.parsed(view)
         check_objective(view, wanted)
         feature = only_feature(wanted)
@@ -68,18 +67,20 @@ class Guiding:
         if atlas and feature:
             whose = tell_atlas(atlas, feature.site)
             try:
-                guide = guide_from_atlas(view, atlas, feature, VisualizeConfig.preset(ALIGNED))
+                images = images_from_atlas(view, atlas, feature)
+                guides = guides_by_images(view, feature, images, asked.seeds)
             except (OSError, ValueError) as error:  # a damaged atlas is one of these
                 if asked.preset == ALIGNED:
                     raise
                 why = f"none of {whose} excites it" if isinstance(error, ConfigError) else "its atlas cannot be read"
-                return Guided(None, f"started from noise, since {why}")
+                return Guided({}, f"started from noise, since {why}")
         elif asked.preset == AUTO:
             return None
         else:
             whose = f"{tell_photographs(len(builtin_paths()))} and their parts"
             if (kept := self._kept.get(key)) is None:
                 images = yield from read_builtin_images(view, wanted)
-                kept = self._kept[key] = guide_by_images(view, wanted, images)
-            guide = kept
-        return Guided(guide, f"made from the {guide.n_images} most activating of {whose}")
+                kept = self._kept[key] = guides_by_images(view, wanted, images, asked.seeds)
+            guides = kept
+        told = f"made from the {guides[0].n_images} most activating of {whose}"
+        return Guided(dict(zip(asked.seeds, guides, strict=True)), told)
