@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -129,6 +130,17 @@ def test_more_gpus_than_there_are_and_an_address_without_a_cluster_are_told(mach
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'"), open_cluster("ray"):
         pass
+
+
+@pytest.mark.parametrize(("where", "kept"), [("127.0.0.1", "0"), ("", None)])
+def test_ray_keeps_to_the_loopback_address_only_where_its_cluster_does(where, kept, monkeypatch):
+    known = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3}}])
+    monkeypatch.setitem(sys.modules, "ray", known)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    with socket.create_server((where, 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        with open_cluster("ray") as cluster:
+            assert cluster.n_cpus == 3 and os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == kept
 
 
 def test_what_two_workers_did_counts_once():

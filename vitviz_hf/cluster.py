@@ -95,7 +95,9 @@ def open_cluster(address: str, gpus: int | None = None) -> Iterator[Cluster]:
         options["address"] = os.environ.get("RAY_ADDRESS", "local")
     if options["address"] == "local":
         options["include_dashboard"] = False
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its ports are on 127.0.0.1
+    if options["address"] == "local" or _is_only_here(options["address"]):
+        # Ray then keeps to 127.0.0.1; else it would look for the cluster at this machine's other address for ever.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -116,12 +118,29 @@ def open_cluster(address: str, gpus: int | None = None) -> Iterator[Cluster]:
 
 def _knock(address: str) -> None:
     """Raise ConnectionError soon where nobody listens; Ray itself tries for more than a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, port = _parts(address)
     if port.isdecimal():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), 10).close()
+            socket.create_connection((host, int(port)), 10).close()
         except OSError as error:
             raise ConnectionError(first_line(error)) from error
+
+
+def _is_only_here(address: str) -> bool:
+    """Whether it is the loopback address, and who listens there does not listen at all addresses of this machine."""
+    host, port = _parts(address)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    try:
+        _knock(f"127.0.0.2:{port}")
+    except ConnectionError:
+        return True
+    return False
+
+
+def _parts(address: str) -> tuple[str, str]:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return host.strip("[]"), port
 
 
 def _plan(machines: Sequence[dict[str, float]], gpus: int | None) -> tuple[int, int, bool]:
