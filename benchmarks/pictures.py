@@ -109,7 +109,7 @@ def preset(
 def aligned_builtin(view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int) -> Image.Image:
     config = VisualizeConfig.preset("aligned", steps=steps, seed=seed)
     try:
-        guide = guide_by_images(view, feature, builtin_images(view, feature))
+        guide = guide_by_images(view, feature, builtin_images(view, feature), seed)
     except ConfigError:  # none of them excites it
         return preset("fast", view, feature, max(1, steps // 2), photographs, seed)
     return visualize(view, [feature], config, [guide])[0].image

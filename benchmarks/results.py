@@ -16,11 +16,11 @@ from PIL import Image
 from vitviz_hf.cli.main import main
 from vitviz_hf.experiments.accuracy import background, position, token_mixing
 from vitviz_hf.experiments.accuracy.paper import MODELS
-from vitviz_hf.experiments.claims import read_found
 from vitviz_hf.experiments.neurons import group
 from vitviz_hf.experiments.pictures.choosing import optimized, picture_config
 from vitviz_hf.experiments.registry import CLAIMS, EXPERIMENTS
 from vitviz_hf.experiments.tables import Table
+from vitviz_hf.experiments.verdict import read_found
 from vitviz_hf.images import open_image
 from vitviz_hf.manifest import versions, write_dir
 from vitviz_hf.models.view import at_size, load_model

@@ -182,6 +182,33 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "optimize/collages",
+        (
+            "a collage is of the first images",
+            "ranked = values.argsort(descending=True, stable=True).tolist()",
+            "ranked = list(range(len(images)))",
+            "optimize/guides::the_collage_is_the_regions_that_excite_most_of_four_images",
+        ),
+        (
+            "the collage of the next seed is nearly that of the first",
+            "(_REGIONS * i + shift) % n",
+            "(i + shift) % n",
+            "optimize/guides::the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics",
+        ),
+        (
+            "later seeds start from the collages of earlier ones",
+            "for shift in range(shared) for i",
+            "for _ in range(shared) for shift in [0] for i",
+            "optimize/guides::collages_are_all_different_and_of_images_that_excite",
+        ),
+        (
+            "seeds start from images that do not excite the feature",
+            "n = min(int((values > 0).sum()), MOST)",
+            "n = min(len(values), MOST)",
+            "optimize/guides::collages_are_all_different_and_of_images_that_excite",
+        ),
+    ),
+    *_of(
         "optimize/guides",
         (
             "all patches count alike",
@@ -263,8 +290,20 @@ MUTANTS = [
         ),
         (
             "at one token a picture starts from what lies under others",
-            "ranked[s % len(images)] if at_token else collage",
-            "collage",
+            "    if at_token:  #",
+            "    if False:  #",
+            "optimize/guides::at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire",
+        ),
+        (
+            "at one token all seeds start from one image",
+            "starts = [images[i] for i in order[: max(",
+            "starts = [images[i] for i in order[:1][: max(",
+            "optimize/guides::at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire",
+        ),
+        (
+            "at one token a seed starts from an image that does not excite it",
+            "min(int((scores > 0).sum()), MOST)",
+            "len(order)",
             "optimize/guides::at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_fire",
         ),
         (
@@ -272,18 +311,6 @@ MUTANTS = [
             '    _check_size(view, torch.empty(*size, device="meta"))',
             "    _check_size(view, image_to_pixels(open_image(start)))",
             "optimize/guides::a_start_that_is_too_large_is_refused_before_it_is_decoded",
-        ),
-        (
-            "a collage is of the first images",
-            "ranked = values.argsort(descending=True, stable=True).tolist()",
-            "ranked = list(range(len(images)))",
-            "optimize/guides::the_collage_is_the_regions_that_excite_most_of_four_images",
-        ),
-        (
-            "the collage of the next seed is nearly that of the first",
-            "ranked[(nth * _REGIONS + i) % len(ranked)]",
-            "ranked[(nth + i) % len(ranked)]",
-            "optimize/guides::the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics",
         ),
         (
             "a seed of the options does not reach the collage",
@@ -299,8 +326,8 @@ MUTANTS = [
         ),
         (
             "what a guide starts from is forgotten",
-            "moments, _keep(start))",
-            'moments, b"")',
+            "tuple(map(_keep, starts))",
+            'tuple(b"" for _ in starts)',
             "optimize/guides::a_guide_starts_from_the_collage_of_its_images",
         ),
         (
@@ -740,8 +767,8 @@ MUTANTS = [
         ),
         (
             "every picture of a run has the first one's guide",
-            "[self.guides[seed] for seed in seeds]",
-            "[next(iter(self.guides.values())) for _ in seeds]",
+            "[self.guides.of(seed) for seed in seeds]",
+            "[self.guides.of(0) for _ in seeds]",
             "ui/making::without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_picture",
         ),
         (
@@ -761,8 +788,14 @@ MUTANTS = [
         ),
         (
             "what the photographs gave to one objective is taken for another",
-            "(view.identity.key, asked.objective, *asked.seeds)",
-            '(view.identity.key, "", *asked.seeds)',
+            "key = view.identity.key, asked.objective",
+            'key = view.identity.key, ""',
+            "ui/making::what_the_built_in_photographs_gave_is_kept_for_the_next_picture",
+        ),
+        (
+            "another seed reads the photographs again",
+            "key = view.identity.key, asked.objective",
+            'key = view.identity.key, f"{asked.objective} {asked.seeds}"',
             "ui/making::what_the_built_in_photographs_gave_is_kept_for_the_next_picture",
         ),
     ),
@@ -1738,6 +1771,12 @@ MUTANTS = [
     ),
     *_of(
         "cli/optimization",
+        (
+            "the seed does not reach the real images",
+            'preset(args.preset or "fourier", **knobs)',
+            'preset(args.preset or "fourier", **{k: v for k, v in knobs.items() if k != "seed"})',
+            "cli/guides::pictures_are_guided_by_files_and_folders_and_say_so",
+        ),
         (
             "images that the preset does not use are opened and forgotten",
             "if wrong := [name for name in given if name not in fitting]:",

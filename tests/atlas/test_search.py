@@ -515,10 +515,12 @@ def test_processes_decode_beside_a_gpu_and_threads_on_a_cpu(tiny_folder, picture
     assert main(["search", *options, str(tmp_path / "a")]) == 0
     assert main(["search", *options, str(tmp_path / "b"), "--workers", "3"]) == 0
     on = cli_atlas._decoding_processes
-    monkeypatch.setattr(cli_atlas, "_decoding_processes", lambda _: on("cuda"))
-    assert main(["search", *options, str(tmp_path / "c")]) == 0
+    monkeypatch.setattr(cli_atlas, "_decoding_processes", lambda _, n: on(True, n))
+    for i, n in enumerate((12, 1, 384)):
+        monkeypatch.setattr("os.cpu_count", lambda n=n: n)
+        assert main(["search", *options, str(tmp_path / f"c{i}")]) == 0
 
-    assert used == [0, 3, 11]
+    assert used == [0, 3, 11, 1, 256]
 
 
 def test_a_site_that_an_atlas_lacks_brings_those_that_it_has():

@@ -70,7 +70,7 @@ def guide_in(path):
 
 def test_pictures_are_guided_by_files_and_folders_and_say_so(model, folder_of_pictures, tmp_path, capsys):
     files = [str(folder_of_pictures), str(folder_of_pictures / "1.png")]
-    command = ["visualize", model, "1.mlp_act:5", "2.resid:3", "--preset", "aligned", *SHORT, "--images"]
+    command = ["visualize", model, "1.mlp_act:5", "2.resid:3", "--preset", "aligned", *SHORT, "--seed", "1", "--images"]
 
     assert main([*command, *files, "--out", str(tmp_path / "out")]) == 0
 
@@ -78,7 +78,9 @@ def test_pictures_are_guided_by_files_and_folders_and_say_so(model, folder_of_pi
     assert told.count(", made from 5 images") == 2
     view = load_model(model, device="cpu")
     images = [Image.open(folder_of_pictures / f"{i}.png") for i in (0, 1, 2, 3, 1)]
-    expected = guide_by_images(view, "2.resid:3", torch.cat([to_pixels(view, image) for image in images]))
+    pixels = torch.cat([to_pixels(view, image) for image in images])
+    expected = guide_by_images(view, "2.resid:3", pixels, 1)
+    assert expected.start != guide_by_images(view, "2.resid:3", pixels).start
     assert guide_in(tmp_path / "out" / "2.resid-3.png").to_json() == expected.to_json()
     assert main(["replay", str(tmp_path / "out" / "1.mlp_act-5.png")]) == 0
     assert capsys.readouterr().out.startswith("identical; score")

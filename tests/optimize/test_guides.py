@@ -40,7 +40,8 @@ from vitviz_hf import (
 from vitviz_hf.errors import ConfigError, FeatureError, NonFiniteError, RecipeError
 from vitviz_hf.images import cover
 from vitviz_hf.optimize import guides
-from vitviz_hf.optimize.guides import Photographs, collage, guide_by, guides_by_images, misfit
+from vitviz_hf.optimize.collages import collages
+from vitviz_hf.optimize.guides import Photographs, guide_by, guides_by_images, misfit
 from vitviz_hf.optimize.loop import finish, seeded_steps
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import read_recipe
@@ -211,7 +212,7 @@ def test_the_collage_is_the_regions_that_excite_most_of_four_images():
     for i, (strength, at) in enumerate([(3, (0, 0)), (9, (6, 6)), (2, (0, 6)), (8, (0, 3)), (5, (3, 0)), (7, (3, 3))]):
         maps[i][at] = strength
 
-    found = collage(images, maps)
+    found = next(collages(images, maps))
 
     # They overlap by a seventh, and are (56 + 8) / 2 = 32 high and (84 + 12) / 2 = 48 wide, here well inside the seams.
     best = {1: (slice(0, 22), slice(0, 34)), 3: (slice(0, 22), slice(-34, None))}
@@ -235,13 +236,39 @@ def test_the_collage_is_the_regions_that_excite_most_of_four_images():
     assert seam.diff().max() < 0.05
 
 
-def test_a_collage_of_fewer_images_is_the_best_one_and_of_even_ones_their_middles(photographs):
-    assert torch.equal(collage(photographs[:3], torch.tensor([1.0, 3.0, 2.0])[:, None, None]), photographs[1])
+def test_of_fewer_images_each_that_excites_stands_alone_and_of_even_ones_their_middles(photographs):
+    for strengths, order in (([1.0, 3.0, 2.0], [1, 2, 0]), ([0.0, 3.0, 0.0], [1]), ([0.0, 0.0, 0.0], [0])):
+        found = list(collages(photographs[:3], torch.tensor(strengths)[:, None, None]))
+        assert torch.equal(torch.stack(found), photographs[order])
 
-    found = collage(photographs[:4], torch.ones(4, 1, 1))
+    found = next(collages(photographs[:4], torch.ones(4, 1, 1)))
 
     # A seventh of 64, made even, is 10: regions of 37, from row and column 12 (a multiple of 2), and seams of 10.
     torch.testing.assert_close(found[:, :27, :27], photographs[0, :, 12:39, 12:39])
+
+
+@pytest.mark.parametrize(
+    ("n", "firing", "sets"),
+    [
+        (9, 9, ["0123", "4567", "8012", "3456", "7801", "2345", "6780", "1234", "5678"]),
+        (8, 8, ["0123", "4567", "1234", "5670", "2345", "6701", "3456", "7012"]),
+        (9, 6, ["0123", "4501", "2345", "1234", "5012", "3450"]),
+        (9, 4, ["0123", "1230", "2301", "3012"]),
+        (9, 1, ["0123", "1230", "2301", "3012"]),
+        (
+            50,
+            50,
+            [*("".join(chr(48 + (4 * i + k + shift) % 36) for k in range(4)) for shift in range(4) for i in range(9))],
+        ),
+    ],
+)
+def test_collages_are_all_different_and_of_images_that_excite(n, firing, sets):
+    images = (torch.arange(n) / 100)[:, None, None, None].expand(-1, 3, 28, 28)
+    maps = torch.where(torch.arange(n) < firing, 100.0 - torch.arange(n), 0.0)[:, None, None]
+
+    corners = [found[0, [0, 0, -1, -1], [0, -1, 0, -1]] * 100 for found in collages(images, maps)]
+
+    assert ["".join(chr(48 + round(float(i))) for i in some) for some in corners] == sets
 
 
 def test_the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics(trained, photographs):
@@ -251,18 +278,19 @@ def test_the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_sam
     strength = functional.avg_pool2d(wide, 37, 2).amax((1, 2, 3))
     order = strength.argsort(descending=True).tolist()
 
-    first, *others = guides_by_images(trained, FEATURE, images, (0, 1, 2, 9))
+    found = guides_by_images(trained, FEATURE, images)
+    first, *others = map(found.of, (0, 1, 2, 9))
 
     for guide, some in zip((first, *others), (order[:4], order[4:8], [order[8], *order[:3]], order[:4]), strict=True):
         falling = maps[some] * (torch.tensor([4.0, 3.0, 2.0, 1.0]) / strength[some])[:, None, None]
-        assert (guide.photograph - collage(images[some], falling)).abs().mean() < 5 / 255, some
+        assert (guide.photograph - next(collages(images[some], falling))).abs().mean() < 5 / 255, some
     assert (first.photograph - others[0].photograph).abs().mean() > 0.05
     for guide in others:
         assert guide.best == first.best and all(torch.equal(guide.moments[s], first.moments[s]) for s in first.moments)
     by_config = [guide_by(trained, FEATURE, images, replace(ALIGNED, seed=seed)).start for seed in (0, 1)]
     assert by_config == [first.start, others[0].start]
-    few = guides_by_images(trained, FEATURE, images[:3], (0, 1, 3))
-    assert few[0].start == few[2].start != few[1].start
+    few = guides_by_images(trained, FEATURE, images[:3])
+    assert few.of(0).start == few.of(3).start != few.of(1).start
 
 
 def test_a_guide_starts_from_the_collage_of_its_images(trained, photographs):
@@ -271,7 +299,7 @@ def test_a_guide_starts_from_the_collage_of_its_images(trained, photographs):
 
     guide = guide_by_images(trained, FEATURE, images)
 
-    assert (guide.photograph - collage(images, maps)).abs().mean() < 5 / 255
+    assert (guide.photograph - next(collages(images, maps))).abs().mean() < 5 / 255
     first = next(visualize_steps(trained, [FEATURE], replace(ALIGNED, learning_rate=1e-6), [guide]))
     assert (first.pixels[0] - guide.photograph).abs().mean() < 0.01
 
@@ -558,6 +586,9 @@ def test_at_one_token_a_picture_starts_from_the_best_image_though_no_patch_may_f
     best = int(own[:, index].argmax())
     assert (guide.photograph - images[best]).abs().mean() < 5 / 255
     assert guide.best == pytest.approx(float(own[best, index]), rel=1e-4)
+    found, scores = guides_by_images(trained, f"{'-' * minus}2.resid:{number}@{at}", images[::3]), own[::3, index]
+    second = scores.argmin() if scores.min() > 0 else scores.argmax()
+    assert (found.of(1).photograph - images[::3][second]).abs().mean() < 5 / 255
 
 
 def test_a_photograph_keeps_the_colors_of_its_pixels(trained):

@@ -23,7 +23,7 @@ from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixel
 from vitviz_hf.inside.words import with_words
 from vitviz_hf.models.view import to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
-from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph
+from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph, guides_by_images
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.reference import load_reference
@@ -283,9 +283,9 @@ def liked(trained):
     return Feature(Site(1, "mlp_act"), int((scores > 0).sum(0).argmax()))
 
 
-def run(dreams, feature, preset, photo=None, atlas="", steps=3, pictures=1, tray=()):
+def run(dreams, feature, preset, photo=None, atlas="", steps=3, pictures=1, tray=(), seed=5):
     app, tab = dreams
-    return tab.visualize(app.model.value, str(feature), preset, steps, 5, pictures, tray, ME, photo, atlas)
+    return tab.visualize(app.model.value, str(feature), preset, steps, seed, pictures, tray, ME, photo, atlas)
 
 
 def seen(trained, paths):
@@ -367,17 +367,20 @@ def test_without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_p
 
 def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, liked, tmp_path, monkeypatch):
     tab = dreams[1]
-    atlas = make_atlas(trained, open_source("builtin"), SearchConfig(k=4), tmp_path / "atlas")
+    atlas = make_atlas(trained, open_source("builtin"), SearchConfig(k=8), tmp_path / "atlas")
     monkeypatch.setattr(dreams[0].page.shelf, "atlas", lambda name: atlas)
-    *_, last = run(dreams, liked, "aligned", atlas="some/atlas")
+    *_, last = run(dreams, liked, "aligned", pictures=2, atlas="some/atlas")
 
-    crops = [image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in atlas.hits(liked)]
-    guide = guide_by_images(trained, liked, torch.stack(crops), 5)
-    alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=5), [guide])[0]
-    made = np.asarray(open_image(last[tab.downloads[0]]["value"]), int)
+    crops = torch.stack([image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in atlas.hits(liked)])
+    guides = [guide_by_images(trained, liked, crops, seed) for seed in (5, 6)]
+    assert (guides[0].photograph - guides[1].photograph).abs().mean() > 0.02
+    for i, guide in enumerate(guides):
+        assert read_recipe(last[tab.downloads[i]]["value"])["guide"] == guide.to_json()
+    alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=6), guides[1:])[0]
+    made = np.asarray(open_image(last[tab.downloads[1]]["value"]), int)
     assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
-    told = "ade from the 4 most activating of 19 photographs of builtin"
-    assert f"M{told}." in last[tab.status] and last[tab.lives[0]]["label"] == f"Optimized picture: m{told}"
+    told = "ade from the 8 most activating of 19 photographs of builtin"
+    assert f"M{told}." in last[tab.status]
 
 
 def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained, liked, monkeypatch):
@@ -406,6 +409,8 @@ def test_what_the_built_in_photographs_gave_is_kept_for_the_next_picture(dreams,
     assert read[1] == [] and first[-1][tab.status] == again[-1][tab.status]
     images = [np.asarray(open_image(values[-1][tab.downloads[0]]["value"])) for values in (first, again)]
     assert np.array_equal(*images)
+    for asked in ({"seed": 6}, {"pictures": 2}):
+        assert not [v for v in run(dreams, liked, "aligned", **asked) if "photographs: " in v[tab.status]]
     other = list(run(dreams, f"-{liked}", "aligned"))
     assert [v for v in other if "1 of 91" in v[tab.status]]
 
@@ -464,7 +469,7 @@ def slow_frames():
 def test_time_to_ask_for_is_learned_from_the_passes_that_were_made(dreams, trained, liked, monkeypatch):
     *_, last = grow(trained, Wanted(f"{liked}", "paper", 3, 0, 2))
     images = torch.stack([to_pixels(trained, open_image(CHELSEA))[0]])
-    guided = growing.Guided({0: guide_by_images(trained, liked, images)}, "made from one")
+    guided = growing.Guided(guides_by_images(trained, liked, images), "made from one")
     *_, led = grow(trained, Wanted(f"{liked}", "auto", 5, 0), guided)
 
     assert passes_made(last) == 3 * 8 * 2 and passes_made(led) == 5 + PASSES

@@ -8,6 +8,8 @@ from vitviz_hf.config import Checked, Precision, knob, parse_runs, parse_words
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.sites import KINDS
 
+MOST_WORKERS = 256
+
 
 def _parse_layers(text: str, name: str) -> tuple[int, ...]:
     return tuple(sorted(set(parse_runs(text, name))))
@@ -31,8 +33,10 @@ class SearchConfig(Checked):
     reduce: Literal["mean", "max"] = knob("mean", "score over patches", metavar="{mean,max}")
     batch: int = knob(32, "images in a forward pass", 1, 4096)
     precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
-    workers: int = knob(0, "processes that decode (default: none on a CPU, else all of its cores but one)", 0, 256)
-    """0 decodes in threads of this process; only the command line has another default."""
+    workers: int = knob(
+        0, "processes that decode (default: none on a CPU, beside a GPU all cores but one)", 0, MOST_WORKERS
+    )
+    """0 decodes in threads of this process, which only the command line does not beside a GPU."""
 
 
 def check_kinds(wanted: Collection[str], known: Collection[str] = KINDS) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitviz_hf.atlas.config import SearchConfig, check_kinds
+from vitviz_hf.atlas.config import MOST_WORKERS, SearchConfig, check_kinds
 from vitviz_hf.cli.options import (
     add_cluster_options,
     add_knobs,
@@ -144,13 +144,13 @@ def _searched(args: Any, source: "Source", given: dict[str, Any], show: Callable
     from vitviz_hf.atlas.write import make_atlas
 
     view = _searched_view(args, SearchConfig(**given))
-    config = SearchConfig(**{"workers": _decoding_processes(view.device.type), **given})
+    config = SearchConfig(**{"workers": _decoding_processes(view.device.type != "cpu", os.cpu_count() or 1), **given})
     return make_atlas(view, source, config, Path(args.out), args.resume, lambda state: show(state.n_rows))
 
 
-def _decoding_processes(device: str) -> int:
+def _decoding_processes(on_gpu: bool, n_cpus: int) -> int:
     """As many as the CPU has time for: a model that runs on it leaves too little to be worth the start of one."""
-    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    return min(max(n_cpus - 1, 1), MOST_WORKERS) if on_gpu else 0
 
 
 def _searched_view(args: Any, config: SearchConfig) -> Any:
@@ -167,7 +167,7 @@ def _spread(args: Any, source: "Source", given: dict[str, Any], show: Callable[[
 
     with open_cluster(args.on, args.gpus) as cluster:
         args.device = "cpu"  # workers have devices of their own
-        config = SearchConfig(**{"workers": cluster.n_cpus - 1 if cluster.on_gpus else 0, **given})
+        config = SearchConfig(**{"workers": _decoding_processes(cluster.on_gpus, cluster.n_cpus), **given})
         view = _searched_view(args, config)
         return spread_atlas(cluster, view, source, config, Path(args.out), args.resume, show)
 

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.images import cover, encode, image_to_pixels, open_image, pixels_to_image
 from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.optimize.collages import MOST, collages
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import AtToken, Objective, Target, check_objective, to_objective
 from vitviz_hf.optimize.scores import score_pixels
@@ -33,9 +34,6 @@ PASSES = 39
 _CLOSER = 8
 """Built-in photographs of which parts are looked at, for an objective."""
 _UNIFORM = 0.3
-_REGIONS = 4
-_SEAM = 7
-"""Of the collage a picture starts from: regions, two by two; they overlap by this part of a side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,16 +74,29 @@ class Guide:
         return image_to_pixels(open_image(self.start)) if self.start else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Guides:
+    """What the same real images give to the pictures of all seeds."""
+
+    shared: Guide
+    starts: Sequence[bytes]
+    """What the pictures of the seeds start from, in turn."""
+
+    def of(self, seed: int) -> Guide:
+        """For the picture of a seed."""
+        return replace(self.shared, start=self.starts[seed % len(self.starts)])
+
+
 def guide_by_images(view: ModelView, target: Objective | Target | str, images: Tensor, seed: int = 0) -> Guide:
     """What the preset `aligned` needs: statistics of the patches of images that excite a feature, and a collage.
 
     Patches count by how much they excite it, and a little all alike. For directions, sums and classes, images count by
-    their scores, and all patches of an image alike. The picture starts from the collage, see `collage`; at one token
-    from the best image.
+    their scores, and all patches of an image alike. The picture starts from a collage, see `collages`; at one token
+    from an image.
 
     Args:
         images: [N, 3, H, W] in [0, 1] at the model's input size.
-        seed: of the picture; those of the seeds that follow 0 start from the images that come next.
+        seed: of the picture, as in its options; each has a collage of its own, as many as images excite the feature.
 
     Raises:
         ConfigError: no image, or none where the objective is above 0; or images of another size.
@@ -93,13 +104,11 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
 
     Source: after VITAL, arXiv:2503.22399, with two moments in the place of the whole distribution.
     """
-    return guides_by_images(view, target, images, [seed])[0]
+    return guides_by_images(view, target, images).of(seed)
 
 
-def guides_by_images(
-    view: ModelView, target: Objective | Target | str, images: Tensor, seeds: Sequence[int]
-) -> list[Guide]:
-    """As `guide_by_images`, for a picture of each seed."""
+def guides_by_images(view: ModelView, target: Objective | Target | str, images: Tensor) -> Guides:
+    """As `guide_by_images`, for the pictures of all seeds."""
     objective = to_objective(target, view.kinds)
     check_objective(view, objective)
     _check_size(view, images)
@@ -127,10 +136,12 @@ def guides_by_images(
         values = acts.in_float32().patches.flatten(0, 1)
         mean = weights @ values
         moments[site] = torch.stack([mean, (weights @ (values - mean).square()).sqrt()]).cpu()
-    # What is put together would lie under another token.
-    ranked = images[scores.argsort(descending=True, stable=True).to(images.device)]
-    starts = [ranked[s % len(images)] if at_token else collage(images.cpu(), maps.cpu(), s) for s in seeds]
-    return [Guide(len(images), best, moments, _keep(start)) for start in starts]
+    if at_token:  # what is put together would lie under another token
+        order = scores.argsort(descending=True, stable=True).tolist()
+        starts = [images[i] for i in order[: max(1, min(int((scores > 0).sum()), MOST))]]
+    else:
+        starts = list(collages(images.cpu(), maps.cpu()))
+    return Guides(Guide(len(images), best, moments), tuple(map(_keep, starts)))
 
 
 def builtin_images(
@@ -185,50 +196,6 @@ def read_builtin_images(view: ModelView, target: Objective | Target | str) -> Ge
         yield len(every), n
     best = sorted(every, key=lambda pair: -pair[0])[:N_IMAGES]
     return torch.stack([image_to_pixels(image) for _, image in best])
-
-
-def collage(images: Tensor, maps: Tensor, nth: int = 0) -> Tensor:
-    """The regions that excite a feature most, of four images, two by two in one, where they pass into each other.
-
-    Each is a little more than half as high and wide as an image. Of fewer images, the one with the best such region.
-
-    Args:
-        images: [N, 3, H, W] in [0, 1].
-        maps: [N, R, C], 0 or more.
-        nth: the first collage has the best four, the next one those that follow, and after the last one the best again.
-
-    Returns:
-        [3, H, W]
-    """
-    size = images.shape[-2:]
-    overlap = [n // _SEAM + (n - n // _SEAM) % 2 for n in size]
-    height, width = ((n + o) // 2 for n, o in zip(size, overlap, strict=True))
-    steps = [max(1, n // 28) for n in size]
-    wide = functional.interpolate(maps[:, None], size, mode="bilinear")
-    means = functional.avg_pool2d(wide, (height, width), steps)[:, 0]
-    away = [torch.linspace(-1, 1, n).square() for n in means.shape[1:]]
-    # The middle where an image is alike everywhere.
-    means = means - 1e-4 * means.amax((1, 2), keepdim=True) * (away[0][:, None] + away[1])
-    values, places = means.flatten(1).max(1)
-    ranked = values.argsort(descending=True, stable=True).tolist()
-    if len(ranked) < _REGIONS:
-        return images[ranked[nth % len(ranked)]]
-    best = [ranked[(nth * _REGIONS + i) % len(ranked)] for i in range(_REGIONS)]
-    weight = _ramp(height, overlap[0])[:, None] * _ramp(width, overlap[1])
-    drawn, total = torch.zeros(images.shape[1:]), torch.zeros(size)
-    for i, image in enumerate(best):
-        top, left = (at * step for at, step in zip(divmod(int(places[image]), means.shape[2]), steps, strict=True))
-        rows = slice(None, height) if i < 2 else slice(-height, None)
-        cols = slice(None, width) if i % 2 == 0 else slice(-width, None)
-        drawn[:, rows, cols] += weight * images[image, :, top : top + height, left : left + width]
-        total[rows, cols] += weight
-    return drawn / total
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    """Weights along an axis: 1 in the middle, falling over the overlap at both ends."""
-    at = torch.arange(1.0, length + 1)
-    return torch.minimum(at, at.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
 
 
 def guide_by_photograph(view: ModelView, target: Objective | Target | str, photograph: Tensor) -> Guide:

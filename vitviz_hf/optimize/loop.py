@@ -54,8 +54,8 @@ def visualize(
     Args:
         objectives: features, directions, logits, sums of them, or their text (see `parse_objective`).
         config: default: preset `fast` on a CPU, `fourier` elsewhere.
-        guides: real images for each objective, which the presets `aligned` (see `guide_by_images`) and `accent` (see
-            `guide_by_photograph`) need.
+        guides: real images for each objective, which the presets `aligned` (see `guide_by_images`, to which the seed of
+            `config` is given too) and `accent` (see `guide_by_photograph`) need.
 
     Raises:
         SiteError: the model has no such site or feature.

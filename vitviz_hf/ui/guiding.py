@@ -9,7 +9,7 @@ from vitviz_hf.atlas.guiding import images_from_atlas
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError, VitvizError
 from vitviz_hf.models.view import ModelView, to_pixels
-from vitviz_hf.optimize.guides import Guide, guide_by_photograph, guides_by_images, read_builtin_images
+from vitviz_hf.optimize.guides import Guides, guide_by_photograph, guides_by_images, read_builtin_images
 from vitviz_hf.optimize.objectives import check_objective
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.cards import fitting_atlas
@@ -38,7 +38,7 @@ class Guiding:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._kept: LRUCache[tuple[str | int, ...], list[Guide]] = LRUCache(_KEPT)
+        self._kept: LRUCache[tuple[str, str], Guides] = LRUCache(_KEPT)
 
     def guide_run(self, view: ModelView, asked: Wanted) -> Generator[tuple[int, int], None, Guided | None]:
         """What the presets `accent` and `aligned` need, and `auto` for a feature of an atlas; None for the others.
@@ -56,10 +56,10 @@ class Guiding:
         if asked.photograph:
             view, wanted = asked.parsed(view)
             guide = guide_by_photograph(view, wanted, to_pixels(view, asked.photograph)[0])
-            return Guided(dict.fromkeys(asked.seeds, guide), "started from your photograph")
+            return Guided(Guides(guide, (guide.start,)), "started from your photograph")
         if asked.preset not in (ALIGNED, AUTO):
             return None
-        key: tuple[str | int, ...] = (view.identity.key, asked.objective, *asked.seeds)
+        key = view.identity.key, asked.objective
         view, wanted = asked.parsed(view)
         check_objective(view, wanted)
         feature = only_feature(wanted)
@@ -67,20 +67,18 @@ class Guiding:
         if atlas and feature:
             whose = tell_atlas(atlas, feature.site)
             try:
-                images = images_from_atlas(view, atlas, feature)
-                guides = guides_by_images(view, feature, images, asked.seeds)
+                guides = guides_by_images(view, feature, images_from_atlas(view, atlas, feature))
             except (OSError, ValueError) as error:  # a damaged atlas is one of these
                 if asked.preset == ALIGNED:
                     raise
                 why = f"none of {whose} excites it" if isinstance(error, ConfigError) else "its atlas cannot be read"
-                return Guided({}, f"started from noise, since {why}")
+                return Guided(None, f"started from noise, since {why}")
         elif asked.preset == AUTO:
             return None
         else:
             whose = f"{tell_photographs(len(builtin_paths()))} and their parts"
             if (kept := self._kept.get(key)) is None:
                 images = yield from read_builtin_images(view, wanted)
-                kept = self._kept[key] = guides_by_images(view, wanted, images, asked.seeds)
+                kept = self._kept[key] = guides_by_images(view, wanted, images)
             guides = kept
-        told = f"made from the {guides[0].n_images} most activating of {whose}"
-        return Guided(dict(zip(asked.seeds, guides, strict=True)), told)
+        return Guided(guides, f"made from the {guides.shared.n_images} most activating of {whose}")
