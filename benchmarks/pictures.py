@@ -66,7 +66,7 @@ from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open
 from vitviz_hf.manifest import replace_file
 from vitviz_hf.models.view import ModelView, at_size, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
-from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, needed
+from vitviz_hf.optimize.guides import PASSES, Guide, builtin_images, guide_by_images, needed
 from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import open_source
 
@@ -102,17 +102,29 @@ def preset(
     name: str, view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int
 ) -> Image.Image:
     config = VisualizeConfig.preset(name, steps=steps, seed=seed)
-    guides = [guide_of(view, photographs, feature, config)] if needed(config) else []
-    return visualize(view, [feature], config, guides)[0].image
+    if not needed(config):
+        return visualize(view, [feature], config)[0].image
+    return guided(view, feature, config, photographs, lambda: guide_of(view, photographs, feature, config))
 
 
 def aligned_builtin(view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int) -> Image.Image:
     config = VisualizeConfig.preset("aligned", steps=steps, seed=seed)
+
+    def guide() -> Guide:
+        return guide_by_images(view, feature, builtin_images(view, feature), seed)
+
+    return guided(view, feature, config, photographs, guide)
+
+
+def guided(
+    view: ModelView, feature: Feature, config: VisualizeConfig, photographs: Photographs, guide: Callable[[], Guide]
+) -> Image.Image:
+    """From noise where none of the images excites it, as the app does."""
     try:
-        guide = guide_by_images(view, feature, builtin_images(view, feature), seed)
-    except ConfigError:  # none of them excites it
-        return preset("fast", view, feature, max(1, steps // 2), photographs, seed)
-    return visualize(view, [feature], config, [guide])[0].image
+        guides = [guide()]
+    except ConfigError:
+        return preset("fast", view, feature, max(1, config.steps // 2), photographs, config.seed)
+    return visualize(view, [feature], config, guides)[0].image
 
 
 class Tokens(nn.Module):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import draw_noise
 from vitviz_hf import activations, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.store import open_atlas
@@ -171,7 +172,7 @@ def test_time_is_asked_for_every_picture(app, tab, monkeypatch):
     tab._paces.clear()
     snapshot = SimpleNamespace(folder=SimpleNamespace(glob=lambda _: [SimpleNamespace(stat=size)]))
 
-    assert tab.estimate(app.model.value, "fast", 0, 4) == "This takes about 2 minutes without a GPU."
+    assert tab.estimate(app.model.value, "fast", 0, 4) == "This takes about 2 min without a GPU."
     assert gpu_seconds(snapshot, Wanted("", "fast", 100, 0, 4)) - gpu_seconds(snapshot, Wanted("", "fast", 100, 0)) == 4
 
 
@@ -381,6 +382,23 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
     told = "ade from the 8 most activating of 19 photographs of builtin"
     assert f"M{told}." in last[tab.status]
+
+
+def test_the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas(dreams, trained, liked, tmp_path, monkeypatch):
+    app, tab = dreams
+    for i in range(3):
+        draw_noise(i).save(tmp_path / f"noise-{i}.png")
+    atlas = make_atlas(trained, open_source(str(tmp_path)), SearchConfig(k=2, layers=(1,)), tmp_path / "atlas")
+    monkeypatch.setattr(app.page.shelf, "atlas", lambda name: atlas)
+    asked = app.model.value, str(liked)
+
+    card, page = tab.show_card(*asked, "some/atlas"), tab.show_page(*asked, "some/atlas")
+
+    assert "noise-" in card and "noise-" not in tab.show_card(*asked)
+    assert tab.first_look(None, *asked, "some/atlas") == card
+    assert "3 photographs of" in page and "19 built-in photographs" in tab.show_page(*asked)
+    elsewhere = f"0.mlp_act:{liked.index}"
+    assert tab.show_card(app.model.value, elsewhere, "some/atlas") == tab.show_card(app.model.value, elsewhere)
 
 
 def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained, liked, monkeypatch):

@@ -643,8 +643,8 @@ def test_minutes_are_told_before_they_start(app, monkeypatch):
     tab._paces.clear()
 
     assert tab.estimate(app.model.value, "fast", 0) == ""
-    assert tab.estimate(app.model.value, "paper", 0) == "This takes about 8 minutes without a GPU."
-    assert tab.estimate(app.model.value, "auto", 1000) == "This takes about 5 minutes without a GPU."
+    assert tab.estimate(app.model.value, "paper", 0) == "This takes about 8 min without a GPU."
+    assert tab.estimate(app.model.value, "auto", 1000) == "This takes about 5 min without a GPU."
 
 
 def test_an_empty_box_is_named(app):

@@ -68,12 +68,16 @@ class Beside:
         view = self._view(snapshot, atlas)
         return [feature_card(self._shelf, view, atlas, f, told) for f, told in features]
 
-    def card(self, snapshot: Snapshot, address: str) -> str:
-        """The card of the one feature that an address names, as HTML; empty for anything else, such as a sum."""
+    def card(self, snapshot: Snapshot, address: str, atlas: Atlas | None = None) -> str:
+        """The card of the one feature that an address names, as HTML; empty for anything else, such as a sum.
+
+        Args:
+            atlas: where its images come from if it has the feature, before those in use.
+        """
         view = self._shelf.view(snapshot)
         try:
             feature = parse_feature(address.strip().lstrip("-+ "), view.kinds)
-            card = feature_card(self._shelf, view, fitting_atlas(self._shelf, view, feature.site), feature)
+            card = feature_card(self._shelf, view, fitting_atlas(self._shelf, view, feature.site, atlas), feature)
         except VitvizError:
             return ""
         return feature_cards_html([card], "The chosen feature")

@@ -10,8 +10,8 @@ from vitviz_hf.templates import load_template, to_data_uri
 
 COMPARE_CSS = """
 #before-after:not(:has(figure)) { display: none; }
-.compared { display: flex; flex-wrap: wrap; gap: 12px; }
-.compared figure { flex: 1 1 220px; max-width: 480px; margin: 0; --at: 50%; }
+.compared { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.compared figure { max-width: 480px; margin: 0; --at: 50%; }
 .compared .both { position: relative; overflow: hidden; border-radius: 4px; }
 .compared .both::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px;
   background: #fff; box-shadow: 0 0 0 1px #000; pointer-events: none; }

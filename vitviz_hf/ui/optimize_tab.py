@@ -169,16 +169,16 @@ class OptimizeTab:
             **LATEST,
         )
         gr.on(
-            [self.objective.change, page.loaded.change],
+            [self.objective.change, page.loaded.change, page.atlas.change],
             self.show_card,
-            [page.model, self.objective],
+            [page.model, self.objective, page.atlas],
             self.card,
             show_progress="hidden",
             api_visibility="private",
             **LATEST,
         )
         for chosen in (self.card, self.about):
-            asked, js = [page.model, self.objective], picked_js(str(chosen.elem_id), 1)
+            asked, js = [page.model, self.objective, page.atlas], picked_js(str(chosen.elem_id), 1)
             told = chosen.click(self.show_page, asked, self.about, js=js, api_visibility="private", **LATEST)
             told.success(None, js=scroll_js("#objective-page", block="start"), api_visibility="private")
         neighbour = "() => [window.vitvizPicked['objective-page']]"
@@ -363,23 +363,24 @@ class OptimizeTab:
             self._paces[key] = self.pace_job(snapshot)
         asked = Wanted("", preset, int(steps or 0), 0, int(pictures or 1))
         seconds = self._paces[key] * asked.passes("fast")
-        return f"This takes about {seconds / 60:.0f} minutes without a GPU." if seconds > 60 else ""
+        return f"This takes about {seconds / 60:.0f} min without a GPU." if seconds > 60 else ""
 
     @shown
-    def show_card(self, model_id: str, objective: str) -> str:
+    def show_card(self, model_id: str, objective: str, atlas: str = "") -> str:
         """What else excites the feature that is entered; nothing for a sum or a class."""
-        return self.card_job(self.shelf.snapshot(model_id), objective or "")
+        return self.card_job(self.shelf.snapshot(model_id), objective or "", chosen_atlas(self.shelf, AUTO, atlas))
 
     @shown
-    def show_page(self, model_id: str, address: str) -> str:
+    def show_page(self, model_id: str, address: str, atlas: str = "") -> str:
         """The page of the feature of a card."""
         snapshot, feature = self.shelf.snapshot(model_id), parse_feature(address, None)
-        return self.page_job(snapshot, self.shelf.atlas_for(snapshot, feature.site), feature)
+        own = self.shelf.atlas_for(snapshot, feature.site, chosen_atlas(self.shelf, AUTO, atlas))
+        return self.page_job(snapshot, own, feature)
 
     @shown
-    def first_look(self, card: str | None, model_id: str, objective: str) -> Any:
+    def first_look(self, card: str | None, *asked: str) -> Any:
         """The card when the tab is opened and shows none yet."""
-        return gr.skip() if card else self.card_job(self.shelf.snapshot(model_id), objective or "")
+        return gr.skip() if card else self.show_card(*asked)
 
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""

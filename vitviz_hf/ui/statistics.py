@@ -16,6 +16,7 @@ from vitviz_hf.reading.exemplars import nothing_finite
 from vitviz_hf.reading.maps import usual_spread
 from vitviz_hf.reading.reference import Reference, load_reference
 from vitviz_hf.sites import Feature, Site
+from vitviz_hf.ui.made import UPLOADED
 
 Rows = dict[str, Any]
 SORTS = ("index", "maximum", "unusual", "sparse")
@@ -128,8 +129,9 @@ def count_images(atlas: Atlas, site: Site) -> int:
 
 
 def tell_atlas(atlas: Atlas, site: Site) -> str:
-    """`2,000 photographs of OWNER/NAME`."""
-    return f"{count_images(atlas, site):,} photographs of {atlas.manifest['dataset']}"
+    """`2,000 photographs of OWNER/NAME`, or `40 uploaded photographs`."""
+    n, whose = count_images(atlas, site), atlas.manifest["dataset"]
+    return f"{n:,} {UPLOADED}" if whose == UPLOADED else f"{n:,} photographs of {whose}"
 
 
 def tell_photographs(n: int) -> str:
