@@ -50,8 +50,8 @@ CAPTIONS = {
     0: "colors and light, without a shape",
     2: "fine lines and weaves",
     4: "textures: stripes, spots, meshes",
-    7: "larger patterns, here and there one spot that stands out",
-    9: "a plain ground with one thing on it that cannot be named",
+    7: "larger patterns: tufts, arches, bars, scales",
+    9: "a ground, often with one thing on it that cannot be named",
     11: "strokes and curls; no object that could be named",
 }
 INTRO = """# Results
