@@ -63,22 +63,24 @@ def call(url: str, model: str, i: int) -> None:
         client = Client(url, verbose=False, download_files=folder, httpx_kwargs={"timeout": 600})
         photos = list(builtin_paths().values())
         photo = handle_file(str(photos[i % len(photos)]))
-        layer = i % 12
+        layer, index = i % 12, i % 1536
         match i % 11:
             case 0 | 1 | 5 | 8:
                 client.predict(model, photo, "mlp_act", layer, "", "unusual", api_name="/rank_features")
             case 2 | 6:
-                client.predict(model, photo, f"{layer}.mlp_act:{i}", "overlay", api_name="/map_feature")
+                client.predict(model, photo, f"{layer}.mlp_act:{index}", "overlay", api_name="/map_feature")
             case 3 | 7:
-                client.predict(model, f"{layer}.mlp_act:{i}", "fast", 4, i, api_name="/visualize")
+                client.predict(model, f"{layer}.mlp_act:{index}", "fast", 4, i, api_name="/visualize")
             case 4:
                 client.predict(model, photo, "3,4", -1, "linear", api_name="/show_view")
             case 9:
                 with suppress(AppError):
                     client.predict(model, f"{layer}.mlp_act:99999", "fast", 4, i, api_name="/visualize")
             case 10:
-                left = client.submit(model, f"{layer}.mlp_act:{i}", "fast", 900, i, api_name="/visualize")
+                left = client.submit(model, f"{layer}.mlp_act:{index}", "fast", 900, i, api_name="/visualize")
                 while not left.outputs():
+                    if left.done():
+                        left.result()  # raises why there is none
                     time.sleep(0.2)
                 left.cancel()
 
