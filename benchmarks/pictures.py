@@ -119,10 +119,12 @@ def aligned_builtin(view: ModelView, feature: Feature, steps: int, photographs: 
 def guided(
     view: ModelView, feature: Feature, config: VisualizeConfig, photographs: Photographs, guide: Callable[[], Guide]
 ) -> Image.Image:
-    """From noise where none of the images excites it, as the app does."""
+    """From noise where none of the images excites it, as with `auto` in the app."""
     try:
         guides = [guide()]
-    except ConfigError:
+    except ConfigError as error:
+        if "is above 0 nowhere" not in str(error):
+            raise
         return preset("fast", view, feature, max(1, config.steps // 2), photographs, config.seed)
     return visualize(view, [feature], config, guides)[0].image
 

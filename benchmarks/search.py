@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     if args.images < 9 * args.batch:
-        parser.error(f"--images must be at least 9 batches, here {9 * args.batch}, of which three are compared")
+        parser.error(f"--images must be at least 9 batches, here {9 * args.batch}")
     view = load_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.images):

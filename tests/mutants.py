@@ -767,8 +767,8 @@ MUTANTS = [
         ),
         (
             "every picture of a run has the first one's guide",
-            "[self.guides.of(seed) for seed in seeds]",
-            "[self.guides.of(0) for _ in seeds]",
+            "[self.guides[seed] for seed in seeds]",
+            "[next(iter(self.guides.values())) for _ in seeds]",
             "ui/making::without_an_atlas_the_built_in_photographs_that_excite_it_most_guide_a_picture",
         ),
         (

@@ -34,7 +34,14 @@ WINGS = [
 FLOORS = {
     "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
-    "optimize": ["config draws objectives collages", "transforms canvas", "penalties scores recipe", "guides", "loop", "replay"],
+    "optimize": [
+        "config draws objectives collages",
+        "transforms canvas",
+        "penalties scores recipe",
+        "guides",
+        "loop",
+        "replay",
+    ],
     "atlas": [
         "config fold parquet agreement",
         "state",

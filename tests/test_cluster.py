@@ -132,13 +132,27 @@ def test_more_gpus_than_there_are_and_an_address_without_a_cluster_are_told(mach
         pass
 
 
-@pytest.mark.parametrize(("where", "kept"), [("127.0.0.1", "0"), ("", None)])
-def test_ray_keeps_to_the_loopback_address_only_where_its_cluster_does(where, kept, monkeypatch):
+@pytest.mark.parametrize(
+    ("listens", "address", "kept"),
+    [
+        ("127.0.0.1", "127.0.0.1", "0"),
+        ("127.0.0.1", "localhost", "0"),
+        ("127.0.0.1", "auto", "0"),
+        ("", "127.0.0.1", None),
+        ("", "auto", None),
+        ("127.0.0.1", "192.0.2.7", None),
+    ],
+)
+def test_ray_keeps_to_the_loopback_address_only_where_its_cluster_does(listens, address, kept, tmp_path, monkeypatch):
     known = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3}}])
     monkeypatch.setitem(sys.modules, "ray", known)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-    with socket.create_server((where, 0)) as listening:
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+    with socket.create_server((listens, 0)) as listening:
+        port = listening.getsockname()[1]
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{port}")
+        monkeypatch.setenv("RAY_ADDRESS", address if address == "auto" else f"{address}:{port}")
         with open_cluster("ray") as cluster:
             assert cluster.n_cpus == 3 and os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == kept
 

@@ -9,9 +9,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vitviz_hf import __version__
@@ -127,9 +128,13 @@ def _knock(address: str) -> None:
 
 
 def _is_only_here(address: str) -> bool:
-    """Whether it is the loopback address, and who listens there does not listen at all addresses of this machine."""
+    """Whether it is a loopback address, and who listens there does not listen at all addresses of this machine."""
+    if address == "auto":  # Ray keeps the address of this machine's cluster in a file
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        with suppress(OSError):
+            address = Path(folder, "ray", "ray_current_cluster").read_text("utf-8").strip()
     host, port = _parts(address)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if not (host.startswith("127.") or host in ("localhost", "::1")):
         return False
     try:
         _knock(f"127.0.0.2:{port}")

@@ -22,9 +22,9 @@ from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
 from vitviz_hf.inside.words import with_words
-from vitviz_hf.models.view import to_pixels
+from vitviz_hf.models.view import at_size, to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
-from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph, guides_by_images
+from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph
 from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.replay import replay
 from vitviz_hf.reading.reference import load_reference
@@ -399,6 +399,32 @@ def test_the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas(dreams, tr
     assert "3 photographs of" in page and "19 built-in photographs" in tab.show_page(*asked)
     elsewhere = f"0.mlp_act:{liked.index}"
     assert tab.show_card(app.model.value, elsewhere, "some/atlas") == tab.show_card(app.model.value, elsewhere)
+    wired = [f for f in app.demo.fns.values() if f.name in ("show_card", "show_page") or tab.card in f.outputs]
+    assert len(wired) == 4 and all(app.page.atlas in f.inputs for f in wired)
+    assert any((app.page.atlas._id, "change") in f.targets for f in wired if f.name == "show_card")
+
+
+def test_without_a_fitting_atlas_card_and_page_of_the_feature_are_of_the_built_in_photographs(
+    dreams, trained, liked, tmp_path, monkeypatch
+):
+    app, tab = dreams
+    asked, config = (app.model.value, str(liked)), SearchConfig(k=2, layers=(1,))
+    plain = tab.show_card(*asked), tab.show_page(*asked)
+    larger = make_atlas(at_size(trained, (80, 80)), open_source("builtin"), config, tmp_path / "larger")
+    damaged = make_atlas(trained, open_source("builtin"), config, tmp_path / "damaged")
+    for images in damaged.folder.rglob("images*.parquet"):
+        images.write_bytes(images.read_bytes()[: images.stat().st_size // 2])
+    damaged = open_atlas(str(damaged.folder))
+
+    for found in (larger, damaged, AtlasError("gone"), FileNotFoundError("put away")):
+
+        def opened(name, found=found):
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(app.page.shelf, "atlas", opened)
+        assert (tab.show_card(*asked, "some/atlas"), tab.show_page(*asked, "some/atlas")) == plain, found
 
 
 def test_what_a_guided_picture_lacks_is_told_with_the_way_to_it(dreams, trained, liked, monkeypatch):
@@ -487,7 +513,7 @@ def slow_frames():
 def test_time_to_ask_for_is_learned_from_the_passes_that_were_made(dreams, trained, liked, monkeypatch):
     *_, last = grow(trained, Wanted(f"{liked}", "paper", 3, 0, 2))
     images = torch.stack([to_pixels(trained, open_image(CHELSEA))[0]])
-    guided = growing.Guided(guides_by_images(trained, liked, images), "made from one")
+    guided = growing.Guided({0: guide_by_images(trained, liked, images)}, "made from one")
     *_, led = grow(trained, Wanted(f"{liked}", "auto", 5, 0), guided)
 
     assert passes_made(last) == 3 * 8 * 2 and passes_made(led) == 5 + PASSES

@@ -16,6 +16,7 @@ from vitviz_hf.errors import ConfigError, ModelError, SiteError
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui.cards import deviations, usual_values
+from vitviz_hf.ui.made import UPLOADED
 from vitviz_hf.ui.statistics import Statistics, atlas_statistics, model_statistics, tell_atlas
 
 SITE = Site(1, "mlp_act")
@@ -120,6 +121,8 @@ def test_images_that_an_atlas_left_out_at_a_site_are_not_counted(trained, tmp_pa
     assert (told.n_images, told.told) == (16, "16 photographs of builtin")
     assert usual_values(load_reference(trained), part, SITE, False).told == told.told
     assert tell_atlas(part, other) == tell_atlas(old, SITE) == "19 photographs of builtin"
+    uploaded = replace(atlas, manifest=atlas.manifest | {"dataset": UPLOADED})
+    assert tell_atlas(uploaded, SITE) == "19 uploaded photographs"
 
 
 def made_atlas(view, folder):

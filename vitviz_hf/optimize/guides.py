@@ -96,7 +96,8 @@ def guide_by_images(view: ModelView, target: Objective | Target | str, images: T
 
     Args:
         images: [N, 3, H, W] in [0, 1] at the model's input size.
-        seed: of the picture, as in its options; each has a collage of its own, as many as images excite the feature.
+        seed: of the picture, as in its options. There are as many collages as images that excite the feature, up to 36;
+            of four images or fewer, one in another order.
 
     Raises:
         ConfigError: no image, or none where the objective is above 0; or images of another size.

@@ -72,15 +72,28 @@ class Beside:
         """The card of the one feature that an address names, as HTML; empty for anything else, such as a sum.
 
         Args:
-            atlas: where its images come from if it has the feature, before those in use.
+            atlas: where its images come from if it fits, before those in use; the built-in photographs if none can be
+                read.
         """
         view = self._shelf.view(snapshot)
         try:
             feature = parse_feature(address.strip().lstrip("-+ "), view.kinds)
-            card = feature_card(self._shelf, view, fitting_atlas(self._shelf, view, feature.site, atlas), feature)
+            known = fitting_atlas(self._shelf, view, feature.site, atlas)
+            try:
+                card = feature_card(self._shelf, view, known, feature)
+            except (OSError, ValueError):  # a damaged atlas is one of these
+                card = feature_card(self._shelf, view, None, feature)
         except VitvizError:
             return ""
         return feature_cards_html([card], "The chosen feature")
+
+    def card_page(self, snapshot: Snapshot, feature: Feature, atlas: Atlas | None = None) -> str:
+        """The page of the feature of a card, from where the card is."""
+        known = fitting_atlas(self._shelf, self._shelf.view(snapshot), feature.site, atlas)
+        try:
+            return self.page(snapshot, known, feature)
+        except (OSError, ValueError):
+            return self.page(snapshot, None, feature)
 
     def _view(self, snapshot: Snapshot, atlas: Atlas | None) -> ModelView:
         view = self._shelf.view(snapshot)

@@ -11,6 +11,7 @@ from vitviz_hf.templates import load_template, to_data_uri
 COMPARE_CSS = """
 #before-after:not(:has(figure)) { display: none; }
 .compared { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+@media (max-width: 640px) { .compared { grid-template-columns: 1fr; } }
 .compared figure { max-width: 480px; margin: 0; --at: 50%; }
 .compared .both { position: relative; overflow: hidden; border-radius: 4px; }
 .compared .both::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px;

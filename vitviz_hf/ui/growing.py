@@ -1,7 +1,7 @@
 """Pictures as they are optimized: frames of the run, its end, and how long it will take. CPU data in and out."""
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -15,7 +15,7 @@ from vitviz_hf.inside.words import resolve_words
 from vitviz_hf.models.gate import Snapshot
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.optimize.guides import PASSES, Guide, Guides
+from vitviz_hf.optimize.guides import PASSES, Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
 from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
@@ -88,14 +88,14 @@ class Wanted:
 class Guided:
     """What real images give to a run."""
 
-    guides: Guides | None
-    """None where no image excites the feature, so that its pictures start from noise."""
+    guides: Mapping[int, Guide]
+    """For the picture of each seed; empty where no image excites the feature, so that they start from noise."""
     told: str
     """Which images, such as `started from your photograph`."""
 
     def of(self, seeds: Sequence[int]) -> list[Guide]:
         """Those of some pictures, if there are any."""
-        return [self.guides.of(seed) for seed in seeds] if self.guides else []
+        return [self.guides[seed] for seed in seeds] if self.guides else []
 
 
 @dataclass(frozen=True, slots=True)

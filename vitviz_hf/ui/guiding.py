@@ -17,7 +17,7 @@ from vitviz_hf.ui.growing import ALIGNED, AUTO, Guided, Wanted, only_feature
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.statistics import tell_atlas, tell_photographs
 
-_KEPT = 64
+_KEPT = 16
 
 
 def chosen_atlas(shelf: Shelf, preset: str, name: str) -> Atlas | None:
@@ -28,7 +28,7 @@ def chosen_atlas(shelf: Shelf, preset: str, name: str) -> Atlas | None:
     """
     if not name or preset not in (ALIGNED, AUTO):
         return None
-    with suppress(*((VitvizError,) if preset == AUTO else ())):
+    with suppress(*((VitvizError, OSError) if preset == AUTO else ())):
         return shelf.atlas(name)
     return None
 
@@ -56,7 +56,7 @@ class Guiding:
         if asked.photograph:
             view, wanted = asked.parsed(view)
             guide = guide_by_photograph(view, wanted, to_pixels(view, asked.photograph)[0])
-            return Guided(Guides(guide, (guide.start,)), "started from your photograph")
+            return Guided(dict.fromkeys(asked.seeds, guide), "started from your photograph")
         if asked.preset not in (ALIGNED, AUTO):
             return None
         key = view.identity.key, asked.objective
@@ -72,7 +72,7 @@ class Guiding:
                 if asked.preset == ALIGNED:
                     raise
                 why = f"none of {whose} excites it" if isinstance(error, ConfigError) else "its atlas cannot be read"
-                return Guided(None, f"started from noise, since {why}")
+                return Guided({}, f"started from noise, since {why}")
         elif asked.preset == AUTO:
             return None
         else:
@@ -81,4 +81,5 @@ class Guiding:
                 images = yield from read_builtin_images(view, wanted)
                 kept = self._kept[key] = guides_by_images(view, wanted, images)
             guides = kept
-        return Guided(guides, f"made from the {guides.shared.n_images} most activating of {whose}")
+        own = {seed: guides.of(seed) for seed in asked.seeds}
+        return Guided(own, f"made from the {guides.shared.n_images} most activating of {whose}")

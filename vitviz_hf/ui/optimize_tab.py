@@ -60,7 +60,7 @@ class OptimizeTab:
         self.keep_job = page.on_device(60, page.jobs.keep)
         self.pace_job = page.on_device(30, page.jobs.pace)
         beside = Beside(page.shelf)
-        self.card_job, self.page_job = page.on_device(30, beside.card), page.on_device(30, beside.page)
+        self.card_job, self.page_job = page.on_device(30, beside.card), page.on_device(30, beside.card_page)
         self._paces: LRUCache[object, float] = LRUCache(256)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -374,8 +374,7 @@ class OptimizeTab:
     def show_page(self, model_id: str, address: str, atlas: str = "") -> str:
         """The page of the feature of a card."""
         snapshot, feature = self.shelf.snapshot(model_id), parse_feature(address, None)
-        own = self.shelf.atlas_for(snapshot, feature.site, chosen_atlas(self.shelf, AUTO, atlas))
-        return self.page_job(snapshot, own, feature)
+        return self.page_job(snapshot, feature, chosen_atlas(self.shelf, AUTO, atlas))
 
     @shown
     def first_look(self, card: str | None, *asked: str) -> Any:

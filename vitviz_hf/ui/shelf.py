@@ -187,18 +187,15 @@ class Shelf:
         fitting = [a for a in fitting if not self._closed_to(a.name)]
         return sorted(fitting, key=lambda a: (-a.manifest["n_images"], -len(a.sites), a.name))
 
-    def atlas_for(self, snapshot: Snapshot, site: Site | None = None, chosen: Atlas | None = None) -> Atlas | None:
-        """The atlas that is in use for a model; None if there is none.
+    def atlas_for(self, snapshot: Snapshot, site: Site | None = None) -> Atlas | None:
+        """The atlas that is in use for a model where none was chosen; None if there is none.
 
         The server's own if it is of this model, else the one made here with most images. Downloads nothing but the
         server's own.
 
         Args:
             site: leave out those that do not cover it.
-            chosen: before all others, if it is of the model.
         """
-        if chosen and is_of(chosen, snapshot) and (site is None or site in chosen.sites):
-            return chosen
         known = self.own_atlases(snapshot) + self.made_atlases(snapshot)
         fitting = [a for a in known if site is None or site in a.sites]
         if fitting and is_made(fitting[0].name):
@@ -207,7 +204,9 @@ class Shelf:
 
     def words(self, snapshot: Snapshot, features: list[Feature], chosen: Atlas | None = None) -> list[str]:
         """The best word of each feature in the chosen atlas, else that in use for its site; empty for one without."""
-        atlases = {s: self.atlas_for(snapshot, s, chosen) for s in {f.site for f in features}}
+        own = chosen if chosen and is_of(chosen, snapshot) else None
+        sites = {f.site for f in features}
+        atlases = {s: own if own and s in own.sites else self.atlas_for(snapshot, s) for s in sites}
         return [atlas.best_word(f) if (atlas := atlases[f.site]) else "" for f in features]
 
     @cachedmethod(lambda self: self._found, key=lambda self, model_id: model_id, condition=lambda self: self._finding)
