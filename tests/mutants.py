@@ -779,6 +779,54 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "cluster",
+        (
+            "a cluster of this machine alone is looked for elsewhere",
+            'if options["address"] == "local" or _is_only_here(options["address"]):',
+            'if options["address"] == "local":',
+            "cluster::ray_keeps_to_the_loopback_address_only_where_its_cluster_does",
+        ),
+        (
+            "a cluster that listens everywhere is taken for one of this machine alone",
+            'f"127.0.0.2:{port}"',
+            'f"127.0.0.2:{port}0"',
+            "cluster::ray_keeps_to_the_loopback_address_only_where_its_cluster_does",
+        ),
+    ),
+    *_of(
+        "ui/beside",
+        (
+            "a damaged atlas takes the card away",
+            "card = feature_card(self._shelf, view, None, feature)",
+            'return ""',
+            "ui/making::without_a_fitting_atlas_card_and_page_of_the_feature_are_of_the_built_in_photographs",
+        ),
+        (
+            "the card is not of the chosen atlas",
+            "known = fitting_atlas(self._shelf, view, feature.site, atlas)",
+            "known = fitting_atlas(self._shelf, view, feature.site)",
+            "ui/making::the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas",
+        ),
+    ),
+    *_of(
+        "ui/optimize_tab",
+        (
+            "the card stays as it was when another atlas is chosen",
+            "page.loaded.change, page.atlas.change]",
+            "page.loaded.change]",
+            "ui/making::the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas",
+        ),
+    ),
+    *_of(
+        "ui/statistics",
+        (
+            "uploaded photographs are told as those of a dataset",
+            "if whose == UPLOADED",
+            "if False",
+            "ui/statistics::images_that_an_atlas_left_out_at_a_site_are_not_counted",
+        ),
+    ),
+    *_of(
         "ui/guiding",
         (
             "where no image of an atlas excites a feature, nothing is made if nothing is chosen",

@@ -111,8 +111,14 @@ class RankResult:
 
 def fitting_atlas(shelf: Shelf, view: ModelView, site: Site, chosen: Atlas | None = None) -> Atlas | None:
     """The chosen atlas, else that of `Shelf.atlas_for`; of a site and of the model as it is loaded, so on one scale."""
-    known = (chosen, shelf.atlas_for(view.snapshot, site))
-    return next((a for a in known if a and site in a.sites and not view.identity.difference(a.manifest)), None)
+
+    def fits(atlas: Atlas | None) -> bool:
+        return bool(atlas and site in atlas.sites and not view.identity.difference(atlas.manifest))
+
+    if fits(chosen):
+        return chosen
+    own = shelf.atlas_for(view.snapshot, site)
+    return own if fits(own) else None
 
 
 def usual_values(reference: Reference, atlas: Atlas | None, site: Site, patch: bool) -> Usual:
