@@ -809,15 +809,6 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "ui/optimize_tab",
-        (
-            "the card stays as it was when another atlas is chosen",
-            "page.loaded.change, page.atlas.change]",
-            "page.loaded.change]",
-            "ui/making::the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas",
-        ),
-    ),
-    *_of(
         "ui/statistics",
         (
             "uploaded photographs are told as those of a dataset",

@@ -169,7 +169,7 @@ class OptimizeTab:
             **LATEST,
         )
         gr.on(
-            [self.objective.change, page.loaded.change, page.atlas.change],
+            [self.objective.change, page.loaded.change],
             self.show_card,
             [page.model, self.objective, page.atlas],
             self.card,
