@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.by_hand import read_pictures
 from vitviz_hf import VisualizeConfig, activations, load_model, open_source, replay, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search
@@ -72,20 +74,20 @@ def test_rankings_in_bfloat16_are_those_of_float32(trained, shapes, tmp_path):
     assert float(torch.cat(apart).median()) < 0.02
 
 
-def test_pictures_made_in_bfloat16_excite_their_features_as_those_of_float32(trained):
-    """Transfer scores, which are taken in float32, agree within 10 % on average and within 30 % for nine in ten.
-
-    For each is too much: small differences grow over the steps, by how much depends on the processor.
-    """
-    features, config = [f"2.mlp_act:{i}" for i in range(0, 48, 2)], VisualizeConfig.preset("fast", steps=30)
+def test_pictures_made_in_bfloat16_excite_their_features_as_those_of_float32(trained, shapes):
+    """Transfer scores, which are taken in float32, agree within 10 % on average and within 30 % for each."""
+    # What the fixture learns differs between processors: the features that fire most, not some that hardly do.
+    pixels = torch.from_numpy(np.stack([p.pixels for p in read_pictures(shapes)[:40]])).permute(0, 3, 1, 2) / 255
+    most = activations(trained, pixels, [SITE])[SITE].scores().mean(0).argsort(descending=True)[:12]
+    features, config = [f"2.mlp_act:{i}" for i in most.tolist()], VisualizeConfig.preset("fast", steps=30)
     made = [visualize(trained, features, replace(config, precision=name)) for name in PRECISIONS]
 
     exact, other = (torch.tensor([m.transfer_score for m in side]) for side in made)
     ratios = (other / exact)[exact > 0.1 * exact.max()]
 
-    assert len(ratios) >= 12
+    assert len(ratios) >= 6
     assert abs(float(ratios.mean()) - 1) < 0.1
-    assert (ratios - 1).abs().quantile(0.9) < 0.3
+    assert (ratios - 1).abs().max() < 0.3
 
 
 def test_recipes_tell_the_precision_and_are_replayed_in_it(trained, tmp_path):

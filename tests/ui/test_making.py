@@ -380,8 +380,9 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     alone = visualize(trained, [liked], VisualizeConfig.preset("aligned", steps=3, seed=6), guides[1:])[0]
     made = np.asarray(open_image(last[tab.downloads[1]]["value"]), int)
     assert np.abs(made - np.asarray(alone.image, int)).max() <= 1
+    *_, single = run(dreams, liked, "aligned", atlas="some/atlas")
     told = "ade from the 8 most activating of 19 photographs of builtin"
-    assert f"M{told}." in last[tab.status]
+    assert f"M{told}." in last[tab.status] and single[tab.lives[0]]["label"] == f"Optimized picture: m{told}"
 
 
 def test_the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas(dreams, trained, liked, tmp_path, monkeypatch):

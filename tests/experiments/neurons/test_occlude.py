@@ -17,10 +17,7 @@ from vitviz_hf.experiments.neurons import occlude as module
 from vitviz_hf.experiments.neurons.filters import patch_filters
 from vitviz_hf.experiments.neurons.occlude import QUANTITIES, Seen, compare, look, run_occlude
 from vitviz_hf.experiments.perturb import mask_to_model, occlude, salient_tiles, shuffle
-from vitviz_hf.models.view import normalize, to_pixels
-
-NEAR = 1e-3
-"""By rounding a patch may lie on either side of a threshold, which moves a mean by 4e-4."""
+from vitviz_hf.models.view import at_size, normalize, to_pixels
 
 
 class Looked(Own):
@@ -78,6 +75,8 @@ def likeness(view, clean, other, kept, sources, patch, index):
 
 def test_every_number_and_curve(model, cat, monkeypatch):
     monkeypatch.setattr(module, "RATIOS", (0.3, 0.5))
+    if model.labels is None:  # of 64 patches two that rounding swaps in rank move a correlation by 4e-4, of 256 by 6e-6
+        model = at_size(model, (224, 224))
     grid = model.layers[0].patch_grid
     mask = corner_mask(cat)
     side = 5  # tiles that cut patches
@@ -113,7 +112,7 @@ def test_every_number_and_curve(model, cat, monkeypatch):
     assert [(r["variant"], r["ratio, or tiles in a row"]) for r in rows] == list(expected)
     for row, draws in zip(rows, expected.values(), strict=True):
         values = np.mean([d[-1] for _, d in draws], 0)
-        assert [row[q] for q in QUANTITIES] == [None if np.isnan(v) else pytest.approx(v, abs=NEAR) for v in values]
+        assert [row[q] for q in QUANTITIES] == [None if np.isnan(v) else pytest.approx(v, abs=2e-4) for v in values]
         if model.labels:
             best = clean.probabilities.argmax()
             kept = np.mean([100 * (o.probabilities.argmax() == best) for o, _ in draws])
@@ -134,7 +133,7 @@ def test_every_number_and_curve(model, cat, monkeypatch):
         for name, draws in drawn_lines.items():
             values = np.stack([d[:, q] for _, d in draws])
             if not np.isnan(values).any():
-                np.testing.assert_allclose(shown[quantity][name].get_ydata(), values.mean(0), atol=NEAR)
+                np.testing.assert_allclose(shown[quantity][name].get_ydata(), values.mean(0), atol=2e-4)
                 assert shown[quantity][name].get_xdata().tolist() == list(range(1, len(model.layers) + 1))
     assert any("filter 4 from patch 1,2" in n for n in found.tables["table"].notes)
 
