@@ -640,7 +640,8 @@ def test_html_in_the_names_of_models_datasets_labels_and_words_is_shown_as_text(
     assert "<b onclick" not in page
     for text in (
         f"of model{shown}</h2>",
-        f"{shown}; score:",
+        "<p>4 images (",
+        f"{shown}); score:",
         f'alt="{shown}"',
         f"<b>word{shown}</b>",
         f"namer{shown} sees",
