@@ -219,12 +219,15 @@ def machines():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitviz_hf[ray]'")
     from ray.cluster_utils import Cluster
 
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of nodes without a GPU
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     node = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
     config = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000, "worker_niceness": 0}
-    head = {**node, "include_dashboard": False, "_system_config": config}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    head = {**node, "include_dashboard": False, "ray_client_server_port": port, "_system_config": config}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.node_args = node
+    cluster.node_args, cluster.client = node, f"ray://127.0.0.1:{port}"
     cluster.add_node(**node)
     os.environ["RAY_ADDRESS"] = cluster.address
     yield cluster

@@ -1045,6 +1045,12 @@ MUTANTS = [
     *_of(
         "cluster",
         (
+            "a machine that lacks the package is tried again and again",
+            "            _check_installed(version)\n",
+            "",
+            "cluster::a_machine_that_lacks_the_package_is_told_at_once",
+        ),
+        (
             "what two workers did counts twice",
             "        if self._is_done(job):\n            return\n",
             "",

@@ -201,6 +201,18 @@ def test_what_is_lost_is_done_again_and_nothing_else(lost, tmp_path):
     assert max(merging) == 3 and (lost == "merge" or (tmp_path / "lost").exists())
 
 
+def test_a_machine_that_lacks_the_package_is_told_at_once():
+    tried = []
+
+    def start(*_):
+        tried.append(1)
+        raise RayError("The actor died in its creation task, _Actor.__init__()\nSystem error: No module named 'timm.x'")
+
+    with pytest.raises(ClusterError, match=r"lacks the Python package 'timm.x'; install vitviz_hf \d.* on every one"):
+        list(spread(Cluster(InlineRay, 1, 1, False), Work(start, (), squares, add), range(3), lambda *_: 1, list))
+    assert tried == [1]
+
+
 @pytest.mark.parametrize(
     ("there", "gpus", "plan"),
     [

@@ -5,6 +5,7 @@ knows how to do, so no stream of pictures passes through the object store; and a
 """
 
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -159,6 +160,15 @@ def _plan(machines: Sequence[dict[str, float]], gpus: int | None) -> tuple[int, 
     if not shares or not min(shares):
         raise ClusterError("the cluster has no CPU for every worker.")
     return wanted or len(shares), min(shares), wanted > 0
+
+
+def _check_installed(error: Exception) -> None:
+    """Raise if a worker could not start for want of a package, as this one on a machine that has only Ray."""
+    if missing := re.search(r"No module named '([\w.]+)'", str(error)):
+        raise ClusterError(
+            f"a machine of the cluster lacks the Python package {missing[1]!r}; install vitviz_hf {__version__} "
+            "with all that it needs on every one, in the environment that starts Ray there."
+        )
 
 
 class _Actor:
@@ -336,6 +346,7 @@ class _Spread(Generic[Result]):
     def _started(self, worker: _Worker, ref: Any) -> None:
         worker.ready, version = self._fetch(ref)
         if not worker.ready:
+            _check_installed(version)
             self._replace(worker)
             self._count_try((), first_line(version))
         elif version != __version__:

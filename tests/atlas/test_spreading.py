@@ -171,6 +171,18 @@ def test_an_atlas_of_two_nodes_is_that_of_one_process(machines, tiny_folder, vit
 
 
 @pytest.mark.slow
+def test_an_atlas_made_by_a_cluster_that_is_reached_from_elsewhere_is_that_of_one_process(
+    machines, tiny_folder, vit, pictures, tmp_path
+):
+    one = make_atlas(vit, open_source(str(pictures)), SearchConfig(k=4, batch=3), tmp_path / "one")
+    command = ["search", str(tiny_folder("vit")), str(pictures), "-k", "4", "--batch", "3", "--on", machines.client]
+
+    assert main([*command, "--out", str(tmp_path / "two")]) == 0
+
+    assert_same(one, open_atlas(str(tmp_path / "two")))
+
+
+@pytest.mark.slow
 def test_a_killed_process_and_a_killed_node_change_nothing(machines, vit, pictures, tmp_path):
     source, config = open_source(str(pictures)), SearchConfig(k=4, batch=1)
     one = make_atlas(vit, source, config, tmp_path / "one")
