@@ -20,8 +20,8 @@ COMPARE_CSS = """
 .compared .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
 .compared input { display: block; width: 100%; height: 28px; margin: 6px 0; accent-color: var(--color-accent); }
 .compared input:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px; }
-.compared figcaption { display: flex; justify-content: space-between; gap: 8px; font-size: 0.85rem;
-  color: var(--body-text-color); }
+.compared figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 8px; font-size: 0.85rem;
+  overflow-wrap: anywhere; color: var(--body-text-color); }
 """
 _MOVE = """
 element.addEventListener("input", (event) => {
