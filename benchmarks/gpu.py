@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -209,6 +209,22 @@ def step(bench, name, where, n, precision):
     }
 
 
+def compiled(bench, name, where, n):
+    """The same step where the blocks below the one that is read are compiled, one by one."""
+    view = view_of(bench, name)
+    blocks = [view.module.get_submodule(layer.name) for layer in view.layers[: layer_of(view, where)]]
+    start = time.perf_counter()
+    for block in blocks:
+        block.compile()
+    try:
+        ms = step(bench, name, where, n, "bf16")["ms"]
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+    plain = bench.result[f"step {name} {where} x{n} bf16"]["ms"]
+    return {"ms": ms, "of_plain": ms / plain, "seconds_in_all": time.perf_counter() - start}
+
+
 def together(bench):
     """How much faster 16 features are in one batch than one by one."""
     one, many = (bench.result.get(f"step ViT-B/16 middle x{n} bf16", {}).get("ms") for n in (1, 16))
@@ -271,7 +287,7 @@ def fold_only(bench, precision, batch):
         items = [Item(Row(f"{(i := next(turn))}", "", str(i).encode()), p, "") for p in pictures]
         _take_in(view, state, sites, config.reduce, Batch(items, None), crops)
 
-    with TemporaryDirectory() as folder, closing(open_crops(Path(folder))) as crops:
+    with TemporaryDirectory() as folder, open_crops(Path(folder)) as crops:
         for _ in range(4):  # at first every picture enters a ranking
             take_in()
         rate = batch / bench.time(take_in, 2 if bench.small else 12)
@@ -355,6 +371,10 @@ def run_all(bench):
                 bench.part(f"step {name} {where} x{n} bf16", step, name, where, n, "bf16", least=8)
     if not bench.small:
         bench.part("16 features together", together, least=0)
+    if bench.device.type == "cuda":
+        for name in LARGE:
+            title = f"step {name} last x{sizes[-1]} bf16, blocks compiled"
+            bench.part(title, compiled, name, "last", sizes[-1], least=60)
     for precision in ("bf16", "tf32") if bench.device.type == "cuda" else ("fp32",):
         for batch in (4,) if bench.small else (32, 128, 256):
             bench.part(f"search without decoding, batch {batch} {precision}", fold_only, precision, batch)
