@@ -71,6 +71,7 @@ def wait(refs, num_returns, timeout):
 InlineRay = SimpleNamespace(
     exceptions=SimpleNamespace(RayTaskError=RayTaskError, RayError=RayError),
     get=get,
+    is_initialized=lambda: True,
     get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: ""),
     kill=lambda actor: None,
     put=lambda value: value,

@@ -794,6 +794,93 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "ui/editor",
+        (
+            "a painting has as many layers as a stranger says",
+            "int(index) < _LAYERS",
+            "int(index) >= 0",
+            "ui/inputs::a_painting_has_few_layers",
+        ),
+        (
+            "what is sent for a painting is kept for ever",
+            "LRUCache(_KEPT_BYTES, _size_of)",
+            "LRUCache(10**12, _size_of)",
+            "ui/inputs::paintings_that_nobody_asks_for_are_forgotten",
+        ),
+        (
+            "a large picture is taken for a painting",
+            "fits = max(image.size) <= 2 * side",
+            "fits = True",
+            "ui/inputs::a_painting_larger_than_its_canvas_is_refused_before_it_is_decoded",
+        ),
+        (
+            "files of a painting are not looked at",
+            "(told := _file_too_large(part.path, side))",
+            "(told := '')",
+            "ui/inputs::a_painting_larger_than_its_canvas_is_refused_before_it_is_decoded",
+        ),
+    ),
+    *_of(
+        "ui/events",
+        (
+            "a picture in the request is decoded by gradio",
+            "return _keep_inline(payload.url, component.GRADIO_CACHE)",
+            "return gr.Image.preprocess(component, payload)",
+            "ui/inputs::a_picture_in_the_request_is_decoded_by_the_gate_alone",
+        ),
+    ),
+    *_of(
+        "ui/lane",
+        (
+            "any number of runs wait",
+            "if len(self._runs) > MOST_RUNS:",
+            "if False:",
+            "ui/lane::no_more_runs_wait_than_the_server_has_threads_for",
+        ),
+    ),
+    *_of(
+        "ui/shelf",
+        (
+            "who waited for the Hub counts for ever",
+            "            self._asking.release()\n",
+            "            pass\n",
+            "ui/shelf::no_more_visitors_wait_for_the_hub_than_the_server_has_threads_for",
+        ),
+        (
+            "models that are compared take any memory",
+            "sum(map(weight_bytes, found)) > kept_bytes()",
+            "False",
+            "ui/shelf::models_that_are_compared_fit_on_the_shelf_together",
+        ),
+    ),
+    *_of(
+        "ui/experiments_tab",
+        (
+            "any number of models is compared",
+            "if len(ids) > MOST_MODELS:",
+            "if False:",
+            "ui/papers::few_models_are_compared_and_none_is_asked_for_before",
+        ),
+    ),
+    *_of(
+        "ui/uploads",
+        (
+            "a picture in the request is no upload",
+            "size is None or size > _LARGE or ",
+            "",
+            "ui/uploads::a_large_request_counts_as_an_upload_wherever_it_goes",
+        ),
+    ),
+    *_of(
+        "ui/atlas_panel",
+        (
+            "photographs are kept before the numbers are read",
+            'one = whole_number("layer", layer) if layers == "one" else None\n',
+            'one = int(layer) if layers == "one" else None\n',
+            "ui/atlas_panel::a_number_that_is_missing_is_told_before_the_photographs_are_kept",
+        ),
+    ),
+    *_of(
         "ui/beside",
         (
             "a damaged atlas takes the card away",
@@ -1044,6 +1131,12 @@ MUTANTS = [
     ),
     *_of(
         "cluster",
+        (
+            "a lost connection starts a cluster here",
+            "            if ray.is_initialized():",
+            "            if True:",
+            "cluster::a_lost_connection_is_told_and_starts_no_cluster_here",
+        ),
         (
             "a machine that lacks the package is tried again and again",
             "            _check_installed(version)\n",

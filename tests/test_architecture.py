@@ -78,7 +78,7 @@ FLOORS = {
     "experiments.neurons": ["filters scenes clusters", "views", "occlude group", "live"],
     "ui": [
         "made ahead durations visitor uploads",
-        "shelf lane link events picker statistics memory growing growth tray files compare",
+        "shelf lane link events picker statistics memory growing growth tray files compare editor",
         "cards stored sheets searching telling",
         "guiding",
         "jobs drawing strip inside_values",

@@ -201,6 +201,39 @@ def test_what_is_lost_is_done_again_and_nothing_else(lost, tmp_path):
     assert max(merging) == 3 and (lost == "merge" or (tmp_path / "lost").exists())
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_lost_connection_is_told_and_starts_no_cluster_here(connected):
+    killed = []
+
+    def lost(*_, **__):
+        raise ConnectionError("Client is shutting down.")
+
+    there = {"wait": lost, "is_initialized": lambda: connected, "kill": killed.append}
+    cluster = Cluster(SimpleNamespace(**{**vars(InlineRay), **there}), 1, 1, False)
+
+    with pytest.raises(ClusterError, match=r"was lost: Client is shutting down\.\. What was done is kept for --resume"):
+        list(spread(cluster, Work(prepare, ("",), squares, add), range(3), lambda *_: 1, list))
+    assert len(killed) == connected
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://host", "ray://", "host:port"])
+def test_what_is_no_address_of_a_cluster_is_told_before_it_is_tried(address, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    told = pytest.raises(ConfigError, match=f"HOST:PORT or ray://HOST:PORT; got '{address}'")
+    with told, open_cluster(address if address.startswith("ray") else "ray"):
+        pass
+
+
+def test_an_empty_address_stands_for_this_machine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+
+    with pytest.raises(ClusterError, match="needs Ray"), open_cluster("ray"):
+        pass
+
+
 def test_a_machine_that_lacks_the_package_is_told_at_once():
     tried = []
 

@@ -94,7 +94,9 @@ def open_cluster(address: str, gpus: int | None = None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "WARNING"}
     if address == "ray":
-        options["address"] = os.environ.get("RAY_ADDRESS", "local")
+        options["address"] = os.environ.get("RAY_ADDRESS") or "local"
+    if options["address"] not in ("local", "auto") and not _parts(options["address"])[1].isdecimal():
+        raise ConfigError(f"the address of a cluster is HOST:PORT or ray://HOST:PORT; got {options['address']!r}.")
     if options["address"] == "local":
         options["include_dashboard"] = False
     if options["address"] == "local" or _is_only_here(options["address"]):
@@ -260,9 +262,14 @@ class _Spread(Generic[Result]):
                 self._hand_out(total)
                 self._wait()
                 yield from self._results()
+        except ConnectionError as error:
+            raise ClusterError(
+                f"the connection to the cluster was lost: {first_line(error)}. What was done is kept for --resume."
+            ) from error
         finally:
-            for worker in self.workers:
-                ray.kill(worker.actor)
+            if ray.is_initialized():  # else it would start a cluster here to kill them
+                for worker in self.workers:
+                    ray.kill(worker.actor)
 
     def _hire(self) -> None:
         worker = _Worker(self.actor.remote(Work(self.work.prepare, (), self.work.do, self.work.merge)))

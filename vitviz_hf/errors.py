@@ -99,6 +99,10 @@ class ClusterError(VitvizError, RuntimeError):
     """Ray is not installed, does not answer, or loses its workers."""
 
 
+class BusyError(VitvizError, RuntimeError):
+    """The server has as much to do as it can take on."""
+
+
 class AtlasError(VitvizError, ValueError):
     """The atlas cannot be read or written."""
 

@@ -243,7 +243,7 @@ def test_a_spread_search_goes_on_where_it_was_stopped(vit, pictures, tmp_path):
         spread_atlas(cluster, vit, breaking(source, False, asked), config, out)
     with pytest.raises(OutputExistsError, match="go on with --resume"):
         spread_atlas(cluster, vit, source, config, out)
-    with pytest.raises(ConfigError, match=r"holds a search with rank 'all', not 0"):
+    with pytest.raises(ConfigError, match=r"holds a search of a cluster .--on ray., not of one process"):
         make_atlas(vit, source, config, out, resume=True)
     again: list[int] = []
     four = Cluster(InlineRay, 4, 1, False)

@@ -186,3 +186,12 @@ def test_where_visitors_can_sign_in_an_atlas_goes_to_their_account(view, monkeyp
     with pytest.raises(gr.Error, match=r"may not write .*other/name.*\. Sign in again") as caught:
         panel.push(MODEL, name, "other/name", SimpleNamespace(token="hf_friend"))
     assert "hf auth login" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("limit", "layer"), [(None, 1), (0, 1), (500, None), (500, 0.5)])
+def test_a_number_that_is_missing_is_told_before_the_photographs_are_kept(limit, layer, features, monkeypatch):
+    monkeypatch.setattr("vitviz_hf.ui.atlas_panel.keep_uploads", lambda paths: pytest.fail("they were kept"))
+    uploads = None if layer == 1 else ["a.png"]
+
+    with pytest.raises(gr.Error, match="must be a whole number from"):
+        search(features.panel, "builtin", uploads, limit, "one", layer)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.ui.signing_in import visitor
+from vitviz_hf.errors import BusyError
 from vitviz_hf.ui.lane import Lane, Stopped, Waiting, unless_stopped
 from vitviz_hf.ui.visitor import visitor_token
 
@@ -232,3 +233,16 @@ def test_a_download_that_ends_gives_what_it_found_or_its_error_to_the_same_visit
         assert unless_stopped(threading.Event(), visitor_token) == "hf_mine"
     with pytest.raises(ZeroDivisionError):
         unless_stopped(threading.Event(), lambda: 1 / 0)
+
+
+def test_no_more_runs_wait_than_the_server_has_threads_for(monkeypatch):
+    monkeypatch.setattr("vitviz_hf.ui.lane.MOST_RUNS", 2)
+    lane, stop = Lane(), threading.Event()
+    running = lane.run(iter([1, 2]), stop)
+    waiting = [lane.run(iter([1]), stop) for _ in range(2)]
+
+    assert next(running) == 1 and all(isinstance(next(run), Waiting) for run in waiting)
+    with pytest.raises(BusyError, match="2 runs are waiting already; try again later"):
+        next(lane.run(iter([1]), stop))
+    waiting[0].close()
+    assert isinstance(next(lane.run(iter([1]), stop)), Waiting)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vitviz_hf import load_model
+from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.config import NarrowSitesConfig
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.experiments.tables import Interval, Table
@@ -127,3 +128,10 @@ def test_the_results_of_the_source_are_complete_and_small():
     for row in facts["layers"]:
         assert row["caption"] and len(row["tiles"]) == 8
         assert Image.open(story / row["sheet"]).size == (8 * facts["size"], 2 * facts["size"])
+
+
+def test_few_models_are_compared_and_none_is_asked_for_before(tab, monkeypatch):
+    monkeypatch.setattr(tab.shelf, "snapshot", lambda *_: pytest.fail("it was asked for"))
+
+    with pytest.raises(ConfigError, match="at most 4 models are compared here; got 5"):
+        next(tab.moments("tiny/vit", "occlusion", "a/b, a/c, a/d, a/e", "builtin", 4))

@@ -10,7 +10,7 @@ from vitviz_hf import load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search_recipe
 from vitviz_hf.atlas.write import make_atlas
-from vitviz_hf.errors import AtlasError, ModelNotFoundError
+from vitviz_hf.errors import AtlasError, BusyError, ConfigError, ModelNotFoundError
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.made import UPLOADED, made_folder, made_name
@@ -182,3 +182,32 @@ def test_an_atlas_that_was_put_away_is_told(cache, shelf):
         shelf.atlas("made:0123456789abcdef")
     with pytest.raises(AtlasError, match="is not a Hub id"):
         shelf.atlas("made:../../etc")
+
+
+def test_no_more_visitors_wait_for_the_hub_than_the_server_has_threads_for(hub, tiny_folder, monkeypatch):
+    monkeypatch.setattr("vitviz_hf.ui.shelf.MOST_DOWNLOADS", 1)
+    shelf, name, other = (
+        Shelf("builtin"),
+        publish(hub, tiny_folder, "shelf/one"),
+        publish(hub, tiny_folder, "shelf/two"),
+    )
+    known = shelf.snapshot(name)
+    assert shelf.snapshot(other).model_id == other  # the first one left
+
+    with shelf._asking:
+        with pytest.raises(BusyError, match="1 visitors wait for the Hub already"):
+            shelf.snapshot(publish(hub, tiny_folder, "shelf/three"))
+        assert shelf.snapshot(name, known.revision) is known
+
+
+def test_models_that_are_compared_fit_on_the_shelf_together(hub, tiny_folder, monkeypatch):
+    names = [publish(hub, tiny_folder, f"shelf/compared-{i}") for i in range(3)]
+    size = weight_bytes(Shelf("builtin").view(Shelf("builtin").snapshot(names[0])))
+    for limit in ("VITVIZ_KEEP_GB", "VITVIZ_MAX_GB"):
+        monkeypatch.setenv(limit, str(2.5 * size / 1e9))
+    shelf = Shelf("builtin")
+    snapshots = [shelf.snapshot(name) for name in names]
+
+    assert [view.model_id for view in shelf.views(snapshots[:2])] == names[:2]
+    with pytest.raises(ConfigError, match="GB together; compare fewer"):
+        shelf.views(snapshots)

@@ -43,6 +43,13 @@ def post():
     return ask
 
 
+def test_a_large_request_counts_as_an_upload_wherever_it_goes(clock, post):
+    small = {post(path="/gradio_api/call/activations")[0] for _ in range(2 * MOST_UPLOADS)}
+    large = [post(path="/gradio_api/call/activations", size=size)[0] for size in [2_000_000, None] * MOST_UPLOADS]
+
+    assert small == {200} and large[:18] == [200] * 18 and large[-1] == 429
+
+
 def test_a_minute_has_so_many_uploads_and_the_next_one_begins_anew(clock, post):
     first = {post()[0] for _ in range(MOST_UPLOADS)}
     refused = post()

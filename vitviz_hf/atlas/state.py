@@ -67,6 +67,13 @@ def open_crops(folder: Path) -> Iterator[sqlite3.Connection]:
         yield crops
 
 
+def _whose(recipe: Mapping[str, Any]) -> str:
+    """Who does the search of a recipe, in words."""
+    if recipe.get("rank") == "all":
+        return "a cluster (--on ray)"
+    return "one process" if recipe.get("n_ranks", 1) == 1 else f"process {recipe['rank']} of {recipe['n_ranks']}"
+
+
 def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> SearchState:
     """A checkpoint.
 
@@ -78,6 +85,11 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
         made = {"precision": "float32"} | facts["recipe"]  # earlier versions knew no other
         if different := [k for k, v in recipe.items() if made.get(k) != v]:
             name = different[0]
+            if name in ("rank", "n_ranks"):
+                raise ConfigError(
+                    f"'{path.parent}' holds a search of {_whose(made)}, not of {_whose(recipe)}; go on as it was "
+                    "begun, or give another --out."
+                )
             raise ConfigError(
                 f"'{path.parent}' holds a search with {name} {made.get(name)!r}, not {recipe[name]!r}; "
                 "give the same options, or another --out."

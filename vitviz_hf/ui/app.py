@@ -39,6 +39,8 @@ from vitviz_hf.ui.tray import TRAY_CSS
 from vitviz_hf.ui.uploads import UploadLimit
 
 TABS: tuple[type[Tab], ...] = (MapsTab, InsideTab, OptimizeTab, FeaturesTab, BehaviorTab, ExperimentsTab)
+MOST_THREADS = 200
+"""For handlers; those that wait, for a download or for other runs, take up at most 120 (see shelf.py and lane.py)."""
 _CSS = """
 button[role=tab].selected { color: var(--body-text-color); }
 #features .caption-label { font-size: 0.7rem; white-space: normal; max-width: 100%; }
@@ -254,6 +256,7 @@ def launch(
         ssr_mode=False,
         mcp_server=True,
         run_history=False,
+        max_threads=MOST_THREADS,
         # Gradio keeps a copy of the page for every visitor, half a megabyte, and of 10,000 by default.
         state_session_capacity=500,
         max_file_size="30mb",

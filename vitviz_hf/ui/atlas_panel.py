@@ -17,7 +17,7 @@ from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, VitvizError
 from vitviz_hf.hub import visitors_sign_in
 from vitviz_hf.stream import builtin_paths
-from vitviz_hf.ui.events import LATEST, ONCE, Runs, shown
+from vitviz_hf.ui.events import LATEST, ONCE, Runs, shown, whole_number
 from vitviz_hf.ui.lane import Stopped, unless_stopped
 from vitviz_hf.ui.made import UPLOADED, is_made
 from vitviz_hf.ui.maps_tab import MapsTab
@@ -201,11 +201,12 @@ class AtlasPanel:
         with self.runs.one_for(request) as stop:
             yield {self.status: "Loading the model ..."}
             try:
+                most = MAX_UPLOADS if uploads else whole_number("images to read", limit, 1)
+                one = whole_number("layer", layer) if layers == "one" else None
                 snapshot = unless_stopped(stop, lambda: self.shelf.snapshot(model_id))
-                own = keep_uploads(uploads) if uploads else None
                 split = DATASETS.get(dataset, (None, ""))[0]
-                most = MAX_UPLOADS if own else int(limit)
-                asked = Asked("" if own else dataset, split, most, int(layer) if layers == "one" else None, own)
+                own = keep_uploads(uploads) if uploads else None
+                asked = Asked("" if own else dataset, split, most, one, own)
                 written = 0
                 for seen in self.searches.watch(snapshot, asked, stop, token_for(asked.dataset)):
                     values: Values = {self.status: html.escape(seen.doing)}

@@ -7,6 +7,7 @@ import numpy as np
 
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.ui.drawing import crop_html, enlarge
+from vitviz_hf.ui.editor import painting_input
 from vitviz_hf.ui.events import LATEST, open_photo, shown, typed_patch, whole_number
 from vitviz_hf.ui.jobs import Viewed
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
@@ -82,7 +83,8 @@ class BehaviorTab:
 
     def _lay_out_changes(self) -> None:
         with gr.Accordion("Mark the object", open=False):
-            self.editor = gr.ImageEditor(
+            self.editor = painting_input(
+                _SIDE,
                 label="Paint over the object, or over several",
                 type="pil",
                 sources=(),
@@ -91,7 +93,6 @@ class BehaviorTab:
                 brush=gr.Brush(default_size=24, colors=["#ff3b30"], color_mode="fixed"),
                 format="png",
                 elem_id="editor",
-                canvas_size=(_SIDE, _SIDE),
             )
         self.change = gr.Radio(list(_CHANGES.items()), value="random", label="Change the picture", elem_id="change")
         with gr.Row():

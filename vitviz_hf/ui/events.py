@@ -1,5 +1,6 @@
 """What handlers share: shown errors, runs that a visitor can stop, the picture input."""
 
+import base64
 import functools
 import html
 import inspect
@@ -11,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from vitviz_hf.config import parse_patch
@@ -58,17 +60,28 @@ _log = logging.getLogger(__name__)
 
 
 def photo_input(**options: Any) -> gr.Image:
-    """An image input that hands over the file as it came: `open_image` is the gate that decodes it."""
+    """An image input that hands over the file as it came, sent as a file or in the request: `open_image` decodes it."""
     component = gr.Image(type="filepath", image_mode=None, **options)
-    decode = component.preprocess
 
-    def preprocess(payload: ImageData | None) -> Any:
-        if payload is None or payload.path is None or (payload.url and payload.url.startswith("data:")):
-            return decode(payload)
-        return payload.path
+    def preprocess(payload: ImageData | None) -> str | None:
+        if payload and payload.url and payload.url.startswith("data:"):
+            return _keep_inline(payload.url, component.GRADIO_CACHE)
+        return payload.path if payload else None
 
     component.preprocess = preprocess
     return component
+
+
+def _keep_inline(url: str, folder: str) -> str:
+    """The bytes of a `data:` URL as a file, as if it had been uploaded."""
+    head, _, text = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it is not in base64")
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise gr.Error(f"the picture in the request cannot be read: {error}.", print_exception=False) from error
+    return save_bytes_to_cache(data, "picture.png", folder)
 
 
 def open_photo(path: str | None) -> Image.Image:

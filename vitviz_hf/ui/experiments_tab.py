@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from vitviz_hf.config import IMAGENET
-from vitviz_hf.errors import VitvizError
+from vitviz_hf.errors import ConfigError, VitvizError
 from vitviz_hf.ui.events import ONCE, Runs, shown, whole_number
 from vitviz_hf.ui.files import keep_file
 from vitviz_hf.ui.jobs import MAX_SAMPLE, SAMPLED, experiment_seconds
@@ -18,6 +18,7 @@ from vitviz_hf.ui.page import Page, Values
 from vitviz_hf.ui.stored import Shown, stored_result, stored_results, story_html
 from vitviz_hf.ui.visitor import token_for
 
+MOST_MODELS = 4
 _KIND = {"labelled": "needs a labelled dataset", "any": "any dataset, or builtin", "none": "needs no dataset"}
 
 
@@ -107,8 +108,11 @@ class ExperimentsTab:
 
         Raises:
             Stopped: `stop` was set.
+            ConfigError: too many models.
         """
         ids = [model_id, *(part.strip() for part in (others or "").split(",") if part.strip())]
+        if len(ids) > MOST_MODELS:
+            raise ConfigError(f"at most {MOST_MODELS} models are compared here; got {len(ids)}.")
         n = whole_number("images to read", limit, 1)
         stop, dataset = stop or Event(), (dataset or "").strip()
         snapshots = unless_stopped(stop, lambda: [self.shelf.snapshot(i) for i in ids])

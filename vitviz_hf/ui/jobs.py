@@ -306,7 +306,7 @@ class Jobs:
         known = {f.name for f in fields(experiment.config)}
         wanted = {"limit": max(1, min(limit, MAX_SAMPLE)), "batch": 16, **_SAMPLE}
         config = experiment.config(**{k: v for k, v in wanted.items() if k in known})
-        views = [self._shelf.view(s) for s in snapshots]
+        views = self._shelf.views(snapshots)
         told: Queue[tuple[int, int]] = Queue()
         going, stop = threading.Event(), threading.Event()
 

@@ -15,8 +15,12 @@ from statistics import fmean
 from threading import Condition, Event, Thread, get_ident
 from typing import TypeVar
 
+from vitviz_hf.errors import BusyError
+
 T = TypeVar("T")
 _LAST_RUNS = 8
+MOST_RUNS = 60
+"""That wait: each takes a thread of the server for most of the time, and there are not many more."""
 
 
 class Stopped(Exception):
@@ -102,9 +106,12 @@ class Lane:
 
         Raises:
             Stopped: `stop` was set.
+            BusyError: too many wait already.
         """
         ticket = object()
         with self._changed:
+            if len(self._runs) > MOST_RUNS:
+                raise BusyError(f"{MOST_RUNS} runs are waiting already; try again later.")
             self._runs.append(ticket)
         try:
             while before := self._before(ticket):

@@ -15,7 +15,7 @@ _NEVER, _LARGEST, _ARENAS, _SECONDS = 1 << 30, 1 << 25, 2, 1.0
 def return_freed_memory() -> bool:
     """Make the C library give freed tensors back to the system; False where it has no such knobs (not glibc).
 
-    Gradio runs handlers on up to 40 threads. Each gets a heap of its own, where holes stay: benchmarks/memory.py
+    Handlers run on many threads. Each gets a heap of its own, where holes stay: benchmarks/memory.py
     measures how the server grows. Here they share two heaps, of which the free pages go back once a second. At once
     would cost a third more time: each step of a loop would ask the system for its tensors again.
     """

@@ -5,9 +5,10 @@ What was not used for longest is put away when the shelf is full.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from threading import Condition
+from threading import BoundedSemaphore, Condition
 
 from cachetools import LRUCache, TTLCache, cachedmethod
 from cachetools.keys import hashkey
@@ -15,7 +16,15 @@ from PIL import Image
 
 from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.store import Atlas, open_atlas
-from vitviz_hf.errors import AtlasError, GatedModelError, ModelError, ModelNotFoundError, VitvizError
+from vitviz_hf.errors import (
+    AtlasError,
+    BusyError,
+    ConfigError,
+    GatedModelError,
+    ModelError,
+    ModelNotFoundError,
+    VitvizError,
+)
 from vitviz_hf.hub import Token, is_hub_id, size_limit
 from vitviz_hf.images import bytes_to_image, open_image, pixels_to_bytes
 from vitviz_hf.models.builtin import BUILTINS
@@ -28,6 +37,8 @@ from vitviz_hf.ui.made import UPLOADED, closed_parts, is_made, list_made, mark_u
 from vitviz_hf.ui.visitor import Admission, check_open, visitor_key
 
 _SNAPSHOTS, _ATLASES, _PHOTOGRAPHS, _REFERENCES = 256, 16, 256, 8
+MOST_DOWNLOADS = 60
+"""Visitors who wait for the Hub at once: each takes a thread of the server."""
 _OWN_ATLAS_SECONDS, _FOUND_SECONDS = 600, 300
 """After which an atlas that could not be opened is tried again."""
 
@@ -60,6 +71,7 @@ class Shelf:
         self._scoring, self._finding = Condition(), Condition()
         self._decoding, self._opening_own = Condition(), Condition()
         self._admission = Admission()
+        self._asking = BoundedSemaphore(MOST_DOWNLOADS)
 
     def snapshot(self, model_id: str, revision: str | None = None) -> Snapshot:
         """Checked local files; downloads, but needs no device. Asks the Hub without the server's token.
@@ -68,6 +80,7 @@ class Shelf:
 
         Raises:
             ModelError: one subclass for each reason.
+            BusyError: too many wait for the Hub.
         """
         model_id = (model_id or "").strip()
         if model_id not in (*BUILTINS, self._own_model) and not is_hub_id(model_id):
@@ -83,7 +96,12 @@ class Shelf:
         def fetched(token: Token) -> Snapshot:
             return _with_token(model_id, revision, token) if token else self._fetched(model_id, revision)
 
-        return self._admission.open((model_id, revision), fetched, (GatedModelError, ModelNotFoundError))
+        if not self._asking.acquire(blocking=False):
+            raise BusyError(f"{MOST_DOWNLOADS} visitors wait for the Hub already; try again in a minute.")
+        try:
+            return self._admission.open((model_id, revision), fetched, (GatedModelError, ModelNotFoundError))
+        finally:
+            self._asking.release()
 
     @cachedmethod(lambda self: self._snapshots, condition=lambda self: self._fetching)
     def _fetched(self, model_id: str, revision: str | None) -> Snapshot:
@@ -105,6 +123,21 @@ class Shelf:
     def view(self, snapshot: Snapshot) -> ModelView:
         """The loaded model."""
         return load_snapshot(snapshot)
+
+    def views(self, snapshots: Sequence[Snapshot]) -> list[ModelView]:
+        """Several loaded models at once.
+
+        Raises:
+            ConfigError: together they take more memory than all that is kept.
+        """
+        found: list[ModelView] = []
+        for snapshot in snapshots:
+            found.append(self.view(snapshot))
+            if len(found) > 1 and sum(map(weight_bytes, found)) > kept_bytes():
+                raise ConfigError(
+                    f"the weights of these models take more than {kept_bytes() / 1e9:g} GB together; compare fewer."
+                )
+        return found
 
     def described(self, snapshot: Snapshot) -> ModelView:
         """The loaded model for its facts: on the CPU where only jobs have a device (ZeroGPU)."""

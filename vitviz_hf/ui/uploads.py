@@ -1,4 +1,4 @@
-"""How much a visitor may upload in a minute; the server says so before it reads the file."""
+"""How much a visitor may send in a minute; the server says so before it reads it."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from cachetools import LRUCache
 MOST_UPLOADS, MOST_BYTES = 60, 2_000_000_000
 """In a minute, of one address; an upload may have many files, as a thousand photographs for a search."""
 _SECONDS, _VISITORS = 60.0, 4096
+_LARGE = 1_000_000
+"""Bytes of a request that counts as an upload wherever it goes: a picture can stand in the request itself."""
 _REFUSED = "too many uploads: at most {} in a minute, {:g} GB in all; wait a minute and try again."
 
 
@@ -34,8 +36,7 @@ class UploadLimit:
 
     def _takes(self, scope: Any) -> bool:
         """Whether the visitor may upload so much now; if so, it counts. What does not tell its size counts as a lot."""
-        given = dict(scope["headers"]).get(b"content-length", b"")
-        size = int(given) if given.isdigit() else MOST_BYTES // 10
+        size = MOST_BYTES // 10 if (told := _size(scope)) is None else told
         visitor, now = _address(scope), time.monotonic()
         with self._lock:
             latest = [(at, n) for at, n in self._latest.get(visitor, ()) if now - at < _SECONDS]
@@ -52,4 +53,13 @@ def _address(scope: Any) -> str:
 
 
 def _is_upload(scope: Any) -> bool:
-    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"))
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    size = _size(scope)
+    return size is None or size > _LARGE or scope["path"].rstrip("/").endswith("/upload")
+
+
+def _size(scope: Any) -> int | None:
+    """Bytes of a request, if it says so."""
+    told = dict(scope["headers"]).get(b"content-length", b"")
+    return int(told) if told.isdigit() else None
