@@ -809,7 +809,7 @@ MUTANTS = [
         ),
         (
             "a large picture is taken for a painting",
-            "fits = max(image.size) <= 2 * side",
+            "fits = max(image.size) <= _LARGER * side",
             "fits = True",
             "ui/inputs::a_painting_larger_than_its_canvas_is_refused_before_it_is_decoded",
         ),

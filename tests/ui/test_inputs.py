@@ -89,8 +89,8 @@ def test_a_painting_has_few_layers(index):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (encoded((200, 8)), "at most 128 pixels"),
-        (encoded((64, 64)) + b"0" * 40_000, "at most 0.0 MB"),
+        (encoded((300, 8)), "at most 256 pixels"),
+        (encoded((64, 64)) + b"0" * 140_000, "at most 0.1 MB"),
         (encoded(kind="TGA"), "no picture of a painting"),
         (b"", "no picture of a painting"),
     ],

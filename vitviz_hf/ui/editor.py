@@ -13,7 +13,8 @@ from PIL import Image
 
 _LAYERS, _KEPT_BYTES = 4, 200_000_000
 """Layers of one painting; bytes of all paintings that wait for their event, the latest of them."""
-_BYTES_PER_PIXEL, _FORMATS = 8, ("PNG", "WEBP", "JPEG")
+_LARGER, _BYTES_PER_PIXEL, _FORMATS = 4, 32, ("PNG", "WEBP", "JPEG")
+"""A screen may draw the canvas up to four times as wide; bytes for each pixel of the canvas itself."""
 
 
 def painting_input(side: int, **options: Any) -> gr.ImageEditor:
@@ -66,7 +67,7 @@ def _too_large(data: bytes, side: int) -> str:
         return f"a painting has at most {_BYTES_PER_PIXEL * side * side / 1e6:.1f} MB."
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            fits = max(image.size) <= 2 * side
+            fits = max(image.size) <= _LARGER * side
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return f"this is no picture of a painting; use one of {', '.join(_FORMATS)}."
-    return "" if fits else f"a painting has at most {2 * side} pixels on a side."
+    return "" if fits else f"a painting has at most {_LARGER * side} pixels on a side."
