@@ -33,7 +33,8 @@ def post():
         async def send(message):
             sent.append(message)
 
-        headers = [] if size is None else [(b"content-length", str(size).encode())]
+        told = (b"transfer-encoding", b"chunked") if size is None else (b"content-length", str(size).encode())
+        headers = [] if size == 0 else [told]
         headers += [(b"x-forwarded-for", visitor.encode())] if proxy else []
         scope = {"type": "http", "method": method, "path": path, "client": (proxy or visitor, 1), "headers": headers}
         with ThreadPoolExecutor(1) as thread:  # the browser's tests leave a running loop in this one
@@ -47,6 +48,7 @@ def test_a_large_request_counts_as_an_upload_wherever_it_goes(clock, post):
     small = {post(path="/gradio_api/call/activations")[0] for _ in range(2 * MOST_UPLOADS)}
     large = [post(path="/gradio_api/call/activations", size=size)[0] for size in [2_000_000, None] * MOST_UPLOADS]
 
+    assert {post(path="/gradio_api/queue/join", size=0)[0] for _ in range(2 * MOST_UPLOADS)} == {200}
     assert small == {200} and large[:18] == [200] * 18 and large[-1] == 429
 
 

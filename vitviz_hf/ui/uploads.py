@@ -60,6 +60,7 @@ def _is_upload(scope: Any) -> bool:
 
 
 def _size(scope: Any) -> int | None:
-    """Bytes of a request, if it says so."""
-    told = dict(scope["headers"]).get(b"content-length", b"")
-    return int(told) if told.isdigit() else None
+    """Bytes of a request, None if it does not say; without either header it has none."""
+    headers = dict(scope["headers"])
+    told = headers.get(b"content-length", b"")
+    return int(told) if told.isdigit() else None if b"transfer-encoding" in headers else 0
