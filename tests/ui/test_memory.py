@@ -9,6 +9,8 @@ import pytest
 from gradio.state_holder import SessionState
 
 from vitviz_hf.ui.app import launch
+from vitviz_hf.ui.lane import MOST_RUNS
+from vitviz_hf.ui.shelf import MOST_DOWNLOADS
 
 GROWTH = """
 import sys
@@ -86,3 +88,4 @@ def test_what_is_kept_of_all_visitors_together_is_bounded(monkeypatch):
 
     page = json.dumps(SessionState(launched["demo"]).config_values, default=str)
     assert 100e3 < len(page) < 300e6 / launched["state_session_capacity"]
+    assert launched["max_threads"] >= MOST_RUNS + MOST_DOWNLOADS + 40  # who waits leaves as many as gradio has for all
