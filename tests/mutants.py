@@ -794,6 +794,42 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "experiments/pictures/agreement",
+        (
+            "noise is black",
+            "noise = torch.rand(",
+            "noise = 0 * torch.rand(",
+            "experiments/pictures/agreement::every_share_is_that_of_asking_one_trial_at_a_time",
+        ),
+        (
+            "transfer is not in units of the best image",
+            "transfer / float(column.max())",
+            "transfer",
+            "experiments/pictures/agreement::every_share_is_that_of_asking_one_trial_at_a_time",
+        ),
+        (
+            "saturation is the mean of red",
+            "over(looks[:, 6].tolist())",
+            "over(looks[:, 0].tolist())",
+            "experiments/pictures/agreement::the_table_of_pictures_tells_of_the_first_picture_of_each_feature",
+        ),
+        (
+            "the middle 90 % is the lower half",
+            "np.mean([5 <= percentile(x, usual[:, column]) <= 95",
+            "np.mean([0 <= percentile(x, usual[:, column]) <= 50",
+            "experiments/pictures/agreement::the_table_of_pictures_tells_of_the_first_picture_of_each_feature",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/judge",
+        (
+            "the model judges itself at another size",
+            "if _network(view) == _network(model):",
+            "if view.identity == model.identity:",
+            "experiments/pictures/agreement::a_judge_is_another_network_than_the_model",
+        ),
+    ),
+    *_of(
         "ui/editor",
         (
             "a painting has as many layers as a stranger says",

@@ -20,7 +20,7 @@ from vitviz_hf.reading.exemplars import Exemplar, crop_exemplar, crop_seen
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui.beside import Beside
-from vitviz_hf.ui.cards import Card, FeatureCard, Fired, RankResult, deviations, feature_card, usual_values
+from vitviz_hf.ui.cards import Card, FeatureCard, Fired, Made, RankResult, deviations, feature_card, usual_values
 from vitviz_hf.ui.drawing import (
     cards_html,
     crop_html,
@@ -206,7 +206,9 @@ def test_exemplars_are_the_peaks_of_the_atlas(trained, own_atlas):
 
 def test_a_card_by_itself_shows_the_optimized_picture_its_word_and_what_is_told():
     picture = Image.new("RGB", (64, 64), "red")
-    cards = [FeatureCard(FEATURE, "+2.5 sd", "<i>fur</i>", [(Exemplar("coins", (1, 0), 3.0), picture)], picture)]
+    cards = [
+        FeatureCard(FEATURE, "+2.5 sd", "<i>fur</i>", [(Exemplar("coins", (1, 0), 3.0), picture)], Made(picture, ""))
+    ]
 
     page = feature_cards_html(cards, "Found features")
 
@@ -214,6 +216,9 @@ def test_a_card_by_itself_shows_the_optimized_picture_its_word_and_what_is_told(
     assert 'alt="Optimized picture of 1.mlp_act:5"' in page and 'alt="coins, patch 1,0: 3"' in page
     assert "&lt;i&gt;fur&lt;/i&gt;" in page and "<small>1.mlp_act:5, +2.5 sd</small>" in page
     assert page.count("<img") == 2
+    guided = feature_cards_html([replace(cards[0], made=Made(picture, "made from 9 real images"))], "Found features")
+    assert 'alt="Optimized picture of 1.mlp_act:5, made from 9 real images"' in guided
+    assert "real image" not in page
 
 
 def test_the_highest_score_on_a_page_is_that_of_the_photograph_named_with_it(trained, monkeypatch):

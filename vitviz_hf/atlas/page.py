@@ -114,11 +114,13 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
 
 def _told(recipe: Mapping[str, Any]) -> str:
     """Of an optimized picture, also what real images went in."""
-    text = f"optimized picture, score {recipe['score']:.3g}"
-    if guide := recipe.get("guide"):
-        n = guide["images"]
-        text += f", made from {n} real image{'s' * (n != 1)}"
-    return text
+    return ", ".join(filter(None, (f"optimized picture, score {recipe['score']:.3g}", tell_images(recipe))))
+
+
+def tell_images(recipe: Mapping[str, Any]) -> str:
+    """`made from 9 real images`; empty for a picture into which none went."""
+    n = recipe.get("guide", {}).get("images", 0)
+    return f"made from {n} real image{'s' * (n != 1)}" if n else ""
 
 
 def page_document(fragment: str, title: str) -> str:
@@ -141,7 +143,8 @@ def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
         best.crop,
         overlay(best.crop, best.values, map_range(best.values)),
     ]
-    return contact_sheet(tiles, [str(feature), best.label or best.name, f"score {best.hit.score:.3g}"], 3)
+    made = ", ".join(filter(None, (str(feature), tell_images(read_recipe(picture)))))
+    return contact_sheet(tiles, [made, best.label or best.name, f"score {best.hit.score:.3g}"], 3)
 
 
 def _tile(h: MappedHit, scale: tuple[float, float]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 WHEN: Mapping[str, str] = {
     "paper": "the recipe of arXiv:2212.06727 for ViT, to compare with its figures",
     "paper-clip": "the recipe of arXiv:2212.06727 for CLIP",
-    "fourier": "the best picture without real images, on a GPU",
+    "fourier": "from noise, in so many passes that the feature fires most, on a GPU",
     "fast": "as fourier in a fifteenth of the passes, on a CPU",
     "aligned": "regions of real images that excite the feature, changed until they excite it more",
     "accent": "a photograph, changed until it excites the feature",

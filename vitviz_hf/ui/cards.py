@@ -1,6 +1,7 @@
 """What a picture excites, with evidence: a feature's map, and the places in other photographs that excite it most."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas.agreement import Agreement
+from vitviz_hf.atlas.page import tell_images
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import open_image
 from vitviz_hf.models.seen import Box
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map, usual_scores, usual_spread
 from vitviz_hf.reading.recording import Acts
@@ -48,6 +51,14 @@ class Fired:
         return self.words or str(self.feature)
 
 
+class Made(NamedTuple):
+    """An optimized picture of an atlas."""
+
+    picture: Image.Image
+    from_images: str
+    """See `tell_images`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """A feature that fires on a picture, and what else excites it."""
@@ -55,7 +66,7 @@ class Card:
     fired: Fired
     exemplars: list[tuple[Exemplar, Image.Image]]
     """At most one of each photograph, with its crop; the strongest first."""
-    made: Image.Image | None = None
+    made: Made | None = None
     """The optimized picture."""
     agreement: Agreement | None = None
     """How well that tells what the feature sees, where it was asked."""
@@ -71,7 +82,7 @@ class FeatureCard:
     word: str
     exemplars: list[tuple[Exemplar, Image.Image]]
     """As those of `Card`."""
-    made: Image.Image | None
+    made: Made | None
     agreement: Agreement | None = None
 
 
@@ -192,10 +203,10 @@ def _atlas_exemplars(atlas: Atlas, feature: Feature, grid: tuple[int, int]) -> l
     return sorted(found, key=lambda pair: -pair[0].value)
 
 
-def made_picture(atlas: Atlas | None, feature: Feature) -> Image.Image | None:
+def made_picture(atlas: Atlas | None, feature: Feature) -> Made | None:
     """The picture that was optimized for a feature, if the atlas has one."""
     path = atlas.visualization(feature) if atlas else None
-    return open_image(path) if path else None
+    return Made(open_image(path), tell_images(read_recipe(path))) if path else None
 
 
 def feature_card(shelf: Shelf, view: ModelView, atlas: Atlas | None, feature: Feature, told: str = "") -> FeatureCard:

@@ -31,6 +31,9 @@ from vitviz_hf.experiments.pictures.trials import (
     spectrum_of,
 )
 from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.models.view import at_size
+from vitviz_hf.optimize.objectives import to_objective
+from vitviz_hf.optimize.scores import transfer_scores
 from vitviz_hf.sites import Feature, Site, parse_feature
 from vitviz_hf.stream import open_source
 
@@ -122,6 +125,7 @@ def test_every_share_is_that_of_asking_one_trial_at_a_time(ran, by_hand):
     seen = by_hand.seen(by_hand.pixels, depths)
     features = [parse_feature(row["feature"]) for row in rows]
     own = {f: by_hand.seen(pictures_of(work, f), depths) for f in features}
+    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     assert [f.site.layer for f in features] == [0, 0, 0, 2, 2, 2]
     for f, row in zip(features, rows, strict=True):
@@ -134,6 +138,7 @@ def test_every_share_is_that_of_asking_one_trial_at_a_time(ran, by_hand):
             "1 exemplar": [seen[helping[:1]]],
             "9 exemplars": [seen[helping[:9]]],
             "another's picture": [e[None] for e in others],
+            "noise": [e[None] for e in by_hand.seen(noise, depths)],
         }
         for way, references in ways.items():
             plain = np.mean([by_hand.share(seen, r, best, middle) for r in references])
@@ -144,6 +149,8 @@ def test_every_share_is_that_of_asking_one_trial_at_a_time(ran, by_hand):
         score = by_hand.scores(pictures_of(work, f)[:1], f.site.layer)[0]
         assert row["score"] == pytest.approx(score[f.index], abs=1e-4)
         assert row["percentile"] == pytest.approx(100 * (column[:, f.index] < score[f.index]).mean())
+        (turned,) = transfer_scores(by_hand.model, [to_objective(f)], pictures_of(work, f)[:1]).tolist()
+        assert row["transfer"] == pytest.approx(turned / column[:, f.index].max(), rel=1e-3)
         deviations = (score - column.mean(0)) / np.maximum(column.std(0), 0.1 * np.median(column.std(0)))
         assert row["rank"] == 1 + (deviations > deviations[f.index]).sum()
         assert row["stability"] == pytest.approx(own[f][0] @ own[f][1], abs=1e-4)
@@ -167,6 +174,35 @@ def test_the_table_is_the_mean_over_features_with_its_interval(ran):
         assert row["picture minus 1 exemplar"] == pytest.approx(apart)
     alike = result.tables["alike"].records()[-1]
     assert alike["9 exemplars"] == pytest.approx(np.mean([f["9 exemplars, alike"] for f in features]))
+
+
+def test_the_table_of_pictures_tells_of_the_first_picture_of_each_feature(ran, by_hand):
+    result, work = ran
+    rows, features = result.tables["pictures"].records(), result.data["features"].records()
+    found = {row["measure"]: row for row in rows}
+    made = torch.cat([pictures_of(work, parse_feature(f["feature"]))[:1] for f in features])
+    looks = []
+    for pixels in (made, by_hand.pixels):
+        flat = pixels.double().numpy().reshape(len(pixels), 3, -1)
+        looks.append(((flat.max(1) - flat.min(1)).mean(1), flat.mean(1).std(1, ddof=1)))
+
+    for title, column in (
+        ("percentile of the score among the images', %", "percentile"),
+        ("transfer score / best image's score", "transfer"),
+        ("cosine between seeds", "stability"),
+    ):
+        assert found[title]["pictures"] == pytest.approx(np.mean([f[column] for f in features]))
+    (rank,) = (row for title, row in found.items() if title.startswith("median rank"))
+    assert rank["pictures"] == np.median([f["rank"] for f in features])
+    for name, own, usual in zip(("saturation", "contrast"), *looks, strict=True):
+        assert found[name]["pictures"] == pytest.approx(own.mean(), abs=1e-3)
+        assert found[name]["photographs"] == pytest.approx(usual.mean(), abs=1e-3)
+        inside = np.mean([0.05 <= (usual < x).mean() + (usual == x).mean() / 2 <= 0.95 for x in own])
+        assert found[f"{name} within the middle 90 % of photographs, %"]["pictures"] == pytest.approx(100 * inside)
+    spectra = (spectrum_of(pixels).numpy() for pixels in (made, by_hand.pixels))
+    assert found["distance of log spectra"]["pictures"] == pytest.approx(spectrum_distance(*spectra), rel=1e-3)
+    distance = found["kernel distance to the photographs"]
+    assert distance["pictures"] > 2 * abs(distance["photographs"])
 
 
 def test_the_judges_depth_is_chosen_in_the_half_that_helps(ran, by_hand):
@@ -282,12 +318,15 @@ def test_spectra_tell_waves_of_different_length_apart_and_not_brightness():
 def test_a_judge_is_another_network_than_the_model(trained, trained_other, monkeypatch):
     with pytest.raises(ConfigError, match="the judge is the model itself"):
         open_judge(trained.model_id, trained)
+    with pytest.raises(ConfigError, match="the judge is the model itself"):
+        open_judge(trained.model_id, at_size(trained, (80, 80)))
     assert [str(s) for s in open_judge(trained_other.model_id, trained).sites] == ["0.resid", "1.resid"]
     asked = []
     monkeypatch.setattr(judging, "load_model", lambda name, device: asked.append(name) or trained_other)
     for reachable in (True, False):
         monkeypatch.setattr(judging, "hub_reachable", lambda is_there=reachable: is_there)
-        open_judge(None, SimpleNamespace(model_id="facebook/dinov2-base", device=None, identity=None))
+        other = replace(trained.identity, weights="another's")
+        open_judge(None, SimpleNamespace(model_id="facebook/dinov2-base", device=None, identity=other))
     assert asked == ["openai/clip-vit-base-patch32", "builtin-cnn"]
 
 

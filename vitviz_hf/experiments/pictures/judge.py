@@ -58,11 +58,17 @@ def open_judge(name: str | None, model: ModelView) -> Judge:
     if name is None:
         name = next(n for n in _ON_THE_HUB if n != model.model_id) if hub_reachable() else BUILTIN_CNN
     view = load_model(name, device=model.device)
-    if view.identity == model.identity:
+    if _network(view) == _network(model):
         raise ConfigError(
             f"the judge is the model itself, {name!r}: it would agree with its own mistakes. Name another."
         )
     return Judge(view, tuple(Site(layer, "resid") for layer in spread_layers(view)))
+
+
+def _network(view: ModelView) -> object:
+    """What makes it the network that it is, at whatever input size and dtype."""
+    own = view.identity
+    return own.weights or (own.model_id, own.revision), own.control
 
 
 def spread_layers(view: ModelView) -> list[int]:
