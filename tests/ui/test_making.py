@@ -396,6 +396,7 @@ def test_the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas(dreams, tr
     card, page = tab.show_card(*asked, "some/atlas"), tab.show_page(*asked, "some/atlas")
 
     assert "noise-" in card and "noise-" not in tab.show_card(*asked)
+    assert tab.first_look(None, *asked, "some/atlas") == card
     assert "3 photographs of" in page and "19 built-in photographs" in tab.show_page(*asked)
     elsewhere = f"0.mlp_act:{liked.index}"
     assert tab.show_card(app.model.value, elsewhere, "some/atlas") == tab.show_card(app.model.value, elsewhere)

@@ -534,6 +534,8 @@ def test_the_chosen_features_card_stands_beside_its_box(app):
     assert 'data-pick="1.mlp_act:3"' in tab.show_card(app.model.value, "-1.mlp_act:3")
     for other in ("logit:2", "1.mlp_act:3 + 1.mlp_act:4", "9.mlp_act:1", "", None):
         assert tab.show_card(app.model.value, other) == ""
+    assert tab.first_look("<div>", app.model.value, "1.mlp_act:3") == gr.skip()
+    assert "data-pick" in tab.first_look(None, app.model.value, "1.mlp_act:3")
 
 
 def test_leaving_the_model_box_as_it_was_changes_nothing_and_another_model_keeps_the_place(app, hub):

@@ -151,8 +151,8 @@ class App:
         private: dict[str, Any] = {**LATEST, "api_visibility": "private"}
         features, behavior = page.tab(FeaturesTab), page.tab(BehaviorTab)
         optimize = page.tab(OptimizeTab)
-        asked = [self.model, optimize.objective, page.atlas]
-        pages[optimize.key].select(optimize.show_card, asked, optimize.card, show_progress="hidden", **private)
+        asked = [optimize.card, self.model, optimize.objective, page.atlas]
+        pages[optimize.key].select(optimize.first_look, asked, optimize.card, show_progress="hidden", **private)
         asked = [features.atlas, features.grid.listed, *features.looking]
         pages[features.key].select(features.first_look, asked, features.filled, **private)
         asked = [self.model, maps.photo, behavior.patch, behavior.filter, behavior.scale, behavior.looked]

@@ -376,6 +376,11 @@ class OptimizeTab:
         snapshot, feature = self.shelf.snapshot(model_id), parse_feature(address, None)
         return self.page_job(snapshot, feature, chosen_atlas(self.shelf, AUTO, atlas))
 
+    @shown
+    def first_look(self, card: str | None, *asked: str) -> Any:
+        """The card when the tab is opened and shows none yet."""
+        return gr.skip() if card else self.show_card(*asked)
+
     def stop(self, request: gr.Request) -> Any:
         """End the visitor's run, which may still be waiting."""
         return self.runs.stop(request)
