@@ -883,6 +883,18 @@ MUTANTS = [
             "ui/shelf::no_more_visitors_wait_for_the_hub_than_the_server_has_threads_for",
         ),
         (
+            "who uses a model that is there waits for those who ask the Hub",
+            "same = by_name or next(",
+            "same = next(",
+            "ui/shelf::no_more_visitors_wait_for_the_hub_than_the_server_has_threads_for",
+        ),
+        (
+            "an open atlas is asked for while others wait for the Hub",
+            "known = None if token else self._atlases.get(hashkey(name))",
+            "known = None",
+            "ui/shelf::an_atlas_that_is_open_is_there_however_many_wait_for_the_hub",
+        ),
+        (
             "models that are compared take any memory",
             "sum(map(weight_bytes, found)) > kept_bytes()",
             "False",
@@ -902,7 +914,7 @@ MUTANTS = [
         "ui/uploads",
         (
             "a picture in the request is no upload",
-            "size is None or size > _LARGE or ",
+            "_size(scope) > _LARGE or ",
             "",
             "ui/uploads::a_large_request_counts_as_an_upload_wherever_it_goes",
         ),

@@ -197,7 +197,22 @@ def test_no_more_visitors_wait_for_the_hub_than_the_server_has_threads_for(hub, 
     with shelf._asking:
         with pytest.raises(BusyError, match="1 visitors wait for the Hub already"):
             shelf.snapshot(publish(hub, tiny_folder, "shelf/three"))
-        assert shelf.snapshot(name, known.revision) is known
+        assert shelf.snapshot(name, known.revision) is shelf.snapshot(name) is known
+        with pytest.raises(BusyError, match="wait for the Hub already"):
+            shelf.atlas("shelf/no-atlas")
+    with pytest.raises(AtlasError):
+        shelf.atlas("shelf/no-atlas")
+
+
+def test_an_atlas_that_is_open_is_there_however_many_wait_for_the_hub(hub, vit_here, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitviz_hf.ui.shelf.MOST_DOWNLOADS", 1)
+    make_atlas(vit_here, open_source("builtin"), SearchConfig(k=2, layers=(1,)), tmp_path / "atlas")
+    hub.publish("datasets/shelf/atlas", tmp_path / "atlas")
+    shelf = Shelf("builtin")
+    atlas = shelf.atlas("shelf/atlas")
+
+    with shelf._asking:
+        assert shelf.atlas("shelf/atlas") is atlas
 
 
 def test_models_that_are_compared_fit_on_the_shelf_together(hub, tiny_folder, monkeypatch):

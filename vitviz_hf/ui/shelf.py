@@ -5,8 +5,8 @@ What was not used for longest is put away when the shelf is full.
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import BoundedSemaphore, Condition
 
@@ -88,18 +88,24 @@ class Shelf:
                 f"{model_id!r} is not a Hub id; write OWNER/NAME as in 'google/vit-base-patch16-224', or 'builtin'."
             )
         with self._fetching:
-            known = list(self._snapshots.values())
-        same = next((s for s in known if (s.model_id, s.revision) == (model_id, revision)), None)
+            by_name, known = self._snapshots.get(hashkey(model_id, revision)), list(self._snapshots.values())
+        same = by_name or next((s for s in known if (s.model_id, s.revision) == (model_id, revision)), None)
         if same:
             return same
 
         def fetched(token: Token) -> Snapshot:
-            return _with_token(model_id, revision, token) if token else self._fetched(model_id, revision)
+            with self._asks():
+                return _with_token(model_id, revision, token) if token else self._fetched(model_id, revision)
 
+        return self._admission.open((model_id, revision), fetched, (GatedModelError, ModelNotFoundError))
+
+    @contextmanager
+    def _asks(self) -> Iterator[None]:
+        """Around what waits for the Hub, or for another visitor who does; what is known is not asked for."""
         if not self._asking.acquire(blocking=False):
             raise BusyError(f"{MOST_DOWNLOADS} visitors wait for the Hub already; try again in a minute.")
         try:
-            return self._admission.open((model_id, revision), fetched, (GatedModelError, ModelNotFoundError))
+            yield
         finally:
             self._asking.release()
 
@@ -166,6 +172,7 @@ class Shelf:
 
         Raises:
             AtlasError: nothing given, a path, or no usable atlas.
+            BusyError: too many wait for the Hub.
         """
         name = (name or "").strip()
         if is_made(name):
@@ -174,7 +181,12 @@ class Shelf:
             raise AtlasError(f"{name!r} is not a Hub id; write OWNER/NAME of a dataset made by 'vitviz search'.")
 
         def opened(token: Token) -> Atlas:
-            return open_atlas(name, token) if token else self._opened(name)
+            with self._opening:
+                known = None if token else self._atlases.get(hashkey(name))
+            if known:
+                return known
+            with self._asks():
+                return open_atlas(name, token) if token else self._opened(name)
 
         return self._admission.open(name, opened, (AtlasError,))
 

@@ -36,8 +36,7 @@ class UploadLimit:
 
     def _takes(self, scope: Any) -> bool:
         """Whether the visitor may upload so much now; if so, it counts. What does not tell its size counts as a lot."""
-        size = MOST_BYTES // 10 if (told := _size(scope)) is None else told
-        visitor, now = _address(scope), time.monotonic()
+        size, visitor, now = _size(scope), _address(scope), time.monotonic()
         with self._lock:
             latest = [(at, n) for at, n in self._latest.get(visitor, ()) if now - at < _SECONDS]
             if len(latest) >= MOST_UPLOADS or sum(n for _, n in latest) + size > MOST_BYTES:
@@ -55,12 +54,13 @@ def _address(scope: Any) -> str:
 def _is_upload(scope: Any) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    size = _size(scope)
-    return size is None or size > _LARGE or scope["path"].rstrip("/").endswith("/upload")
+    return _size(scope) > _LARGE or scope["path"].rstrip("/").endswith("/upload")
 
 
-def _size(scope: Any) -> int | None:
-    """Bytes of a request, None if it does not say; without either header it has none."""
+def _size(scope: Any) -> int:
+    """Bytes of a request, a lot if it has some and does not tell."""
     headers = dict(scope["headers"])
     told = headers.get(b"content-length", b"")
-    return int(told) if told.isdigit() else None if b"transfer-encoding" in headers else 0
+    if told.isdigit():
+        return int(told)
+    return MOST_BYTES // 10 if b"transfer-encoding" in headers else 0
