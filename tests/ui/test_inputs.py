@@ -101,8 +101,8 @@ def test_a_painting_larger_than_its_canvas_is_refused_before_it_is_decoded(data,
 
     with pytest.raises(HTTPException, match=told):
         component.accept_blobs(blob(data))
-    for part in ({"background": 1}, {"composite": 1}, {"layers": 1}):
-        given = {name: [FileData(path=str(file))] if name == "layers" else FileData(path=str(file)) for name in part}
+    part = FileData(path=str(file))
+    for given in ({"background": part}, {"composite": part}, {"layers": [part]}):
         with pytest.raises(gr.Error, match=told):
             component.preprocess(EditorData(**given))
 
