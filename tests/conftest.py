@@ -53,6 +53,8 @@ from tests.tiny_models import FAMILIES, TINY, save_tiny  # noqa: E402
 from vitviz_hf import load_model  # noqa: E402
 
 SHARED_CACHE = Path(_HOME)
+torch.cpu.get_capabilities = dict
+"""No bfloat16: `auto` is float32 on every processor, as most tests expect; test_precision.py has the rest."""
 
 
 def pytest_collection_modifyitems(items):

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tests.by_hand import read_pictures
 from vitviz_hf import VisualizeConfig, activations, load_model, open_source, replay, visualize
 from vitviz_hf.atlas.config import SearchConfig
-from vitviz_hf.atlas.search import search
+from vitviz_hf.atlas.search import search, search_recipe
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.models import view as views
-from vitviz_hf.models.view import at_precision
+from vitviz_hf.models.view import at_precision, list_sites
 from vitviz_hf.reading.recording import record, record_each
 from vitviz_hf.sites import Site
 
@@ -35,8 +35,44 @@ def test_auto_is_bfloat16_on_a_cuda_card_that_has_it_and_float32_elsewhere(train
 
         assert at_precision(on_cuda, "auto").precision == expected
         assert at_precision(on_cuda, "float32").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx512_f": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_on_a_cpu_that_has_it_in_pictures_and_in_search(able, expected, trained, shapes, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: able)
+        made = visualize(trained, ["2.mlp_act:5"], VisualizeConfig.preset("fast", steps=2))[0]
+        recipe = search_recipe(trained, open_source(str(shapes)), SearchConfig())
+        asked = at_precision(trained, "float32").precision
+
+    assert (made.recipe["config"]["precision"], recipe["precision"], asked) == (expected, expected, "float32")
+
+
+def test_a_torch_that_cannot_tell_what_the_cpu_has_computes_in_float32(trained, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+
     assert at_precision(trained, "auto").precision == "float32"
     assert at_precision(trained, "bfloat16").precision == "bfloat16"
+
+
+def test_every_family_computes_in_bfloat16_what_it_does_in_float32(view):
+    sites = [site for site, _ in list_sites(view)]
+    pixels = torch.rand(2, 3, *view.input_size, generator=torch.Generator().manual_seed(0))
+
+    exact, other = (activations(at_precision(view, name), pixels, sites) for name in PRECISIONS)
+
+    assert torch.bfloat16 in {acts.values.dtype for acts in other.values()}
+    for site in sites:
+        apart = other[site].in_float32().values - exact[site].in_float32().values
+        assert float(apart.square().mean()) <= 0.03**2 * float(exact[site].in_float32().values.square().mean()), site
 
 
 def test_weights_of_another_type_compute_in_it(tiny_folder):

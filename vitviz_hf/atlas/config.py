@@ -32,7 +32,7 @@ class SearchConfig(Checked):
     k: int = knob(20, "images for each feature at either end", 1, 1000)
     reduce: Literal["mean", "max"] = knob("mean", "score over patches", metavar="{mean,max}")
     batch: int = knob(32, "images in a forward pass", 1, 4096)
-    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
+    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 if the device has it")
     workers: int = knob(
         0, "processes that decode (default: none on a CPU, beside a GPU all cores but one)", 0, MOST_WORKERS
     )

@@ -26,6 +26,7 @@ from vitviz_hf.atlas.state import Floors, SearchState, checkpoint, load_state, o
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import search_folder, write_atlas
 from vitviz_hf.cluster import Cluster, Job, Work, spread
+from vitviz_hf.config import Precision
 from vitviz_hf.errors import DatasetError, OutputExistsError
 from vitviz_hf.manifest import check_absent, finished, make_folder
 from vitviz_hf.models.view import ModelView, at_precision
@@ -164,7 +165,7 @@ def spread_atlas(
 
     Args:
         view: on the CPU; it is sent to the workers.
-        config: `auto` precision is float32, since the machines of a cluster may have different GPUs.
+        config: `auto` precision is float32, since the machines of a cluster may have different processors.
         progress: called with the number of rows that were searched, at least once a second.
 
     Raises:
@@ -175,7 +176,7 @@ def spread_atlas(
     if resume and finished(out, search_folder(out)):
         return open_atlas(str(out))
     check_absent(out)
-    config = replace(config, precision=at_precision(view, config.precision).precision)
+    config = replace(config, precision=_shared_precision(view, config.precision))
     folder = search_folder(out) / "rank-0"
     stored = folder / "state.safetensors"
     if stored.is_file() and not resume:
@@ -193,6 +194,10 @@ def spread_atlas(
     write_atlas(out, recipe, state, folder)
     shutil.rmtree(search_folder(out))
     return open_atlas(str(out))
+
+
+def _shared_precision(view: ModelView, wanted: Precision) -> Precision:
+    return at_precision(view, "float32" if wanted == "auto" else wanted).precision
 
 
 def _run(
@@ -275,14 +280,14 @@ def spread_pictures(
     Args:
         view: on the CPU; it is sent to the workers.
         groups: features that share batches.
-        config: `auto` precision is float32, since the machines of a cluster may have different GPUs.
+        config: `auto` precision is float32, since the machines of a cluster may have different processors.
         guides: real images for each group, as `visualize` takes them.
 
     Raises:
         ClusterError: workers were lost again and again.
         SiteError, ConfigError: as `visualize`.
     """
-    config = replace(config, precision=at_precision(view, config.precision).precision)
+    config = replace(config, precision=_shared_precision(view, config.precision))
     given = tuple(map(tuple, guides)) or ((),) * len(groups)
     task = Building(view, config, tuple(map(tuple, groups)), given)
     work = Work(prepare_pictures, (task,), make_pictures, merge_pictures)

@@ -249,13 +249,20 @@ def at_precision(view: ModelView, wanted: Precision) -> ModelView:
     """The same model, computing in bfloat16 (torch's autocast) or as exactly as its weights are.
 
     Args:
-        wanted: `auto` is bfloat16 on a CUDA device that has it, and float32 elsewhere. Weights of another type than
-            float32 compute in their own.
+        wanted: `auto` is bfloat16 where the device has instructions for it, see `has_bfloat16`, and float32 elsewhere.
+            Weights of another type than float32 compute in their own.
     """
     if wanted == "auto":
-        fast = view.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        wanted = "bfloat16" if fast else "float32"
+        wanted = "bfloat16" if has_bfloat16(view.device) else "float32"
     return replace(view, precision=wanted if view.dtype == torch.float32 else "float32")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are instructions of the device: CUDA cards, CPUs with AMX or AVX-512 BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:

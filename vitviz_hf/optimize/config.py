@@ -43,7 +43,7 @@ class VisualizeConfig(Checked):
     )
     align: float = knob(0.0, "pull to the statistics of images that excite the feature, which must be given", 0, 1e3)
     keep: float = knob(0.0, "weight of a photograph, which must be given, where the feature does not fire", 0, 1e3)
-    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 on CUDA, float32 elsewhere")
+    precision: Precision = knob("auto", "what the model computes in; auto: bfloat16 if the device has it")
     batch: int = knob(64, "images in one forward pass; a limit for memory, not for the result", 1, 4096)
     seed: int = knob(0, "same seed, same picture", 0, 2**53)
 
