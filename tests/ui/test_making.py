@@ -385,6 +385,24 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     assert f"M{told}." in last[tab.status] and single[tab.lives[0]]["label"] == f"Optimized picture: m{told}"
 
 
+def test_the_images_of_a_chosen_atlas_guide_a_picture_at_one_token_by_what_they_are_there(
+    dreams, trained, liked, tmp_path, monkeypatch
+):
+    tab = dreams[1]
+    atlas = make_atlas(trained, open_source("builtin"), SearchConfig(k=8, layers=(1,)), tmp_path / "atlas")
+    monkeypatch.setattr(dreams[0].page.shelf, "atlas", lambda name: atlas)
+    crops = torch.stack([image_to_pixels(open_image(atlas.image(hit.row).jpeg)) for hit in atlas.hits(liked)])
+
+    guides = []
+    for token in ("", "@cls", "@1,2"):
+        *_, last = run(dreams, f"{liked}{token}", "aligned", atlas="some/atlas")
+        expected = guide_by_images(trained, f"{liked}{token}", crops, 5).to_json()
+        guides.append(expected["start"])
+        assert read_recipe(last[tab.downloads[0]]["value"])["guide"] == expected
+        assert "Made from the 8 most activating of 19 photographs of builtin." in last[tab.status]
+    assert len(set(guides)) == 3
+
+
 def test_the_card_and_the_page_of_the_feature_are_of_the_chosen_atlas(dreams, trained, liked, tmp_path, monkeypatch):
     app, tab = dreams
     for i in range(3):

@@ -167,13 +167,11 @@ def _feature_of(objective: "Objective") -> Feature:
     Raises:
         ConfigError: the objective is something else.
     """
-    from vitviz_hf.optimize.objectives import AtToken
+    from vitviz_hf.optimize.objectives import feature_of
 
-    weight, target = objective.terms[0]
-    feature = target.target if isinstance(target, AtToken) else target
-    if len(objective.terms) > 1 or weight != 1 or not isinstance(feature, Feature):
-        raise ConfigError(f"an atlas has the images of single features, not of '{objective}'; give --images.")
-    return feature
+    if feature := feature_of(objective):
+        return feature
+    raise ConfigError(f"an atlas has the images of single features, not of '{objective}'; give --images.")
 
 
 def _guide(

@@ -183,6 +183,13 @@ def to_objective(target: "Objective | Target | str", kinds: Collection[str] | No
     return parse_objective(target, kinds) if isinstance(target, str) else Objective(((1.0, target),))
 
 
+def feature_of(objective: Objective) -> Feature | None:
+    """The feature that alone is maximized, over all patches or at one token; None for all else, such as a sum."""
+    (weight, target), *more = objective.terms
+    feature = target.target if isinstance(target, AtToken) else target
+    return feature if weight == 1 and not more and isinstance(feature, Feature) else None
+
+
 def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objective:
     """Objective from text: addresses joined by ` + ` or ` - `, each with an optional `NUMBER*`.
 

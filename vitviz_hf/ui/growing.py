@@ -17,7 +17,7 @@ from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import PASSES, Guide
 from vitviz_hf.optimize.loop import Step, default_config, finish, seeded_steps, visualize_steps
-from vitviz_hf.optimize.objectives import Logit, Objective, number_classes, to_objective
+from vitviz_hf.optimize.objectives import Logit, Objective, feature_of, number_classes, to_objective
 from vitviz_hf.optimize.recipe import Visualization
 from vitviz_hf.reading.reference import best_photograph, reference_at
 from vitviz_hf.sites import Feature, Site
@@ -241,18 +241,12 @@ def _ended(
     ]
 
 
-def only_feature(wanted: Objective) -> Feature | None:
-    """The feature that an objective is, the mean over patches; None for anything else, such as a sum."""
-    (weight, target), *more = wanted.terms
-    return target if weight == 1 and not more and isinstance(target, Feature) else None
-
-
 def _last(
     view: ModelView, wanted: Objective, config: VisualizeConfig, pictures: Iterable[Grown], guided: Guided | None
 ) -> Frame:
-    feature = only_feature(wanted)
+    feature = feature_of(wanted)
     photograph = None
-    if feature:
+    if feature and wanted.terms[0][1] == feature:  # over all patches, as photographs are scored
         photograph = best_photograph(reference_at(view, feature.site).scores, feature)
     return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph, guided)
 

@@ -10,10 +10,10 @@ from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError, VitvizError
 from vitviz_hf.models.view import ModelView, to_pixels
 from vitviz_hf.optimize.guides import Guides, guide_by_photograph, guides_by_images, read_builtin_images
-from vitviz_hf.optimize.objectives import check_objective
+from vitviz_hf.optimize.objectives import check_objective, feature_of
 from vitviz_hf.stream import builtin_paths
 from vitviz_hf.ui.cards import fitting_atlas
-from vitviz_hf.ui.growing import ALIGNED, AUTO, Guided, Wanted, only_feature
+from vitviz_hf.ui.growing import ALIGNED, AUTO, Guided, Wanted
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.statistics import tell_atlas, tell_photographs
 
@@ -44,7 +44,8 @@ class Guiding:
         """What the presets `accent` and `aligned` need, and `auto` for a feature of an atlas; None for the others.
 
         The images are the best ones that an atlas keeps for the feature, for `aligned` else the best of the built-in
-        photographs and parts of them. Where an atlas's cannot be read or excite nothing, `auto` goes without.
+        photographs and parts of them. An atlas ranks images by all patches: at one token only `aligned` takes those.
+        Where an atlas's cannot be read or excite nothing, `auto` goes without.
 
         Yields:
             How many of how many built-in photographs and parts it has read.
@@ -62,12 +63,14 @@ class Guiding:
         key = view.identity.key, asked.objective
         view, wanted = asked.parsed(view)
         check_objective(view, wanted)
-        feature = only_feature(wanted)
+        feature = feature_of(wanted)
+        if asked.preset == AUTO and wanted.terms[0][1] != feature:
+            return None
         atlas = fitting_atlas(self._shelf, view, feature.site, asked.atlas) if feature else None
         if atlas and feature:
             whose = tell_atlas(atlas, feature.site)
             try:
-                guides = guides_by_images(view, feature, images_from_atlas(view, atlas, feature))
+                guides = guides_by_images(view, wanted, images_from_atlas(view, atlas, feature))
             except (OSError, ValueError) as error:  # a damaged atlas is one of these
                 if asked.preset == ALIGNED:
                     raise
