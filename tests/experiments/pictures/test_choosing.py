@@ -111,6 +111,7 @@ def test_triplets_show_each_features_picture_and_its_most_activating_image(vit, 
         assert row["its score"] == pytest.approx(scores[layer][best, i], abs=2e-3)
         assert row["picture's score"] == pytest.approx(made.score, abs=1e-4)
         assert row["turned, zoomed, blurred"] == pytest.approx(made.transfer_score, abs=1e-4)
+        assert row["picture"] == "from noise"
     assert len({row["most activating image"] for row in rows}) > 1
     assert "Preset fast, 2 steps, 2 copies." in result.tables["table"].notes[0]
 

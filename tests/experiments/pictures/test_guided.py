@@ -107,6 +107,9 @@ def test_triplets_are_guided_by_the_images_of_their_atlas(vit, labelled, tmp_pat
         assert "made from up to 9 images of each feature from the atlas" in " ".join(result.tables["table"].notes)
         guides = [read_recipe(p)["guide"] for p in sorted((work / "pictures").glob("*.png"))]
         assert [g["images"] for g in guides] == [n, n] and guides[0]["moments"] != guides[1]["moments"]
+        assert [row["picture"] for row in result.tables["table"].records()] == [f"made from {n} real images"] * 2
+        told = [axes.get_xlabel() for axes in result.figures["figure"].axes]
+        assert sum(text.endswith(f"\nmade from {n} real images") for text in told) == 2
 
 
 def test_the_distance_is_to_a_thousand_photographs_at_most_whose_kernel_is_computed_once(monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.guiding import guide_from_atlas
-from vitviz_hf.atlas.page import check_model
+from vitviz_hf.atlas.page import check_model, tell_images
 from vitviz_hf.atlas.state import SearchState
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import make_atlas
@@ -45,6 +45,8 @@ class Picture:
     score: float
     transfer_score: float
     alive: bool
+    told: str = ""
+    """What real images went in, see `tell_images`."""
 
 
 def one_model(name: str, views: Sequence[ModelView]) -> ModelView:
@@ -150,7 +152,8 @@ def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig
 
 def _read(path: Path) -> Picture:
     recipe = read_recipe(path)
-    return Picture(open_image(path), float(recipe["score"]), float(recipe["transfer_score"]), is_alive(recipe))
+    scores = float(recipe["score"]), float(recipe["transfer_score"])
+    return Picture(open_image(path), *scores, is_alive(recipe), tell_images(recipe))
 
 
 def pictured_features(

@@ -35,13 +35,15 @@ def run(
         name = best.label or best.name
         drawn = overlay(best.crop, best.values, map_range(best.values))
         three = [picture.image, best.crop, drawn]
-        captions = [f"score {picture.score:.3g}", name[:30], f"score {best.hit.score:.3g}"]
+        own = "\n".join(filter(None, (f"score {picture.score:.3g}", picture.told)))
+        captions = [own, name[:30], f"score {best.hit.score:.3g}"]
         grid.append((str(feature), list(zip(captions, three, strict=True))))
-        rows.append((str(feature), picture.score, picture.transfer_score, name, best.hit.score))
+        made = picture.told or "from noise"
+        rows.append((str(feature), picture.score, picture.transfer_score, made, name, best.hit.score))
     notes = (
         how_chosen(config),
         f"Most activating of {atlas.manifest['n_images']:,} images of {atlas.manifest['dataset']}.",
     )
-    header = ("feature", "picture's score", "turned, zoomed, blurred", "most activating image", "its score")
+    header = ("feature", "picture's score", "turned, zoomed, blurred", "picture", "most activating image", "its score")
     table = Table(header, tuple(rows), notes)
     return Result("triplets", {"table": table}, {"figure": picture_grid(grid, 1.8)})
