@@ -45,7 +45,8 @@ from vitviz_hf import (  # noqa: E402
 from vitviz_hf.atlas.fold import SiteFold  # noqa: E402
 from vitviz_hf.atlas.search import SearchState, _take_in, open_crops, search, site_list  # noqa: E402
 from vitviz_hf.images import map_range, overlay  # noqa: E402
-from vitviz_hf.models.view import at_precision, best_device, find_tap, run  # noqa: E402
+from vitviz_hf.models.device import best_device  # noqa: E402
+from vitviz_hf.models.view import at_precision, find_tap, run  # noqa: E402
 from vitviz_hf.reading.batches import Batch, Item  # noqa: E402
 from vitviz_hf.stream import Row  # noqa: E402
 

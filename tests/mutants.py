@@ -650,6 +650,33 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "models/device",
+        (
+            "CPUs with AMX compute in float32",
+            'able.get("amx_bf16") or ',
+            "",
+            "atlas/precision::auto_is_bfloat16_on_a_cpu_that_has_it_in_pictures_and_in_search",
+        ),
+    ),
+    *_of(
+        "optimize/guides",
+        (
+            "real images are read in float32 whatever the picture is made in",
+            "    view = at_precision(view, config.precision)\n",
+            "",
+            "atlas/precision::real_images_are_read_in_the_precision_of_the_picture",
+        ),
+    ),
+    *_of(
+        "ui/guiding",
+        (
+            "at one token the images of an atlas are those of all patches",
+            "guides_by_images(view, wanted, images_from_atlas",
+            "guides_by_images(view, feature, images_from_atlas",
+            "ui/making::the_images_of_a_chosen_atlas_guide_a_picture_at_one_token_by_what_they_are_there",
+        ),
+    ),
+    *_of(
         "models/view",
         (
             "bfloat16 is a word only",
@@ -761,8 +788,8 @@ MUTANTS = [
         "ui/growing",
         (
             "means over patches of photographs stand beside a value at a token",
-            "and isinstance(target, Feature) else None",
-            "and target.site else None",
+            " and wanted.terms[0][1] == feature:",
+            ":",
             "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
         (

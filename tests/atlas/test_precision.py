@@ -16,10 +16,13 @@ from vitviz_hf import VisualizeConfig, activations, load_model, open_source, rep
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search, search_recipe
 from vitviz_hf.errors import ConfigError
+from vitviz_hf.images import open_image
 from vitviz_hf.models import view as views
-from vitviz_hf.models.view import at_precision, list_sites
+from vitviz_hf.models.view import at_precision, list_sites, to_pixels
+from vitviz_hf.optimize.guides import guide_by, guide_by_images
 from vitviz_hf.reading.recording import record, record_each
 from vitviz_hf.sites import Site
+from vitviz_hf.stream import builtin_paths
 
 PRECISIONS = ("float32", "bfloat16")
 SITE = Site(2, "mlp_act")
@@ -124,6 +127,18 @@ def test_pictures_made_in_bfloat16_excite_their_features_as_those_of_float32(tra
     assert len(ratios) >= 6
     assert abs(float(ratios.mean()) - 1) < 0.1
     assert (ratios - 1).abs().max() < 0.3
+
+
+def test_real_images_are_read_in_the_precision_of_the_picture(trained):
+    images = torch.stack([to_pixels(trained, open_image(path))[0] for path in list(builtin_paths().values())[:4]])
+    feature = f"2.mlp_act:{int(activations(trained, images, [SITE])[SITE].scores().mean(0).argmax())}"
+    given = {name: guide_by_images(at_precision(trained, name), feature, images, seed=1) for name in PRECISIONS}
+
+    for name, expected in given.items():
+        config = VisualizeConfig.preset("aligned", steps=1, seed=1, precision=name)
+        assert guide_by(trained, feature, images, config).to_json() == expected.to_json()
+    assert given["float32"].best == pytest.approx(given["bfloat16"].best, rel=0.02)
+    assert given["float32"].best != given["bfloat16"].best
 
 
 def test_recipes_tell_the_precision_and_are_replayed_in_it(trained, tmp_path):

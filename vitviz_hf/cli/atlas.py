@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +213,7 @@ def _made(args: Any, view: Any, atlas: Any, groups: list[list[Feature]]) -> Iter
     with open_cluster(args.on, args.gpus) as cluster:
         if args.preset is None and cluster.on_gpus:
             config = VisualizeConfig.preset("fourier")
+        config = replace(config, precision="float32")  # of every machine, whatever it has
         guides = [[guide_from_atlas(view, atlas, f, config) for f in g] for g in groups] if needed(config) else []
         yield from spread_pictures(cluster, view, groups, config, guides)
 

@@ -180,14 +180,14 @@ def _guide(
     import torch
 
     from vitviz_hf.atlas.guiding import guide_from_atlas
-    from vitviz_hf.models.view import to_pixels
+    from vitviz_hf.models.view import at_precision, to_pixels
     from vitviz_hf.optimize.guides import builtin_images, guide_by
 
     if atlas:
         return guide_from_atlas(view, atlas, _feature_of(objective), config, objective.terms[0][1])
     if not images:
         with counter("reading built-in photographs", " images") as show:
-            own = builtin_images(view, objective, show)
+            own = builtin_images(at_precision(view, config.precision), objective, show)
         return guide_by(view, objective, own, config)
     return guide_by(view, objective, torch.cat([to_pixels(view, image) for image in images]), config)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitviz_hf.config import Precision, check_control
 from vitviz_hf.errors import ConfigError, FeatureError, ModelError, SiteError, first_line
 from vitviz_hf.images import to_rgb
+from vitviz_hf.models.device import best_device, has_bfloat16
 from vitviz_hf.models.gate import Snapshot, fetch_model
 from vitviz_hf.models.loading import (
     UNFIT,
@@ -257,14 +258,6 @@ def at_precision(view: ModelView, wanted: Precision) -> ModelView:
     return replace(view, precision=wanted if view.dtype == torch.float32 else "float32")
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are instructions of the device: CUDA cards, CPUs with AMX or AVX-512 BF16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-
-
 def with_taps(view: ModelView, extra: Mapping[str, ExtraTap]) -> ModelView:
     """The same model with more kinds of sites, each a function of the values of another.
 
@@ -383,13 +376,6 @@ def to_site(view: ModelView, site: Site | str) -> Site:
         SiteError: malformed address, or unknown kind.
     """
     return parse_site(site, view.kinds) if isinstance(site, str) else site
-
-
-def best_device() -> torch.device:
-    """CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _measured(view: ModelView, size: tuple[int, int]) -> ModelView:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from vitviz_hf.errors import ConfigError, NonFiniteError
 from vitviz_hf.images import cover, encode, image_to_pixels, open_image, pixels_to_image
-from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.models.view import ModelView, at_precision, find_tap
 from vitviz_hf.optimize.collages import MOST, collages
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import AtToken, Objective, Target, check_objective, to_objective
@@ -224,9 +224,12 @@ def _keep(pixels: Tensor) -> bytes:
 def guide_by(view: ModelView, target: Objective | Target | str, images: Tensor, config: VisualizeConfig) -> Guide:
     """What the options need of images [N, 3, H, W], the best first: the statistics of all, or the first one.
 
+    The model computes in the precision of the options, as it will when it makes the picture.
+
     Raises:
         ConfigError: as `guide_by_images` and `guide_by_photograph`.
     """
+    view = at_precision(view, config.precision)
     if config.align:
         return guide_by_images(view, target, images, config.seed)
     return guide_by_photograph(view, target, images[0])

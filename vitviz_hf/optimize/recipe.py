@@ -16,7 +16,8 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, RecipeError
 from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
-from vitviz_hf.models.view import ModelView, best_device
+from vitviz_hf.models.device import best_device
+from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import Objective, Target, to_objective
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vitviz_hf.config import check_control
 from vitviz_hf.errors import RecipeError, VitvizError
-from vitviz_hf.models.view import ModelView, as_control, at_size, best_device, load_model
+from vitviz_hf.models.device import best_device
+from vitviz_hf.models.view import ModelView, as_control, at_size, load_model
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import Guide
 from vitviz_hf.optimize.loop import finish, visualize_steps

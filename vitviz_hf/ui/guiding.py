@@ -8,7 +8,7 @@ from cachetools import LRUCache
 from vitviz_hf.atlas.guiding import images_from_atlas
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import ConfigError, VitvizError
-from vitviz_hf.models.view import ModelView, to_pixels
+from vitviz_hf.models.view import ModelView, at_precision, to_pixels
 from vitviz_hf.optimize.guides import Guides, guide_by_photograph, guides_by_images, read_builtin_images
 from vitviz_hf.optimize.objectives import check_objective, feature_of
 from vitviz_hf.stream import builtin_paths
@@ -63,6 +63,7 @@ class Guiding:
         key = view.identity.key, asked.objective
         view, wanted = asked.parsed(view)
         check_objective(view, wanted)
+        view = at_precision(view, "auto")  # as the picture will be made
         feature = feature_of(wanted)
         if asked.preset == AUTO and wanted.terms[0][1] != feature:
             return None
