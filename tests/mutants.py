@@ -1180,6 +1180,12 @@ MUTANTS = [
             "atlas/spreading::floors_of_rankings_that_are_not_full_keep_nothing_out",
         ),
         (
+            "machines compute in what this one has",
+            '"float32" if wanted == "auto" else wanted',
+            "wanted",
+            "atlas/spreading::machines_compute_in_float32_unless_asked_whatever_this_one_has",
+        ),
+        (
             "every group of pictures is guided by the first one's images",
             "task.config, task.guides[i])",
             "task.config, task.guides[0])",

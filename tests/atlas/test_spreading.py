@@ -269,6 +269,22 @@ def test_pictures_of_workers_are_those_of_one_process(vit):
     assert len({p.score for p in made.values()}) == 3
 
 
+@pytest.mark.parametrize(("wanted", "precision"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_machines_compute_in_float32_unless_asked_whatever_this_one_has(
+    wanted, precision, vit, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    cluster = Cluster(InlineRay, 2, 1, False)
+
+    config = VisualizeConfig.preset("fast", steps=1, precision=wanted)
+    made = dict(spread_pictures(cluster, vit, FEATURES, config))
+    search = SearchConfig(k=2, limit=6, batch=3, layers=(1,), precision=wanted)
+    atlas = spread_atlas(cluster, vit, open_source(str(pictures)), search, tmp_path / "atlas")
+
+    assert {picture.recipe["config"]["precision"] for picture in made.values()} == {precision}
+    assert atlas.manifest["precision"] == precision
+
+
 def test_pictures_of_workers_are_guided_by_their_own_images(vit):
     config = VisualizeConfig.preset("accent", steps=2)
     photographs = [to_pixels(vit, draw_noise(i))[0] for i in (3, 4)]
