@@ -1,14 +1,14 @@
 """Speed of optimization against a plain loop and another package, as ratios taken in one run.
 
 A pass is one augmented image forward and back. `fast` and `paper` are these presets for one feature. `bare` is the
-model alone, forward to the neuron and back, with the copies of `fast`: the rest is what the loop costs. `plain` does
-what the papers' code does, here with frozen weights: the whole model runs forward, the score is fetched at every step,
-with the copies and transforms of `paper`. `horama` is Horama 0.3.0 on the same model through a hook, with a canvas of
-448 pixels and 6 crops; install it by hand: `pip install --no-deps horama==0.3.0 einops matplotlib`. All take a step in
-turn, and medians over the rounds are compared; behind +- stands half the distance of the quartiles of the ratios taken
-round by round.
+model alone, forward to the neuron and back, with the copies of `fast`: the rest is what the loop costs. These take
+`--precision`, the other two float32, as their authors do. `plain` does what the papers' code does, here with frozen
+weights: the whole model runs forward, the score is fetched at every step, with the copies and transforms of `paper`.
+`horama` is Horama 0.3.0 on the same model through a hook, with a canvas of 448 pixels and 6 crops; install it by hand:
+`pip install --no-deps horama==0.3.0 einops matplotlib`. All take a step in turn, and medians over the rounds are
+compared; behind +- stands half the distance of the quartiles of the ratios taken round by round.
 
-    python benchmarks/optimize.py [--device cuda] [--models builtin random] [--layers 5 11] [--rounds 9]
+    python benchmarks/optimize.py [--device cuda] [--models builtin random] [--layers 5 11] [--precision float32]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from vitviz_hf import VisualizeConfig, load_model, visualize_steps
-from vitviz_hf.models.view import normalize
+from vitviz_hf.models.view import at_precision, normalize
 from vitviz_hf.optimize import transforms
 from vitviz_hf.optimize.penalties import total_variation
 from vitviz_hf.reading.recording import record
@@ -47,13 +47,14 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def ours(preset, view, layer):
-    config = VisualizeConfig.preset(preset, steps=10_000)
+def ours(preset, precision, view, layer):
+    config = VisualizeConfig.preset(preset, steps=10_000, precision=precision)
     for _ in visualize_steps(view, [f"{layer}.mlp_act:{FEATURE}"], config):
         yield config.copies
 
 
-def bare(view, layer):
+def bare(precision, view, layer):
+    view = at_precision(view, precision)
     site, copies = Site(layer, "mlp_act"), VisualizeConfig.preset("fast").copies
     images = torch.rand(copies, 3, *view.input_size, device=view.device).requires_grad_()
     while True:
@@ -131,9 +132,10 @@ def time_pass(steps, device):
     return (time.perf_counter() - start) / passes
 
 
-def compare(view, layer, rounds):
+def compare(view, layer, rounds, precision):
     """Seconds a pass of each loop, in each round."""
-    loops = {"fast": partial(ours, "fast"), "paper": partial(ours, "paper"), "bare": bare, "plain": plain}
+    loops = {name: partial(ours, name, precision) for name in ("fast", "paper")}
+    loops |= {"bare": partial(bare, precision), "plain": plain}
     if importlib.util.find_spec("horama"):
         loops["horama"] = horama
     running = {name: loop(view, layer) for name, loop in loops.items()}
@@ -161,8 +163,8 @@ def ratio(times, own, other):
     return f"{whole:.2f} +- {(high - low) / 2:.2f}"
 
 
-def features_per_minute(view, n, rounds):
-    config = VisualizeConfig.preset("fast", steps=10_000)
+def features_per_minute(view, n, rounds, precision):
+    config = VisualizeConfig.preset("fast", steps=10_000, precision=precision)
     loop = visualize_steps(view, [f"5.mlp_act:{i}" for i in range(n)], config)
     next(loop)
     times = []
@@ -181,20 +183,22 @@ def main():
     parser.add_argument("--models", nargs="+", default=["builtin", "random"], help="Hub ids, builtin, random: ViT-B/16")
     parser.add_argument("--layers", nargs="+", type=int, default=[5, 11])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", default="auto", help="of fast, paper, bare: float32, bfloat16, auto")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 4, 16], help="features at once, none to skip")
     args = parser.parse_args()
     for name in args.models:
         view = random_vit_b16(args.device) if name == "random" else load_model(name, device=args.device)
-        print(f"{name} on {view.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        what = f"{at_precision(view, args.precision).precision}, plain and horama float32"
+        print(f"{name} on {view.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {what}")
         print("milliseconds of a pass, and ratios")
         print("layer     fast    paper     bare    plain   horama      fast/bare   paper/plain   fast/horama")
         for layer in args.layers:
-            times = compare(view, layer, args.rounds)
+            times = compare(view, layer, args.rounds, args.precision)
             ms = "".join(f"{shown(times, loop):>9}" for loop in ("fast", "paper", "bare", "plain", "horama"))
             pairs = (("fast", "bare"), ("paper", "plain"), ("fast", "horama"))
             ratios = "".join(f"{ratio(times, own, other):>14}" for own, other in pairs)
             print(f"{layer:>5}{ms} {ratios}", flush=True)
-        rates = {n: features_per_minute(view, n, args.rounds) for n in args.batches}
+        rates = {n: features_per_minute(view, n, args.rounds, args.precision) for n in args.batches}
         text = "  ".join(f"batch {n}: {rate:.2f}" for n, rate in rates.items())
         print(f"features per minute at layer 5, preset fast: {text}")
 

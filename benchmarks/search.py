@@ -5,7 +5,7 @@ lists and sorted them after every batch; here that is done for one layer only, a
 start of a search every image enters every ranking, later few do, so its first and last third are told apart; a bare
 pass follows each batch.
 
-Run: python benchmarks/search.py [--model builtin] [--images 768] [--batch 16] [--workers 0]
+Run: python benchmarks/search.py [--model builtin] [--images 768] [--batch 16] [--workers 0] [--precision float32]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from vitviz_hf import activations, load_model
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search
-from vitviz_hf.models.view import run
+from vitviz_hf.models.view import at_precision, run
 from vitviz_hf.sites import Site
 from vitviz_hf.stream import open_source
 
@@ -33,15 +33,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--precision", default="auto", help="of both: float32, bfloat16 (default: auto)")
     args = parser.parse_args()
     if args.images < 9 * args.batch:
         parser.error(f"--images must be at least 9 batches, here {9 * args.batch}")
-    view = load_model(args.model)
+    view = at_precision(load_model(args.model), args.precision)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.images):
             jpeg(i, Path(folder) / f"{i:05}.jpg")
         source = open_source(folder)
-        config = SearchConfig(batch=args.batch, workers=args.workers)
+        config = SearchConfig(batch=args.batch, workers=args.workers, precision=view.precision)
         pixels = torch.rand(args.batch, 3, *view.input_size, device=view.device)
         bare(view, pixels)
         begun, took, forward = time.perf_counter(), [], []
@@ -56,7 +57,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             search(view, source, config, Path(work) / "s", progress=between)
     lists, sites, third = papers_way(view, pixels), len(view.layers), len(took) // 3
-    print(f"{args.model}, {sites} layers, on {view.device}; batch {args.batch}, {args.workers} workers")
+    where = f"on {view.device} in {view.precision}; batch {args.batch}, {args.workers} workers"
+    print(f"{args.model}, {sites} layers, {where}")
     print(f"bare forward pass {args.batch / statistics.median(forward):.2f} images/s; search, in parts of it:")
     # Starting the workers is no part of the rate.
     for name, part in (("first", slice(1, third)), ("last", slice(-third, None))):
