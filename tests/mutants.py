@@ -823,6 +823,18 @@ MUTANTS = [
     *_of(
         "experiments/pictures/agreement",
         (
+            "the pictures of all seeds are the atlas's",
+            "known = atlas if seed == config.seed else None",
+            "known = atlas",
+            "experiments/pictures/agreement::beside_an_atlas_the_pictures_of_further_seeds_are_made",
+        ),
+        (
+            "pictures beyond the first batch are not embedded",
+            "for some in pixels.split(_BATCH)]",
+            "for some in pixels.split(_BATCH)[:1]]",
+            "experiments/pictures/agreement::pictures_beyond_the_first_batch_are_embedded_as_the_others",
+        ),
+        (
             "noise is black",
             "noise = torch.rand(",
             "noise = 0 * torch.rand(",
@@ -1663,6 +1675,12 @@ MUTANTS = [
     ),
     *_of(
         "experiments/pictures/trials",
+        (
+            "copies in other batches count again",
+            "for key, crop in crops.items() if key not in reading.keys]",
+            "for key, crop in crops.items()]",
+            "experiments/pictures/agreement::an_image_counts_once_wherever_its_copies_are",
+        ),
         (
             "exemplars are among the images that are asked about",
             "return photographs.ranked(feature, helps=True)[:n]",

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from tests.by_hand import read_pictures
-from vitviz_hf import load_model
+from tests.conftest import draw_noise
+from vitviz_hf import VisualizeConfig, load_model, make_atlas, visualize
+from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.errors import ConfigError, SiteError
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.pictures import judge as judging
-from vitviz_hf.experiments.pictures.agreement import layers_of
+from vitviz_hf.experiments.pictures.agreement import embed_all, layers_of
 from vitviz_hf.experiments.pictures.judge import open_judge
 from vitviz_hf.experiments.pictures.realism import kernel_distance, percentile, spectrum_distance
 from vitviz_hf.experiments.pictures.trials import (
@@ -404,3 +406,52 @@ def test_the_images_that_rank_are_those_that_are_kept_where_scores_are_alike(sil
     assert np.ptp(photographs.scores) == 0
     for i in (*exemplars(photographs, silent), *queries(photographs, silent).best):
         assert photographs.image(int(i)).size == (64, 64)
+
+
+def test_an_image_counts_once_wherever_its_copies_are(trained, trained_other, tmp_path):
+    for name, files in (("once", range(200)), ("again", (*range(200), 0, 3, 3, 150))):
+        (tmp_path / name).mkdir()
+        for place, i in enumerate(files):
+            draw_noise(i).save(tmp_path / name / f"{place:03}.png")
+    judge, features = open_judge(trained_other.model_id, trained), [Feature(Site(1, "mlp_act"), i) for i in (2, 5)]
+
+    once, again = (
+        read_photographs(trained, judge, open_source(str(tmp_path / name)), features, None, 16)
+        for name in ("once", "again")
+    )
+
+    assert once.keys == again.keys and len(once.keys) == 200
+    for a, b in zip(values_of(once), values_of(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def values_of(photographs):
+    own = photographs.scores, photographs.looks, photographs.spectra
+    return [*own, *photographs.moments[Site(1, "mlp_act")], *photographs.embeddings.values()]
+
+
+def test_pictures_beyond_the_first_batch_are_embedded_as_the_others(trained, trained_other):
+    judge = open_judge(trained_other.model_id, trained)
+    pixels = torch.rand(37, 3, *trained.input_size, generator=torch.Generator().manual_seed(0))
+
+    together = embed_all(judge, pixels)
+
+    for depth, values in together.items():
+        alone = torch.cat([judge.embed(one)[depth] for one in pixels.split(1)])
+        assert values.shape == alone.shape
+        torch.testing.assert_close(values, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_beside_an_atlas_the_pictures_of_further_seeds_are_made(trained, trained_other, shapes, tmp_path):
+    source, liked = open_source(str(shapes)), Feature(Site(2, "mlp_act"), 5)
+    atlas = make_atlas(trained, source, SearchConfig(k=2, layers=(2,)), tmp_path / "atlas")
+    stored = atlas.folder / "visualizations" / "2.mlp_act-5.png"
+    visualize(trained, [liked], VisualizeConfig.preset("fast", steps=2, seed=9))[0].save(stored)
+    config = replace(QUICK, judge=trained_other.model_id, layers=None, atlas=str(atlas.folder), steps=1)
+
+    result = run_experiment("agreement", [trained], source, config, tmp_path / "work")
+
+    (row,) = result.data["features"].records()
+    assert row["feature"] == str(liked) and row["stability"] < 0.999
+    made = sorted(p.relative_to(tmp_path / "work").as_posix() for p in (tmp_path / "work").rglob("*.png"))
+    assert made == ["seed-6/pictures/2.mlp_act-5.png"]
