@@ -139,8 +139,11 @@ def test_copies_of_an_image_do_not_add_up_in_one_slot():
 def test_positive_patches_are_counted_beyond_what_a_byte_holds(n_patches):
     patches = torch.randn(2, n_patches, 3, generator=torch.Generator().manual_seed(3))
     patches[0, :, 0], patches[1, :, 0] = 1, 0
+    patches[1, :, 1], patches[1, 0, 2] = -0.0, float("inf")
 
-    assert count_positive(patches).tolist() == (patches.numpy() > 0).sum(1).tolist()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        values = torch.cat([patches, -patches], 1).to(dtype)[:, :n_patches]  # with gaps between the images
+        assert count_positive(values).tolist() == (patches.numpy() > 0).sum(1).tolist()
 
 
 @pytest.mark.parametrize("rank", [-1, 2])

@@ -237,7 +237,8 @@ from vitviz_hf import SearchConfig, load_model, open_source
 from vitviz_hf.atlas.search import search, search_steps
 view, source = load_model(sys.argv[1], device="cpu"), open_source(sys.argv[2])
 tell = lambda state: print(state.n_rows, flush=True)
-search(view, source, SearchConfig(batch=2, k=4), Path(sys.argv[3]), True, progress=tell, checkpoint_seconds=0)
+config = SearchConfig(batch=2, k=4, precision="float32")
+search(view, source, config, Path(sys.argv[3]), True, progress=tell, checkpoint_seconds=0)
 """
 
 

@@ -1,5 +1,6 @@
 """What recording returns knows which tokens are patches and where they lie."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,10 +63,16 @@ def test_a_map_of_another_sites_values_is_refused():
 
 
 def test_values_in_half_precision_are_summed_in_float32():
-    acts = Acts(made().values.half(), made().tap, SITE)
+    for dtype in (torch.float16, torch.bfloat16):
+        acts = Acts((made().values / 7).to(dtype), made().tap, SITE)
+        exact = acts.patches.double().numpy()
 
-    assert acts.scores().dtype == torch.float16
-    assert acts.in_float32().scores().dtype == torch.float32 and acts.in_float32().tap is acts.tap
+        for reduce, expected in (("mean", exact.mean(1)), ("max", exact.max(1))):
+            scores = acts.scores(reduce)
+            assert scores.dtype == torch.float32
+            np.testing.assert_allclose(scores, expected, rtol=1e-6)
+        assert acts.in_float32().values.dtype == torch.float32 and acts.in_float32().tap is acts.tap
+    assert Acts(made().values.double(), made().tap, SITE).scores().dtype == torch.float64
 
 
 def test_every_site_comes_with_its_own_tap(view):

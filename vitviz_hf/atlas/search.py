@@ -249,7 +249,7 @@ def _take_in(
     finite: dict[Site, Tensor] = {}
 
     def fold(acts: Acts) -> None:
-        site, acts = acts.site, acts.in_float32()
+        site = acts.site
         active = count_positive(acts.patches) / acts.patches.shape[1]
         means = acts.scores()  # not finite where a patch is not; a maximum can hide it
         finite[site] = means.isfinite().all(1)
@@ -276,6 +276,8 @@ def row_number(row: Row, place: int) -> int:
 
 def count_positive(patches: Tensor) -> Tensor:
     """How many of the patches [B, P, F] are positive, [B, F]."""
+    if patches.element_size() == 2:  # bits of half precision compare as whole numbers do, twice as fast on a CPU
+        patches = patches.view(torch.int16)
     # Sums of at most 255 bytes in a byte: ten times as fast on a CPU as in a wider type.
     parts = (patches > 0).view(torch.uint8).split(255, 1)
     return torch.stack([part.sum(1, dtype=torch.uint8) for part in parts]).sum(0, dtype=torch.int32)

@@ -214,7 +214,7 @@ def _in_turn(hooks: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tens
 
 
 def _scores(view: ModelView, pixels: Tensor, sites: list[Site]) -> dict[Site, Tensor]:
-    return {s: a.in_float32().scores()[0].cpu() for s, a in activations(view, pixels, sites).items()}
+    return {s: a.scores()[0].cpu() for s, a in activations(view, pixels, sites).items()}
 
 
 def _probabilities(view: ModelView, pixels: Tensor) -> Tensor | None:

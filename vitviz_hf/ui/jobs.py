@@ -131,7 +131,7 @@ class Jobs:
         sites = list(atlas.sites)
         acts = activations(view, to_pixels(view, image), sites)
         reduce = atlas.manifest["reduce"]
-        scores = {s: acts[s].in_float32().scores(reduce)[0].cpu().numpy() for s in sites}
+        scores = {s: acts[s].scores(reduce)[0].cpu().numpy() for s in sites}
         return unusual_features(atlas, scores, n)
 
     def facts(self, snapshot: Snapshot) -> ModelFacts:
@@ -181,7 +181,7 @@ class Jobs:
         if patch and chosen_on:
             patch = (patch[0] * grid[0] // chosen_on[0], patch[1] * grid[1] // chosen_on[1])
         usual = usual_values(reference, atlas, site, patch is not None)
-        scores = (own.in_float32().at(patch) if patch else own.in_float32().scores())[0].cpu()
+        scores = (own.at(patch).float() if patch else own.scores())[0].cpu()
         ranked = rank_values(view, site, deviations(scores, usual) if unusual else scores, k)
         fired = measure(own, [f for f, _ in ranked], usual, patch)
         cards = [

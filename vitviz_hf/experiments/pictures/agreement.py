@@ -253,7 +253,7 @@ def _excited(
     """Scores of the first picture among the images'."""
     column = photographs.scores[:, photographs.features.index(feature)]
     pixels = own[:1].to(view.device)
-    scores = activations(view, pixels, [feature.site])[feature.site].in_float32().scores()[0].cpu().numpy()
+    scores = activations(view, pixels, [feature.site])[feature.site].scores()[0].cpu().numpy()
     mean, std = photographs.moments[feature.site]
     deviations = (scores - mean) / np.maximum(std, 0.1 * np.median(std) + 1e-30)
     transfer = float(transfer_scores(view, [to_objective(feature, view.kinds)], pixels)[0])

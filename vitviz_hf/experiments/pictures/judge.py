@@ -38,7 +38,7 @@ class Judge:
         sized = tv.resize(pixels.to(view.device), list(view.input_size), antialias=True).clamp(0, 1)
         if self.sites:
             found = activations(view, sized, self.sites)
-            return {f"layer {s.layer}": found[s].in_float32().scores().cpu() for s in self.sites}
+            return {f"layer {s.layer}": found[s].scores().cpu() for s in self.sites}
         with torch.no_grad():
             output = view.module(**view.inputs(normalize(view, sized).to(view.dtype)), output_hidden_states=True)
         return {f"stage {i}": h.float().mean((2, 3)).cpu() for i, h in enumerate(output.hidden_states)}

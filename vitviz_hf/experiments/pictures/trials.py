@@ -168,7 +168,7 @@ def _stored(atlas: Atlas, limit: int | None, batch: int) -> Iterator[tuple[int, 
 
 
 def _take_scores(found: dict[Site, Tensor], acts: Acts) -> None:
-    found[acts.site] = acts.in_float32().scores().cpu()
+    found[acts.site] = acts.scores().cpu()
 
 
 def _take_in(reading: _Reading, judge: Judge, pixels: Tensor, scores: Tensor) -> None:
