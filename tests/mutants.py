@@ -650,6 +650,15 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "optimize/recipe",
+        (
+            "a processor without bfloat16 does not say that a picture in it will differ",
+            'config.get("precision") == "bfloat16"',
+            'config.get("precision") == "half"',
+            "optimize/recipe::a_picture_in_bfloat16_is_made_again_in_it_and_a_processor_without_says_that_it_differs",
+        ),
+    ),
+    *_of(
         "models/device",
         (
             "CPUs with AMX compute in float32",

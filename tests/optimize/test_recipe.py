@@ -448,6 +448,21 @@ def test_a_recipe_of_the_cpu_is_followed_on_the_cpu_though_there_is_a_better_dev
     assert asked[0][2:] == (torch.device("cpu"), torch.float32)
 
 
+def test_a_picture_in_bfloat16_is_made_again_in_it_and_a_processor_without_says_that_it_differs(
+    vit, tmp_path, monkeypatch
+):
+    made = visualize(vit, ["1.mlp_act:5"], VisualizeConfig.preset("fast", steps=3, precision="bfloat16"))[0]
+    made.save(tmp_path / "a.png")
+
+    with pytest.warns(replaying.ReplayWarning, match="bfloat16, which this processor has no instructions for"):
+        again = replay(tmp_path / "a.png", vit)
+    assert torch.equal(again.pixels, made.pixels)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert replay(tmp_path / "a.png", vit).recipe == made.recipe
+
+
 def test_an_old_recipe_without_the_newer_options_gives_the_picture_that_it_gave(vit, tmp_path, monkeypatch):
     old = VisualizeConfig.preset("fast", steps=3, copies=2, margin=4, contrast=0.0)
     made = visualize(vit, ["1.mlp_act:5"], old)[0]

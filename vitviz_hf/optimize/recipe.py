@@ -16,7 +16,7 @@ from torch import Tensor
 from vitviz_hf.errors import ConfigError, RecipeError
 from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
-from vitviz_hf.models.device import best_device
+from vitviz_hf.models.device import best_device, has_bfloat16
 from vitviz_hf.models.view import ModelView
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.objectives import Objective, Target, to_objective
@@ -87,6 +87,13 @@ def expected_difference(recipe: Mapping[str, Any]) -> str | None:
         return (
             f"the picture was made on {device!r}, which is not here: it is made again on {best_device().type!r} from "
             "the same random numbers, and differs by rounding."
+        )
+    config = recipe.get("config")
+    in_bfloat16 = isinstance(config, dict) and config.get("precision") == "bfloat16"
+    if device == "cpu" and in_bfloat16 and not has_bfloat16(torch.device(device)):
+        return (
+            "the picture was made in bfloat16, which this processor has no instructions for: it is made again in it, "
+            "slowly, from the same random numbers, and differs by rounding."
         )
     return None
 
