@@ -52,7 +52,7 @@ class LoopbackHub:
             if name.startswith("datasets/") and not repo["private"] and card.startswith("---"):
                 try:
                     known = (yaml.safe_load(card.split("---")[1]) or {}).get("tags") or []
-                except yaml.YAMLError:  # a hostile card of another test
+                except (yaml.YAMLError, RecursionError):  # a hostile card of another test
                     continue
                 found += [name.removeprefix("datasets/")] if set(tags) <= set(known) else []
         return found

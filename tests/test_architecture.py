@@ -32,7 +32,7 @@ WINGS = [
 ]
 """Imports go down: a module may import what stands in a row before its own, so that there are no circles."""
 FLOORS = {
-    "models": ["families hooks builtin trace", "gate measure", "taps loading", "text view", "seen"],
+    "models": ["families hooks builtin trace device", "gate measure", "taps loading", "text view", "seen"],
     "reading": ["recording batches classification tokens", "maps", "attention reference", "exemplars"],
     "optimize": [
         "config draws objectives collages",
