@@ -650,6 +650,15 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "ui/lane",
+        (
+            "a library that panics lets a visitor wait for ever",
+            "except BaseException as error:",
+            "except Exception as error:",
+            "ui/lane::what_is_no_exception_ends_the_waiting_too",
+        ),
+    ),
+    *_of(
         "optimize/recipe",
         (
             "a processor without bfloat16 does not say that a picture in it will differ",

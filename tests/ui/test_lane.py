@@ -235,6 +235,21 @@ def test_a_download_that_ends_gives_what_it_found_or_its_error_to_the_same_visit
         unless_stopped(threading.Event(), lambda: 1 / 0)
 
 
+def test_what_is_no_exception_ends_the_waiting_too():
+    class PanicException(BaseException):
+        pass
+
+    def download():
+        raise PanicException("index out of bounds")
+
+    late = threading.Event()
+    timer = threading.Timer(30, late.set)
+    timer.start()
+    with pytest.raises(PanicException, match="index out of bounds"):
+        unless_stopped(late, download)
+    timer.cancel()
+
+
 def test_no_more_runs_wait_than_the_server_has_threads_for(monkeypatch):
     monkeypatch.setattr("vitviz_hf.ui.lane.MOST_RUNS", 2)
     lane, stop = Lane(), threading.Event()

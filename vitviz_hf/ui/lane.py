@@ -51,7 +51,7 @@ def unless_stopped(stop: Event, function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             result.set_result(function())
-        except Exception as error:
+        except BaseException as error:  # also what libraries in Rust raise, which is no Exception
             result.set_exception(error)
 
     # The context says whose request it is.
