@@ -243,7 +243,7 @@ def test_what_is_no_exception_ends_the_waiting_too():
         raise PanicException("index out of bounds")
 
     late = threading.Event()
-    timer = threading.Timer(30, late.set)
+    timer = threading.Timer(5, late.set)
     timer.start()
     with pytest.raises(PanicException, match="index out of bounds"):
         unless_stopped(late, download)
