@@ -666,6 +666,57 @@ MUTANTS = [
             'config.get("precision") == "half"',
             "optimize/recipe::a_picture_in_bfloat16_is_made_again_in_it_and_a_processor_without_says_that_it_differs",
         ),
+        (
+            "a picture of a GPU asks what the processor has",
+            'if device == "cpu" and in_bfloat16',
+            "if in_bfloat16",
+            "optimize/recipe::what_a_replay_will_differ_by_is_told_by_device_and_precision",
+        ),
+    ),
+    *_of(
+        "atlas/write",
+        (
+            "a search goes on in what another machine has",
+            "    if resume:\n        config = replace(config, precision=kept_precision",
+            "    if False:\n        config = replace(config, precision=kept_precision",
+            "atlas/precision::what_is_gone_on_with_stays_in_its_precision_on_another_machine",
+        ),
+    ),
+    *_of(
+        "ui/searching",
+        (
+            "on ZeroGPU a search is told in one precision and made in another",
+            'at_precision(view, "bfloat16" if os.environ.get("SPACES_ZERO_GPU") else "auto")',
+            'at_precision(view, "auto")',
+            "ui/searching::what_is_searched_elsewhere_has_one_precision_for_all",
+        ),
+    ),
+    *_of(
+        "ui/guiding",
+        (
+            "the built-in photographs are read in float32 whatever the picture is made in",
+            'view = at_precision(view, "auto")',
+            "view = view",
+            "ui/making::where_the_processor_has_bfloat16_the_photographs_are_read_in_it_too",
+        ),
+    ),
+    *_of(
+        "cli/optimization",
+        (
+            "the built-in photographs are read in float32 whatever the picture is made in",
+            "builtin_images(at_precision(view, config.precision), objective",
+            "builtin_images(view, objective",
+            "cli/guides::the_photographs_are_read_in_the_precision_of_the_picture",
+        ),
+    ),
+    *_of(
+        "cli/atlas",
+        (
+            "a cluster's images are read in what this machine has",
+            'config = replace(config, precision="float32")',
+            "config = replace(config)",
+            "cli/guides::a_cluster_makes_pictures_from_images_read_in_what_all_its_machines_have",
+        ),
     ),
     *_of(
         "models/device",

@@ -12,16 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.by_hand import read_pictures
-from vitviz_hf import VisualizeConfig, activations, load_model, open_source, replay, visualize
+from vitviz_hf import VisualizeConfig, activations, load_model, make_atlas, open_source, replay, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import search, search_recipe
-from vitviz_hf.errors import ConfigError
+from vitviz_hf.errors import ConfigError, OutputExistsError
+from vitviz_hf.experiments.pictures.judge import open_judge
+from vitviz_hf.experiments.pictures.trials import read_photographs
 from vitviz_hf.images import open_image
 from vitviz_hf.models import view as views
 from vitviz_hf.models.view import at_precision, list_sites, to_pixels
 from vitviz_hf.optimize.guides import guide_by, guide_by_images
 from vitviz_hf.reading.recording import record, record_each
-from vitviz_hf.sites import Site
+from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
 
 PRECISIONS = ("float32", "bfloat16")
@@ -163,7 +165,8 @@ def test_an_old_recipe_has_the_precision_that_it_had(old, precision):
 @pytest.mark.parametrize(
     ("old", "precision"), [({}, "float32"), ({"autocast": False}, "float32"), ({"autocast": True}, "bfloat16")]
 )
-def test_an_old_recipe_is_replayed_in_its_precision_on_whatever_device(old, precision, trained, tmp_path):
+def test_an_old_recipe_is_replayed_in_its_precision_on_whatever_device(old, precision, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     made = visualize(trained, ["2.mlp_act:5"], VisualizeConfig.preset("fast", steps=3, precision=precision))[0]
     known = {name: value for name, value in made.recipe["config"].items() if name != "precision"}
     info = PngInfo()
@@ -190,3 +193,41 @@ def test_a_search_goes_on_only_in_its_precision_and_one_of_an_earlier_version_in
     with pytest.raises(ConfigError, match="holds a search with precision 'float32', not 'bfloat16'"):
         search(trained, source, config, tmp_path, resume=True)
     assert search(trained, source, replace(config, precision="float32"), tmp_path, resume=True).n_images == 8
+
+
+@pytest.mark.parametrize(("first", "then"), [(PRECISIONS[0], {"avx512_bf16": True}), (PRECISIONS[1], {})])
+def test_what_is_gone_on_with_stays_in_its_precision_on_another_machine(
+    first, then, trained, shapes, tmp_path, monkeypatch
+):
+    source, config = open_source(str(shapes)), SearchConfig(k=3, limit=24, batch=8, layers=(2,))
+    straight = make_atlas(trained, source, replace(config, precision=first), tmp_path / "straight")
+
+    class Cut(Exception):
+        pass
+
+    def cut(state):
+        if state.n_rows >= 16:
+            raise Cut
+
+    work = tmp_path / "atlas.search" / "rank-0"
+    with pytest.raises(Cut):
+        search(trained, source, replace(config, precision=first), work, progress=cut, checkpoint_seconds=0)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: then)
+    with pytest.raises(OutputExistsError, match="go on with --resume"):
+        make_atlas(trained, source, config, tmp_path / "atlas")
+    atlas = make_atlas(trained, source, config, tmp_path / "atlas", resume=True)
+
+    assert atlas.manifest["precision"] == first
+    for file in ("features/features.parquet", "images/images.parquet", "manifest.json"):
+        assert (atlas.folder / file).read_bytes() == (straight.folder / file).read_bytes()
+
+
+def test_models_of_double_precision_are_searched_and_judged(trained, trained_other, shapes, tmp_path):
+    double, source = load_model(trained.model_id, device="cpu", dtype=torch.float64), open_source(str(shapes))
+    folds = [search(v, source, SearchConfig(k=5), tmp_path / str(v.dtype)).folds for v in (trained, double)]
+
+    for site, fold in folds[0].items():
+        torch.testing.assert_close(fold.top.values, folds[1][site].top.values, atol=1e-4, rtol=1e-3)
+    candidates, judge = [Feature(SITE, i) for i in (3, 5)], open_judge(trained_other.model_id, trained)
+    one, other = (read_photographs(v, judge, source, candidates, None, 32) for v in (trained, double))
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)

@@ -255,6 +255,15 @@ def test_a_spread_search_goes_on_where_it_was_stopped(vit, pictures, tmp_path):
     assert_same(one, two)
 
 
+def test_a_spread_search_in_bfloat16_goes_on_in_it(vit, pictures, tmp_path):
+    source, config = open_source(str(pictures)), SearchConfig(k=4, batch=3, layers=(1,))
+    out, cluster = tmp_path / "two", Cluster(InlineRay, 2, 1, False)
+    with pytest.raises(DatasetError, match="the connection was lost"):
+        spread_atlas(cluster, vit, breaking(source, False, []), replace(config, precision="bfloat16"), out)
+
+    assert spread_atlas(cluster, vit, source, config, out, True).manifest["precision"] == "bfloat16"
+
+
 FEATURES = [[Feature(Site(1, "mlp_act"), 5), Feature(Site(1, "mlp_act"), 7)], [Feature(Site(2, "mlp_act"), 3)]]
 
 

@@ -1,12 +1,14 @@
 """Real images on the command line."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 from PIL import Image
 
 from tests.conftest import draw_noise
+from tests.inline_ray import InlineRay
 from vitviz_hf import (
     Guide,
     builtin_images,
@@ -18,9 +20,12 @@ from vitviz_hf import (
     parse_feature,
     to_pixels,
 )
+from vitviz_hf.atlas.guiding import guide_from_atlas
 from vitviz_hf.cli.main import main
+from vitviz_hf.cluster import Cluster
 from vitviz_hf.images import image_to_pixels
-from vitviz_hf.optimize.config import PRESETS, WHEN
+from vitviz_hf.models.view import at_precision
+from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
 from vitviz_hf.optimize.recipe import read_recipe
 
 
@@ -180,3 +185,37 @@ def test_help_says_when_to_take_which_preset(verb, capsys):
     assert set(WHEN) == set(PRESETS)
     for name, when in WHEN.items():
         assert any(line.split() == [name, *when.split()] for line in lines)
+
+
+def test_the_photographs_are_read_in_the_precision_of_the_picture(model, tmp_path):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        command = ["visualize", model, "1.mlp_act:5", "--preset", "aligned", *SHORT, "--precision", precision]
+        assert main([*command, "--out", str(out)]) == 0
+        view = at_precision(load_model(model, device="cpu"), precision)
+        expected = guide_by_images(view, "1.mlp_act:5", builtin_images(view, "1.mlp_act:5"))
+        found[precision] = read_recipe(out / "1.mlp_act-5.png")["guide"]
+        assert found[precision] == expected.to_json()
+    assert found["float32"]["best"] != found["bfloat16"]["best"]
+
+
+def test_a_cluster_makes_pictures_from_images_read_in_what_all_its_machines_have(
+    model, small_atlas, tmp_path, monkeypatch
+):
+    @contextmanager
+    def opened(address, gpus):
+        yield Cluster(InlineRay, 2, 1, False)
+
+    atlas = tmp_path / "atlas"
+    shutil.copytree(small_atlas, atlas)
+    monkeypatch.setattr("vitviz_hf.cluster.open_cluster", opened)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert main(["atlas", "build", str(atlas), "1.mlp_act:5", "--preset", "aligned", "--on", "ray"]) == 0
+
+    recipe = read_recipe(atlas / "visualizations" / "1.mlp_act-5.png")
+    config = VisualizeConfig.preset("aligned", precision="float32")
+    expected = guide_from_atlas(
+        load_model(model, device="cpu"), open_atlas(str(atlas)), parse_feature("1.mlp_act:5"), config
+    )
+    assert recipe["config"]["precision"] == "float32" and recipe["guide"] == expected.to_json()

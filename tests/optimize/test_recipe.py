@@ -463,6 +463,25 @@ def test_a_picture_in_bfloat16_is_made_again_in_it_and_a_processor_without_says_
         assert replay(tmp_path / "a.png", vit).recipe == made.recipe
 
 
+def test_what_a_replay_will_differ_by_is_told_by_device_and_precision(monkeypatch):
+    monkeypatch.setattr(recipes, "best_device", lambda: torch.device("cuda"))
+    looks, rounding = "looks different, since rounding in bfloat16 grows", "differs by rounding"
+    for device, config, able, told in (
+        ("cpu", {"precision": "float32"}, False, None),
+        ("cpu", {"precision": "bfloat16"}, False, looks),
+        ("cpu", {"autocast": True}, False, looks),
+        ("cpu", {"autocast": False}, False, None),
+        ("cpu", {"precision": "bfloat16"}, True, None),
+        ("cuda", {"precision": "bfloat16"}, False, None),
+        ("mps", {"precision": "bfloat16"}, True, looks),
+        ("mps", {"precision": "float32"}, True, rounding),
+        ("cpu", ["no options"], False, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        found = recipes.expected_difference({"device": device, "draws": "cpu", "config": config})
+        assert (told in found) if told else found is None, (device, config, able)
+
+
 def test_an_old_recipe_without_the_newer_options_gives_the_picture_that_it_gave(vit, tmp_path, monkeypatch):
     old = VisualizeConfig.preset("fast", steps=3, copies=2, margin=4, contrast=0.0)
     made = visualize(vit, ["1.mlp_act:5"], old)[0]

@@ -22,7 +22,7 @@ from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.images import bytes_to_pixels, image_to_pixels, open_image, pixels_to_bytes
 from vitviz_hf.inside.words import with_words
-from vitviz_hf.models.view import at_size, to_pixels
+from vitviz_hf.models.view import at_precision, at_size, to_pixels
 from vitviz_hf.optimize.config import PRESETS, WHEN, VisualizeConfig
 from vitviz_hf.optimize.guides import PASSES, builtin_images, guide_by_images, guide_by_photograph
 from vitviz_hf.optimize.recipe import read_recipe
@@ -383,6 +383,20 @@ def test_the_chosen_atlas_guides_a_picture_by_its_own_images(dreams, trained, li
     *_, single = run(dreams, liked, "aligned", atlas="some/atlas")
     told = "ade from the 8 most activating of 19 photographs of builtin"
     assert f"M{told}." in last[tab.status] and single[tab.lives[0]]["label"] == f"Optimized picture: m{told}"
+
+
+def test_where_the_processor_has_bfloat16_the_photographs_are_read_in_it_too(dreams, trained, liked, monkeypatch):
+    tab, able = dreams[1], {"avx512_bf16": True}
+    monkeypatch.setattr(dreams[0].page.jobs._guiding, "_kept", {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    *_, last = run(dreams, liked, "aligned")
+
+    recipe, guides = read_recipe(last[tab.downloads[0]]["value"]), []
+    for precision in ("float32", "bfloat16"):
+        view = at_precision(trained, precision)
+        guides.append(guide_by_images(view, liked, builtin_images(view, liked), 5).to_json())
+    assert recipe["config"]["precision"] == "bfloat16" and guides[0]["best"] != guides[1]["best"]
+    assert recipe["guide"] == guides[1]
 
 
 def test_the_images_of_a_chosen_atlas_guide_a_picture_at_one_token_by_what_they_are_there(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.conftest import draw_noise
 from vitviz_hf import load_model
@@ -26,6 +27,9 @@ from vitviz_hf.ui.shelf import Shelf
 
 N = 40
 PICTURES = Asked("search/pictures", None, N, 1)
+
+
+ABLE = {"avx512_bf16": True}
 
 
 @pytest.fixture(scope="module")
@@ -457,3 +461,14 @@ def test_a_stream_that_breaks_leaves_what_was_read(seconds, searches, vit, pictu
 
 def test_a_model_site_that_a_search_covers_is_one_layer(searches, vit):
     assert list(searches._shelf.atlas(run(searches, vit)[-1].name).sites) == [Site(1, "mlp_act")]
+
+
+@pytest.mark.parametrize(
+    ("zero", "able", "precision"), [("", {}, "float32"), ("", ABLE, "bfloat16"), ("1", {}, "bfloat16")]
+)
+def test_what_is_searched_elsewhere_has_one_precision_for_all(zero, able, precision, tiny_view, monkeypatch):
+    """On ZeroGPU the facts are of the model on the CPU, and the pieces are searched on a GPU."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setenv("SPACES_ZERO_GPU", zero)
+
+    assert searching._config(tiny_view("vit"), PICTURES).precision == precision

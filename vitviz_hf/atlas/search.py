@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vitviz_hf.atlas.config import SearchConfig, check_kinds
 from vitviz_hf.atlas.fold import SiteFold
-from vitviz_hf.atlas.state import LISTED, Floors, SearchState, checkpoint, load_state, open_crops
+from vitviz_hf.atlas.state import LISTED, STATE, Floors, SearchState, checkpoint, load_state, open_crops
 from vitviz_hf.errors import ConfigError, DatasetError, ModelError, OutputExistsError
 from vitviz_hf.images import bytes_to_image, bytes_to_pixels, encode
 from vitviz_hf.manifest import make_folder
@@ -118,7 +118,7 @@ def search_steps(
         raise ConfigError(f"there is no process {rank} of {n_ranks}; ranks are 0-{n_ranks - 1}.")
     view = at_precision(view, config.precision)
     recipe = search_recipe(view, source, config) | {"rank": rank, "n_ranks": n_ranks}
-    state_file = folder / "state.safetensors"
+    state_file = folder / STATE
     if state_file.is_file() and not resume:
         raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
     make_folder(folder)
@@ -166,7 +166,7 @@ def _read_on(
     folder: Path,
     checkpoint_seconds: float,
 ) -> Generator[SearchState]:
-    state_file, sites = folder / "state.safetensors", list(state.folds)
+    state_file, sites = folder / STATE, list(state.folds)
     saved = time.monotonic()
     with open_crops(folder) as crops, decoders(view, config.workers) as submit:
         rows = _rows(source, config.limit, recipe["rank"], recipe["n_ranks"], state)

@@ -22,7 +22,17 @@ import torch
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import SiteFold
 from vitviz_hf.atlas.search import check_result, empty_state, search_recipe, search_steps
-from vitviz_hf.atlas.state import Floors, SearchState, checkpoint, load_state, open_crops, ranked_keys, stored_recipe
+from vitviz_hf.atlas.state import (
+    STATE,
+    Floors,
+    SearchState,
+    checkpoint,
+    kept_precision,
+    load_state,
+    open_crops,
+    ranked_keys,
+    stored_recipe,
+)
 from vitviz_hf.atlas.store import Atlas, open_atlas
 from vitviz_hf.atlas.write import search_folder, write_atlas
 from vitviz_hf.cluster import Cluster, Job, Work, spread
@@ -176,11 +186,11 @@ def spread_atlas(
     if resume and finished(out, search_folder(out)):
         return open_atlas(str(out))
     check_absent(out)
-    config = replace(config, precision=_shared_precision(view, config.precision))
     folder = search_folder(out) / "rank-0"
-    stored = folder / "state.safetensors"
+    stored = folder / STATE
     if stored.is_file() and not resume:
         raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
+    config = replace(config, precision=_shared_precision(view, kept_precision(stored, config.precision)))
     n_shares = stored_recipe(stored)["n_ranks"] if stored.is_file() else share_count(source, config, cluster.n_workers)
     recipe = search_recipe(view, source, config)
     own = recipe | {"rank": "all", "n_ranks": n_shares}

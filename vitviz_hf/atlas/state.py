@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitviz_hf.atlas.fold import NO_KEY, SiteFold
+from vitviz_hf.config import Precision
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import replace_file, storing
 from vitviz_hf.sites import Site, parse_site
 
+STATE = "state.safetensors"
+"""File of a checkpoint in its folder."""
 LISTED = 1000
 """Skipped images that are named."""
 
@@ -106,6 +109,14 @@ def stored_recipe(path: Path) -> dict[str, Any]:
     """What a checkpoint is of, as `search_recipe` tells."""
     with safe_open(path, "pt") as file:
         return dict(json.loads(file.metadata()["state"])["recipe"])
+
+
+def kept_precision(path: Path, wanted: Precision) -> Precision:
+    """What a search computes in: `auto` is what a checkpoint was computed in, if there is one to go on with."""
+    if wanted != "auto" or not path.is_file():
+        return wanted
+    known: Precision = stored_recipe(path).get("precision", "float32")  # earlier versions knew no other
+    return known
 
 
 _FACTS = ("n_images", "n_rows", "n_skipped", "n_non_finite", "position", "done")

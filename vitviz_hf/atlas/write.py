@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.fold import NO_KEY, SKETCH_ERROR, SiteFold, sketch_centers
 from vitviz_hf.atlas.parquet import IMAGES_TOGETHER, N_NEIGHBOURS, QUANTILES
 from vitviz_hf.atlas.search import search, search_recipe
-from vitviz_hf.atlas.state import SearchState, open_crops, ranked_keys
+from vitviz_hf.atlas.state import STATE, SearchState, kept_precision, open_crops, ranked_keys
 from vitviz_hf.atlas.store import SCHEMA, Atlas, open_atlas
 from vitviz_hf.manifest import check_absent, finished, versions, write_dir
 from vitviz_hf.models.view import ModelView
@@ -44,6 +45,8 @@ def make_atlas(
     if resume and finished(out, work):
         return open_atlas(str(out))
     check_absent(out)
+    if resume:
+        config = replace(config, precision=kept_precision(work / "rank-0" / STATE, config.precision))
     state = search(view, source, config, work / "rank-0", resume, progress=progress)
     recipe = search_recipe(view, source, config)
     write_atlas(out, recipe, state, work / "rank-0")

@@ -83,17 +83,21 @@ def expected_difference(recipe: Mapping[str, Any]) -> str | None:
             f"the picture was made by an earlier version, which drew its random numbers on {device!r}: this version "
             "draws others, so the replay is another picture of the same feature."
         )
+    known = recipe.get("config")
+    config = known if isinstance(known, dict) else {}
+    in_bfloat16 = config.get("precision") == "bfloat16" or bool(config.get("autocast"))
+    differs = (
+        "looks different, since rounding in bfloat16 grows over the steps" if in_bfloat16 else "differs by rounding"
+    )
     if not is_here(device):
         return (
             f"the picture was made on {device!r}, which is not here: it is made again on {best_device().type!r} from "
-            "the same random numbers, and differs by rounding."
+            f"the same random numbers, and {differs}."
         )
-    config = recipe.get("config")
-    in_bfloat16 = isinstance(config, dict) and config.get("precision") == "bfloat16"
     if device == "cpu" and in_bfloat16 and not has_bfloat16(torch.device(device)):
         return (
             "the picture was made in bfloat16, which this processor has no instructions for: it is made again in it, "
-            "slowly, from the same random numbers, and differs by rounding."
+            f"slowly, from the same random numbers, and {differs}."
         )
     return None
 

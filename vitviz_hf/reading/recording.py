@@ -50,9 +50,8 @@ class Acts:
         return self.patches[..., index].reshape(-1, *self.tap.patch_grid)
 
     def scores(self, reduce: str = "mean") -> Tensor:
-        """Score of every feature: `mean` or `max` over patch tokens, [B, F]; of half-precision values in float32."""
-        wide = torch.promote_types(self.patches.dtype, torch.float32)
-        return self.patches.mean(dim=1, dtype=wide) if reduce == "mean" else self.patches.amax(dim=1).to(wide)
+        """Score of every feature: `mean` or `max` over patch tokens, [B, F], in float32 whatever the values are in."""
+        return self.patches.mean(1, dtype=torch.float32) if reduce == "mean" else self.patches.amax(1).float()
 
     def at(self, token: Token) -> Tensor:
         """Every feature at one patch (row, column) of the grid, or at the first prefix token (`cls`), [B, F].

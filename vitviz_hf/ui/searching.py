@@ -25,14 +25,14 @@ from safetensors import SafetensorError
 
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.search import check_result, search_recipe, search_steps, site_list
-from vitviz_hf.atlas.state import SearchState, load_state
+from vitviz_hf.atlas.state import STATE, SearchState, load_state
 from vitviz_hf.atlas.write import write_atlas
 from vitviz_hf.config import BUILTIN
 from vitviz_hf.errors import AtlasError, DatasetAccessError, DatasetError, VitvizError, first_line
 from vitviz_hf.hub import Token, is_hub_id
 from vitviz_hf.manifest import cache_folder
 from vitviz_hf.models.gate import Snapshot
-from vitviz_hf.models.view import ModelView
+from vitviz_hf.models.view import ModelView, at_precision
 from vitviz_hf.stream import SUFFIXES, Source, open_source
 from vitviz_hf.ui.ahead import ReadAhead, UsedUp, read_kept
 from vitviz_hf.ui.lane import Lane, Stopped, Waiting
@@ -325,7 +325,9 @@ def _config(view: ModelView, asked: Asked) -> SearchConfig:
     fast = torch.cuda.is_available() or os.environ.get("SPACES_ZERO_GPU")
     layers = None if asked.layer is None else (asked.layer,)
     # On a CPU a batch takes as long as it has images, and others wait for it.
-    return SearchConfig(layers=layers, limit=asked.limit, batch=32 if fast else 4)
+    # Named, since on ZeroGPU the model that is asked for it is on the CPU and searches elsewhere.
+    precision = at_precision(view, "bfloat16" if os.environ.get("SPACES_ZERO_GPU") else "auto").precision
+    return SearchConfig(layers=layers, limit=asked.limit, batch=32 if fast else 4, precision=precision)
 
 
 def _wait(run: Run, ahead: ReadAhead, n: int) -> None:
@@ -338,7 +340,7 @@ def _no_rows(rank: int, n_ranks: int, position: Any) -> Iterator[Any]:
 
 
 def _stored(folder: Path, recipe: dict[str, Any]) -> SearchState | None:
-    path = folder / "state.safetensors"
+    path = folder / STATE
     if not path.is_file():
         return None
     return load_state(path, recipe | {"rank": 0, "n_ranks": 1}, torch.device("cpu"))
