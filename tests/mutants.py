@@ -431,8 +431,8 @@ MUTANTS = [
         ),
         (
             "the maximum over patches is their mean",
-            "self.patches.amax(dim=1)",
-            "self.patches.mean(dim=1)",
+            "self.patches.amax(1)",
+            "self.patches.mean(1)",
             "reading/recording::scores_are_means_or_maxima_over_patches_alone",
         ),
         (
