@@ -314,8 +314,8 @@ MUTANTS = [
         ),
         (
             "a seed of the options does not reach the collage",
-            "guide_by_images(view, target, images, config.seed)",
-            "guide_by_images(view, target, images)",
+            "target, images, config.seed)",
+            "target, images)",
             "optimize/guides::the_next_seed_starts_from_the_next_four_images_and_is_pulled_to_the_same_statistics",
         ),
         (
@@ -662,8 +662,8 @@ MUTANTS = [
         "optimize/recipe",
         (
             "a processor without bfloat16 does not say that a picture in it will differ",
-            'config.get("precision") == "bfloat16"',
-            'config.get("precision") == "half"',
+            'told_precision(config) == "bfloat16"',
+            'told_precision(config) == "half"',
             "optimize/recipe::a_picture_in_bfloat16_is_made_again_in_it_and_a_processor_without_says_that_it_differs",
         ),
         (
@@ -686,7 +686,7 @@ MUTANTS = [
         "ui/searching",
         (
             "on ZeroGPU a search is told in one precision and made in another",
-            'at_precision(view, "bfloat16" if os.environ.get("SPACES_ZERO_GPU") else "auto")',
+            'at_precision(view, "bfloat16" if zero else "auto")',
             'at_precision(view, "auto")',
             "ui/searching::what_is_searched_elsewhere_has_one_precision_for_all",
         ),
@@ -713,7 +713,7 @@ MUTANTS = [
         "cli/atlas",
         (
             "a cluster's images are read in what this machine has",
-            'config = replace(config, precision="float32")',
+            "config = replace(config, precision=shared_precision(view, config.precision))",
             "config = replace(config)",
             "cli/guides::a_cluster_makes_pictures_from_images_read_in_what_all_its_machines_have",
         ),
@@ -731,8 +731,8 @@ MUTANTS = [
         "optimize/guides",
         (
             "real images are read in float32 whatever the picture is made in",
-            "    view = at_precision(view, config.precision)\n",
-            "",
+            "guide_by_images(at_precision(view, config.precision), ",
+            "guide_by_images(view, ",
             "atlas/precision::real_images_are_read_in_the_precision_of_the_picture",
         ),
     ),
@@ -857,8 +857,8 @@ MUTANTS = [
         "ui/growing",
         (
             "means over patches of photographs stand beside a value at a token",
-            " and wanted.terms[0][1] == feature:",
-            ":",
+            "feature = feature_of(wanted)",
+            "feature = feature_of(wanted, at_token=True)",
             "ui/making::a_token_has_its_own_score_and_nothing_of_the_mean_over_patches_beside_it",
         ),
         (

@@ -21,7 +21,7 @@ from vitviz_hf.experiments.pictures.trials import read_photographs
 from vitviz_hf.images import open_image
 from vitviz_hf.models import view as views
 from vitviz_hf.models.view import at_precision, list_sites, to_pixels
-from vitviz_hf.optimize.guides import guide_by, guide_by_images
+from vitviz_hf.optimize.guides import guide_by, guide_by_images, guide_by_photograph
 from vitviz_hf.reading.recording import record, record_each
 from vitviz_hf.sites import Feature, Site
 from vitviz_hf.stream import builtin_paths
@@ -139,6 +139,8 @@ def test_real_images_are_read_in_the_precision_of_the_picture(trained):
     for name, expected in given.items():
         config = VisualizeConfig.preset("aligned", steps=1, seed=1, precision=name)
         assert guide_by(trained, feature, images, config).to_json() == expected.to_json()
+        started = guide_by(trained, feature, images, VisualizeConfig.preset("accent", precision=name))
+        assert started.to_json() == guide_by_photograph(trained, feature, images[0]).to_json()
     assert given["float32"].best == pytest.approx(given["bfloat16"].best, rel=0.02)
     assert given["float32"].best != given["bfloat16"].best
 

@@ -190,7 +190,7 @@ def spread_atlas(
     stored = folder / STATE
     if stored.is_file() and not resume:
         raise OutputExistsError(f"'{folder}' holds an interrupted search; go on with --resume, or delete it.")
-    config = replace(config, precision=_shared_precision(view, kept_precision(stored, config.precision)))
+    config = replace(config, precision=shared_precision(view, kept_precision(stored, config.precision)))
     n_shares = stored_recipe(stored)["n_ranks"] if stored.is_file() else share_count(source, config, cluster.n_workers)
     recipe = search_recipe(view, source, config)
     own = recipe | {"rank": "all", "n_ranks": n_shares}
@@ -206,7 +206,8 @@ def spread_atlas(
     return open_atlas(str(out))
 
 
-def _shared_precision(view: ModelView, wanted: Precision) -> Precision:
+def shared_precision(view: ModelView, wanted: Precision) -> Precision:
+    """What all machines compute in: `auto` is float32, whatever this one or another has."""
     return at_precision(view, "float32" if wanted == "auto" else wanted).precision
 
 
@@ -297,7 +298,7 @@ def spread_pictures(
         ClusterError: workers were lost again and again.
         SiteError, ConfigError: as `visualize`.
     """
-    config = replace(config, precision=_shared_precision(view, config.precision))
+    config = replace(config, precision=shared_precision(view, config.precision))
     given = tuple(map(tuple, guides)) or ((),) * len(groups)
     task = Building(view, config, tuple(map(tuple, groups)), given)
     work = Work(prepare_pictures, (task,), make_pictures, merge_pictures)

@@ -84,8 +84,8 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
         ConfigError: it is of another search.
     """
     with safe_open(path, "pt", device="cpu") as file:
-        facts = json.loads(file.metadata()["state"])
-        made = {"precision": "float32"} | facts["recipe"]  # earlier versions knew no other
+        facts = _facts(file)
+        made = facts["recipe"]
         if different := [k for k, v in recipe.items() if made.get(k) != v]:
             name = different[0]
             if name in ("rank", "n_ranks"):
@@ -108,15 +108,20 @@ def load_state(path: Path, recipe: Mapping[str, Any], device: torch.device) -> S
 def stored_recipe(path: Path) -> dict[str, Any]:
     """What a checkpoint is of, as `search_recipe` tells."""
     with safe_open(path, "pt") as file:
-        return dict(json.loads(file.metadata()["state"])["recipe"])
+        return dict(_facts(file)["recipe"])
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(file.metadata()["state"])
+    return facts | {"recipe": {"precision": "float32"} | facts["recipe"]}  # earlier versions knew no other
 
 
 def kept_precision(path: Path, wanted: Precision) -> Precision:
     """What a search computes in: `auto` is what a checkpoint was computed in, if there is one to go on with."""
     if wanted != "auto" or not path.is_file():
         return wanted
-    known: Precision = stored_recipe(path).get("precision", "float32")  # earlier versions knew no other
-    return known
+    kept: Precision = stored_recipe(path)["precision"]
+    return kept
 
 
 _FACTS = ("n_images", "n_rows", "n_skipped", "n_non_finite", "position", "done")

@@ -199,7 +199,7 @@ def _atlas_build(args: Any) -> None:
 def _made(args: Any, view: Any, atlas: Any, groups: list[list[Feature]]) -> Iterator[tuple[Feature, Any]]:
     """The pictures, here or on a cluster."""
     from vitviz_hf.atlas.guiding import guide_from_atlas
-    from vitviz_hf.atlas.spreading import spread_pictures
+    from vitviz_hf.atlas.spreading import shared_precision, spread_pictures
     from vitviz_hf.cluster import open_cluster
     from vitviz_hf.optimize.guides import needed
     from vitviz_hf.optimize.loop import default_config, visualize
@@ -213,7 +213,7 @@ def _made(args: Any, view: Any, atlas: Any, groups: list[list[Feature]]) -> Iter
     with open_cluster(args.on, args.gpus) as cluster:
         if args.preset is None and cluster.on_gpus:
             config = VisualizeConfig.preset("fourier")
-        config = replace(config, precision="float32")  # of every machine, whatever it has
+        config = replace(config, precision=shared_precision(view, config.precision))
         guides = [[guide_from_atlas(view, atlas, f, config) for f in g] for g in groups] if needed(config) else []
         yield from spread_pictures(cluster, view, groups, config, guides)
 

@@ -169,7 +169,7 @@ def _feature_of(objective: "Objective") -> Feature:
     """
     from vitviz_hf.optimize.objectives import feature_of
 
-    if feature := feature_of(objective):
+    if feature := feature_of(objective, at_token=True):
         return feature
     raise ConfigError(f"an atlas has the images of single features, not of '{objective}'; give --images.")
 

@@ -78,7 +78,12 @@ class VisualizeConfig(Checked):
             ConfigError: as `from_dict`.
         """
         known = {name: value for name, value in values.items() if name != "autocast"}
-        return cls.from_dict({"precision": "bfloat16" if values.get("autocast") else "float32", **known})
+        return cls.from_dict({**known, "precision": told_precision(values)})
+
+
+def told_precision(values: Mapping[str, Any]) -> Any:
+    """What the options of a recipe say that the model computed in; earlier versions have `autocast`, or nothing."""
+    return values.get("precision", "bfloat16" if values.get("autocast") else "float32")
 
 
 # Ghiasi et al. 2022, arXiv:2212.06727, section 3. Its weight of total variation is that of its code, 4e-3 * v relative

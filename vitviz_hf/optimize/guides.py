@@ -224,14 +224,13 @@ def _keep(pixels: Tensor) -> bytes:
 def guide_by(view: ModelView, target: Objective | Target | str, images: Tensor, config: VisualizeConfig) -> Guide:
     """What the options need of images [N, 3, H, W], the best first: the statistics of all, or the first one.
 
-    The model computes in the precision of the options, as it will when it makes the picture.
+    Statistics are read in the precision of the options, as those of the picture will be.
 
     Raises:
         ConfigError: as `guide_by_images` and `guide_by_photograph`.
     """
-    view = at_precision(view, config.precision)
     if config.align:
-        return guide_by_images(view, target, images, config.seed)
+        return guide_by_images(at_precision(view, config.precision), target, images, config.seed)
     return guide_by_photograph(view, target, images[0])
 
 

@@ -183,11 +183,16 @@ def to_objective(target: "Objective | Target | str", kinds: Collection[str] | No
     return parse_objective(target, kinds) if isinstance(target, str) else Objective(((1.0, target),))
 
 
-def feature_of(objective: Objective) -> Feature | None:
-    """The feature that alone is maximized, over all patches or at one token; None for all else, such as a sum."""
+def feature_of(objective: Objective, at_token: bool = False) -> Feature | None:
+    """The feature whose mean over patches alone is maximized; None for anything else, such as a sum.
+
+    Args:
+        at_token: also one whose value at a token is.
+    """
     (weight, target), *more = objective.terms
-    feature = target.target if isinstance(target, AtToken) else target
-    return feature if weight == 1 and not more and isinstance(feature, Feature) else None
+    if at_token and isinstance(target, AtToken):
+        target = target.target
+    return target if weight == 1 and not more and isinstance(target, Feature) else None
 
 
 def parse_objective(text: str, kinds: Collection[str] | None = KINDS) -> Objective:

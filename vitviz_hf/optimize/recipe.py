@@ -18,7 +18,7 @@ from vitviz_hf.images import encode, pixels_to_image
 from vitviz_hf.manifest import versions, write_file
 from vitviz_hf.models.device import best_device, has_bfloat16
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.optimize.config import VisualizeConfig
+from vitviz_hf.optimize.config import VisualizeConfig, told_precision
 from vitviz_hf.optimize.objectives import Objective, Target, to_objective
 
 _CHUNK = "vitviz"
@@ -83,9 +83,8 @@ def expected_difference(recipe: Mapping[str, Any]) -> str | None:
             f"the picture was made by an earlier version, which drew its random numbers on {device!r}: this version "
             "draws others, so the replay is another picture of the same feature."
         )
-    known = recipe.get("config")
-    config = known if isinstance(known, dict) else {}
-    in_bfloat16 = config.get("precision") == "bfloat16" or bool(config.get("autocast"))
+    config = recipe.get("config")
+    in_bfloat16 = isinstance(config, dict) and told_precision(config) == "bfloat16"
     differs = (
         "looks different, since rounding in bfloat16 grows over the steps" if in_bfloat16 else "differs by rounding"
     )

@@ -246,7 +246,7 @@ def _last(
 ) -> Frame:
     feature = feature_of(wanted)
     photograph = None
-    if feature and wanted.terms[0][1] == feature:  # over all patches, as photographs are scored
+    if feature:
         photograph = best_photograph(reference_at(view, feature.site).scores, feature)
     return Frame(config.steps, tuple(pictures), _classes(view, wanted), True, photograph, guided)
 

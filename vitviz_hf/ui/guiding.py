@@ -64,9 +64,7 @@ class Guiding:
         view, wanted = asked.parsed(view)
         check_objective(view, wanted)
         view = at_precision(view, "auto")  # as the picture will be made
-        feature = feature_of(wanted)
-        if asked.preset == AUTO and wanted.terms[0][1] != feature:
-            return None
+        feature = feature_of(wanted, at_token=asked.preset == ALIGNED)
         atlas = fitting_atlas(self._shelf, view, feature.site, asked.atlas) if feature else None
         if atlas and feature:
             whose = tell_atlas(atlas, feature.site)

@@ -322,11 +322,12 @@ def _open(asked: Asked, token: Token) -> Source:
 
 
 def _config(view: ModelView, asked: Asked) -> SearchConfig:
-    fast = torch.cuda.is_available() or os.environ.get("SPACES_ZERO_GPU")
+    zero = os.environ.get("SPACES_ZERO_GPU")
+    fast = torch.cuda.is_available() or zero
     layers = None if asked.layer is None else (asked.layer,)
-    # On a CPU a batch takes as long as it has images, and others wait for it.
     # Named, since on ZeroGPU the model that is asked for it is on the CPU and searches elsewhere.
-    precision = at_precision(view, "bfloat16" if os.environ.get("SPACES_ZERO_GPU") else "auto").precision
+    precision = at_precision(view, "bfloat16" if zero else "auto").precision
+    # On a CPU a batch takes as long as it has images, and others wait for it.
     return SearchConfig(layers=layers, limit=asked.limit, batch=32 if fast else 4, precision=precision)
 
 
