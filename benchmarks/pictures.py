@@ -29,7 +29,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from torch.nn import functional
 
 from vitviz_hf import VisualizeConfig, load_model, visualize
 from vitviz_hf.cli.options import parse_pair
+from vitviz_hf.config import Precision
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.pictures.agreement import (
@@ -64,7 +65,7 @@ from vitviz_hf.experiments.pictures.trials import (
 from vitviz_hf.experiments.tables import Cell, Table
 from vitviz_hf.images import contact_sheet, cover, encode, image_to_pixels, open_image, pixels_to_image
 from vitviz_hf.manifest import replace_file
-from vitviz_hf.models.view import ModelView, at_size, find_tap, run
+from vitviz_hf.models.view import ModelView, at_precision, at_size, find_tap, run
 from vitviz_hf.optimize.config import PRESETS
 from vitviz_hf.optimize.guides import PASSES, Guide, builtin_images, guide_by_images, needed
 from vitviz_hf.sites import Feature, Site, file_stem
@@ -101,14 +102,14 @@ class Recipe:
 def preset(
     name: str, view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int
 ) -> Image.Image:
-    config = VisualizeConfig.preset(name, steps=steps, seed=seed)
+    config = VisualizeConfig.preset(name, steps=steps, seed=seed, precision=view.precision)
     if not needed(config):
         return visualize(view, [feature], config)[0].image
     return guided(view, feature, config, photographs, lambda: guide_of(view, photographs, feature, config))
 
 
 def aligned_builtin(view: ModelView, feature: Feature, steps: int, photographs: Photographs, seed: int) -> Image.Image:
-    config = VisualizeConfig.preset("aligned", steps=steps, seed=seed)
+    config = VisualizeConfig.preset("aligned", steps=steps, seed=seed, precision=view.precision)
 
     def guide() -> Guide:
         return guide_by_images(view, feature, builtin_images(view, feature), seed)
@@ -517,6 +518,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--judge", default="builtin-cnn", help="another model, which compares (default: builtin-cnn)")
     parser.add_argument("--limit", type=int, help="images that are read (default: all)")
     parser.add_argument("--size", help="input size such as 112x112 (default: the model's)")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="auto", help="of all recipes (default: %(default)s)"
+    )
     parser.add_argument("--passes", type=int, default=160, help="images through the model for a picture (default: 160)")
     parser.add_argument("--per-layer", type=int, default=10, help="features of each of six layers (default: 10)")
     parser.add_argument(
@@ -546,14 +550,15 @@ def main(argv: Sequence[str] | None = None) -> Table:
     view = load_model(arguments.model)
     if arguments.size:
         view = at_size(view, parse_pair(arguments.size, "x", "--size must be HEIGHTxWIDTH such as 112x112"))
-    judge = open_judge(arguments.judge, view)
-    claim(out, {"model": view.identity.to_json(), "seed": seed, "data": [arguments.dataset, arguments.limit]})
+    judge, making = open_judge(arguments.judge, view), at_precision(view, arguments.precision)
+    facts = {"model": view.identity.to_json(), "precision": making.precision, "seed": seed}
+    claim(out, {**facts, "data": [arguments.dataset, arguments.limit]})
     photographs = read_once(arguments, view, judge)
     features = chosen_features(photographs, arguments.per_layer, arguments.skip)
     depths = next(iter(choose_depths(photographs)))
     found = {}
     for name in arguments.recipes:
-        pictures, seconds = pictures_of(name, passes, out, view, features, photographs, seed)
+        pictures, seconds = pictures_of(name, passes, out, making, features, photographs, seed)
         judged = judge_pictures(view, judge, photographs, depths, pictures)
         found[name] = Found(passes_of(name, passes), pictures, seconds, judged)
     notes = [
@@ -561,7 +566,7 @@ def main(argv: Sequence[str] | None = None) -> Table:
         f"{arguments.dataset}, by {arguments.judge} at {' + '.join(depths)}; alike: between photographs of like color "
         "and contrast; minus another's: less the share by the pictures of other features of the layer. Medians of "
         "transfer score (best image: 1), rank of the feature on its picture, and percentile of its score among the "
-        f"images'. {view.device}, threads: {torch.get_num_threads()}.",
+        f"images'. Made in {making.precision}, judged in float32. {view.device}, threads: {torch.get_num_threads()}.",
         *(f"{name}: {RECIPES[name].note}" for name in found if RECIPES[name].note),
     ]
     table = table_of(found, judge, photographs, depths, seed, notes)
@@ -578,7 +583,9 @@ def claim(out: Path, facts: Mapping[str, Any]) -> None:
     path = out / "run.json"
     text = json.dumps(facts)
     if path.exists() and path.read_text("utf-8") != text:
-        raise SystemExit(f"{out} holds pictures of another model, dataset or seed; choose another folder with --out.")
+        raise SystemExit(
+            f"{out} holds pictures of another model, precision, dataset or seed; choose another folder with --out."
+        )
     path.write_text(text, "utf-8")
 
 

@@ -692,6 +692,21 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "ui/sheets",
+        (
+            "a tile does not tell what real images went in",
+            '("optimized picture", tell_images(read_recipe(path)))',
+            '("optimized picture", "")',
+            "ui/sheets::a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing",
+        ),
+        (
+            "a stranger's picture without a recipe takes the grid away",
+            "except RecipeError:",
+            "except AtlasError:",
+            "ui/sheets::a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing",
+        ),
+    ),
+    *_of(
         "ui/guiding",
         (
             "the built-in photographs are read in float32 whatever the picture is made in",

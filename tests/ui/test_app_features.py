@@ -1,14 +1,17 @@
 """The tab Features in a real browser."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.ui.browsing import SECONDS, barriers_in_every_look, opened, text, value, wait_for_text
-from vitviz_hf import load_model
+from vitviz_hf import Feature, Site, VisualizeConfig, load_model, visualize
 from vitviz_hf.atlas.config import SearchConfig
+from vitviz_hf.atlas.guiding import guide_from_atlas
 from vitviz_hf.atlas.words import name_features
 from vitviz_hf.atlas.write import make_atlas
+from vitviz_hf.sites import file_stem
 from vitviz_hf.stream import open_source
 
 pytestmark = pytest.mark.slow
@@ -138,6 +141,28 @@ def test_nothing_on_the_tab_of_features_shuts_anyone_out(page, url, atlas, with_
         page.wait_for_selector("#features .card")
 
     assert barriers_in_every_look(page) == []
+
+
+def test_tiles_of_optimized_pictures_tell_that_they_are_and_of_what(page, url, hub, tmp_path):
+    view = load_model("tiny/vit", device="cpu")
+    made = make_atlas(view, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=9), tmp_path / "a")
+    site = Site(1, "mlp_act")
+    chosen = [Feature(site, int(i)) for i in made.table(site).top_scores[:, 0].argsort()[-2:]]
+    for feature, preset in zip(chosen, ("aligned", "fast"), strict=True):
+        config = VisualizeConfig.preset(preset, steps=1)
+        guides = [guide_from_atlas(view, made, feature, config)] if preset == "aligned" else []
+        picture = visualize(view, [feature], config, guides)[0]
+        picture.save(made.folder / "visualizations" / f"{file_stem(feature)}.png")
+    hub.publish("datasets/tiny/pictured", made.folder)
+
+    opened(page, url, "?tab=features&model=tiny/vit&atlas=tiny/pictured&site=1.mlp_act")
+    page.get_by_label("optimized picture").check()
+    wait_for_text(page, "#grid-facts", "2 tiles show optimized pictures, 1 of them made from real images")
+    labels = [page.locator(f"#grid .tile[aria-label^='{feature}:']").get_attribute("aria-label") for feature in chosen]
+
+    assert re.search(r"of patches; optimized picture, made from \d real images?$", labels[0]), labels
+    assert labels[1].endswith("of patches; optimized picture")
+    assert page.locator("#grid .tile[aria-label*='optimized']").count() == 2
 
 
 def test_a_search_of_photographs_shows_its_ranking_and_is_there_for_the_next_visitor(page, url, browser):

@@ -5,13 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vitviz_hf import Feature, Site, VisualizeConfig, open_image, visualize
+from tests.optimize.test_guides import best_of
+from vitviz_hf import Feature, Site, VisualizeConfig, open_image, to_pixels, visualize
 from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.atlas.store import open_atlas
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.images import cover
+from vitviz_hf.optimize.guides import guide_by_images
 from vitviz_hf.reading.exemplars import crop_tile, list_exemplars
 from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.sites import file_stem
@@ -121,4 +124,22 @@ def test_an_atlas_shows_its_own_peaks_and_optimized_pictures(trained, tmp_path):
     assert drawn[0] == own == optimized[0] and drawn[1] != optimized[1]
     assert optimized[1] == cover(open_image(atlas.visualization(first)), (TILE, TILE))
     assert pictures.n_made == 1 and patches.key != pictures.key
+    assert patches.tell([4, 3]) == ["", ""] and pictures.tell([4, 3]) == ["", "optimized picture"]
     assert atlas_statistics(atlas, SITE).n_images == len(builtin_paths())
+
+
+def test_a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing(trained, tmp_path):
+    atlas = make_atlas(
+        trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
+    )
+    aligned, strange = Feature(SITE, 5), Feature(SITE, 6)
+    photographs = torch.cat([to_pixels(trained, open_image(path)) for path in builtin_paths().values()])
+    guide = guide_by_images(trained, aligned, best_of(trained, aligned, photographs, 3))
+    made = visualize(trained, [aligned], VisualizeConfig.preset("aligned", steps=2), [guide])[0]
+    folder = atlas.folder / "visualizations"
+    made.save(folder / f"{file_stem(aligned)}.png")
+    made.image.save(folder / f"{file_stem(strange)}.png")
+
+    told = AtlasTiles(atlas, SITE, True).tell([4, 5, 6])
+
+    assert told == ["", "optimized picture, made from 3 real images", "picture without a recipe"]

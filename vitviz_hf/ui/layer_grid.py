@@ -3,7 +3,7 @@
 import base64
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -92,7 +92,8 @@ const start = () => {
     Object.assign(tile, {type: "button", className: "tile", tabIndex: i === at ? 0 : -1});
     tile.dataset.at = i;
     tile.title = `${facts.site}:${facts.features[i]}: highest score ${facts.maximum[i]}, ` +
-      `${facts.unusual[i]} sd above its mean, active on ${+(100 * facts.active[i]).toPrecision(2)} % of patches`;
+      `${facts.unusual[i]} sd above its mean, active on ${+(100 * facts.active[i]).toPrecision(2)} % of patches` +
+      (facts.told[i] && `; ${facts.told[i]}`);
     tile.setAttribute("aria-label", tile.title);
     tile.setAttribute("aria-pressed", String(picked.grid === `${facts.site}:${facts.features[i]}`));
     tile.style.background = `var(--sheet${k}) ${100 * x}% ${100 * y}% / ${100 * facts.columns}% ${100 * facts.rows}%`;
@@ -252,14 +253,15 @@ class LayerGrid:
         live = one_word("fires", fires, _FIRES) == "live"
         grid = Grid(known, known.order(sort, live), own or found.patches)
         at = min(whole_number("offset", offset or 0), max(0, len(grid.order) - 1))
+        told = grid.tiles.tell(grid.order.tolist())
         return {
             self.site: gr.update(choices=list(found.sites), value=str(known.site)),
             self.sort: sort,
             self.fires: fires,
             self.pictures: gr.update(visible=found.made is not None),
             self.offset: at,
-            self.facts: _tell(known, live),
-            self.html: _grid_html(grid, self.sheets.put(grid), at),
+            self.facts: _tell(known, live, told),
+            self.html: _grid_html(grid, self.sheets.put(grid), at, told),
         }
 
     def sheet(self, asked: list[Any]) -> str:
@@ -326,17 +328,19 @@ class SiteLook:
         return Looked(sites, known, AtlasTiles(atlas, site, False), made if made.n_made else None)
 
 
-def _tell(known: Statistics, live: bool) -> str:
+def _tell(known: Statistics, live: bool, told: Sequence[str]) -> str:
     n, n_live = len(known.mean), int(known.fires.sum())
     which = (
         f"**{n_live:,}** of {n:,} features of {known.site} fire"
         if live
         else (f"**{n - n_live:,}** of {n:,} features of {known.site} fire on no patch")
     )
-    return f"{which} on {html.escape(known.told)}. Arrow keys move, Enter opens a feature's page."
+    made, real = sum(map(bool, told)), sum("real image" in text for text in told)
+    pictures = f" {made:,} tiles show optimized pictures, {real:,} of them made from real images." if made else ""
+    return f"{which} on {html.escape(known.told)}.{pictures} Arrow keys move, Enter opens a feature's page."
 
 
-def _grid_html(grid: Grid, key: str, at: int) -> str:
+def _grid_html(grid: Grid, key: str, at: int, told: Sequence[str]) -> str:
     known = grid.statistics
     numbers = {
         name: [float(f"{x:.3g}") for x in values[grid.order].tolist()]
@@ -349,6 +353,7 @@ def _grid_html(grid: Grid, key: str, at: int) -> str:
         "columns": COLUMNS,
         "rows": ROWS,
         "features": grid.order.tolist(),
+        "told": told,
         **numbers,
     }
     return load_template(__package__, "grid.html").render(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from threading import Condition, Lock
 from typing import Any, Protocol
 
@@ -13,10 +14,12 @@ from cachetools.keys import hashkey
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitviz_hf.atlas.page import tell_images
 from vitviz_hf.atlas.store import Atlas, Hit
-from vitviz_hf.errors import AtlasError
+from vitviz_hf.errors import AtlasError, RecipeError
 from vitviz_hf.images import cover, encode, open_image
 from vitviz_hf.models.view import ModelView, find_tap
+from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.reading.exemplars import crop_tile
 from vitviz_hf.reading.reference import Reference
 from vitviz_hf.sites import Feature, Site
@@ -39,6 +42,9 @@ class Tiles(Protocol):
     def draw(self, features: Sequence[int]) -> list[Image.Image]:
         """A picture of `TILE` pixels for each."""
 
+    def tell(self, features: Sequence[int]) -> list[str]:
+        """What each picture is; empty for a strongest patch."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhotographTiles:
@@ -57,6 +63,10 @@ class PhotographTiles:
         """See `Tiles`."""
         places = [(self.seen[self.which[i]], divmod(int(self.where[i]), self.grid[1])) for i in features]
         return [crop_tile(seen, self.grid, patch, TILE) for seen, patch in places]
+
+    def tell(self, features: Sequence[int]) -> list[str]:
+        """See `Tiles`."""
+        return [""] * len(features)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +97,11 @@ class AtlasTiles:
         drawn = {f: self._tile(f, best[f]) for f in sorted(own, key=lambda f: best[f].row)}
         return [drawn[f] for f in own]
 
+    def tell(self, features: Sequence[int]) -> list[str]:
+        """See `Tiles`; also what real images went in."""
+        paths = [self.atlas.visualization(Feature(self.site, i)) if self.made else None for i in features]
+        return [_told(path) if path else "" for path in paths]
+
     def _tile(self, feature: Feature, hit: Hit) -> Image.Image:
         if self.made and (path := self.atlas.visualization(feature)):
             return cover(open_image(path), (TILE, TILE))
@@ -94,6 +109,13 @@ class AtlasTiles:
         if hit.place is None:
             return cover(image, (TILE, TILE))
         return crop_tile(image, tuple(self.atlas.manifest["grids"][str(self.site)]), hit.place, TILE)
+
+
+def _told(path: Path) -> str:
+    try:
+        return ", ".join(filter(None, ("optimized picture", tell_images(read_recipe(path)))))
+    except RecipeError:
+        return "picture without a recipe"
 
 
 def photograph_tiles(shelf: Shelf, view: ModelView, reference: Reference, site: Site) -> PhotographTiles:
