@@ -7,7 +7,7 @@ picture and the photographs that were read are kept under --out as soon as they 
 goes on, and a later one with other recipes makes only these.
 
     python benchmarks/pictures.py ILSVRC/imagenet-1k --limit 5000
-    python benchmarks/pictures.py FOLDER --recipes fast,paper,horama-maco,lucent --skip 3 --out compared
+    python benchmarks/pictures.py FOLDER --recipes fast,paper,horama-maco,lucent --skip 3 --passes 160,640
 
 Other packages run as their authors meant, with their own transforms and learning rates; only the number of steps is
 changed. They are for this comparison alone and installed by hand; what to type is said where one is missing.
@@ -26,7 +26,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -80,6 +80,8 @@ SHEET, ROW, LARGEST = 150, 176, 1_000_000
 """Side of a picture in a recipe's sheet and in a comparison, in pixels; size of a file in bytes."""
 Pictures = dict[Feature, Tensor]
 """Feature -> [1, 3, H, W] in [0, 1] at the model's input size, in 8 bits."""
+Run = tuple[str, int]
+"""Recipe, and the passes that were asked for."""
 Make = Callable[[ModelView, Feature, int, Photographs, int], Image.Image | Tensor]
 """Model, feature, steps, photographs, seed -> picture, or [3, H, W] in [0, 1] of any size."""
 
@@ -423,14 +425,15 @@ class Found:
 
 
 def table_of(
-    found: Mapping[str, Found], judge: Judge, photographs: Photographs, depths: Depths, seed: int, notes: Sequence[str]
+    found: Mapping[Run, Found], judge: Judge, photographs: Photographs, depths: Depths, seed: int, notes: Sequence[str]
 ) -> Table:
     """A row for each recipe, then one for each way to do without an optimized picture of the feature."""
-    reference = "fast" if "fast" in found else next(iter(found))
-    base, natural = found[reference].shares("picture"), photographs.seen(depths)
-    to_natural = distance_to(natural, seed)
+    first, passes = next(iter(found))
+    reference = "fast" if ("fast", passes) in found else first
+    to_natural = distance_to(photographs.seen(depths), seed)
     rows: list[tuple[Cell, ...]] = []
-    for name, own in found.items():
+    for (name, wanted), own in found.items():
+        base = found[reference, wanted].shares("picture")
         pixels, n = torch.cat(list(own.pictures.values())), len(own.judged)
         seen, looks = photographs.compare(depths, embed_all(judge, pixels)), look_of(pixels).mean(0)
         tables = tables_of(own.judged, seed)
@@ -443,12 +446,12 @@ def table_of(
         ]
         apart = difference(own.shares("picture"), base, seed) if name != reference else None
         rows.append((name, own.passes, n, *last_of(tables, "picture"), apart, *measures))
-        if name == reference:
-            beside = tables
+    judged = found[reference, passes].judged
+    base, beside = found[reference, passes].shares("picture"), tables_of(judged, seed)
     for way in ("1 exemplar", "9 exemplars", "another's picture", "noise"):
         title = f"{way} of {reference}" if way == "another's picture" else way
-        apart = difference(found[reference].shares(way), base, seed)
-        rows.append((title, None, len(base), *last_of(beside, way), apart, *[None] * len(measures)))
+        apart = difference(found[reference, passes].shares(way), base, seed)
+        rows.append((title, None, len(judged), *last_of(beside, way), apart, *[None] * len(measures)))
     columns = ("recipe", "passes", "features", "agreement, %", "alike, %", "deeper half, %", f"minus {reference}")
     names = ("minus another's", "transfer", "own rank", "percentile", "KID x 1000", "saturation", "contrast", "seconds")
     usual = photographs.looks.mean(0)
@@ -475,14 +478,14 @@ def difference(values: Any, base: Any, seed: int) -> Cell:
     return bootstrap(lambda some: float(apart[some].mean()), len(apart), seed)
 
 
-def save_sheets(out: Path, photographs: Photographs, found: Mapping[str, Found]) -> None:
+def save_sheets(out: Path, photographs: Photographs, found: Mapping[Run, Found]) -> None:
     """A sheet of each recipe with a row for each layer; and one of each layer with a row for each feature."""
     layers: dict[Site, list[int]] = {}
     for i, one in enumerate(next(iter(found.values())).judged):
         layers.setdefault(one.feature.site, []).append(i)
     columns = max(map(len, layers.values()))
     blank = Image.new("RGB", (SHEET, SHEET), "white")
-    for name, own in found.items():
+    for (name, passes), own in found.items():
         shares, tiles = own.shares("picture"), []
         for places in layers.values():
             for i in places:
@@ -490,14 +493,14 @@ def save_sheets(out: Path, photographs: Photographs, found: Mapping[str, Found])
                 image = pixels_to_image(own.pictures[feature][0])
                 tiles.append((cover(image, (SHEET, SHEET)), f"{feature}  {shares[i]:.0f} %"))
             tiles += [(blank, "")] * (columns - len(places))
-        save_small(contact_sheet(*zip(*tiles, strict=True), columns), out / f"sheet-{name}.jpg")
+        save_small(contact_sheet(*zip(*tiles, strict=True), columns), out / f"sheet-{name}-{passes}.jpg")
     for site, places in layers.items():
         tiles = []
         for i in places:
             feature = next(iter(found.values())).judged[i].feature
             tiles += [
-                (pixels_to_image(own.pictures[feature][0]), f"{name} {own.shares('picture')[i]:.0f} %")
-                for name, own in found.items()
+                (pixels_to_image(own.pictures[feature][0]), f"{name} {own.passes}: {own.shares('picture')[i]:.0f} %")
+                for (name, _), own in found.items()
             ]
             best = [photographs.image(int(k)) for k in queries(photographs, feature).best[:4]]
             tiles += zip(best, (str(feature), "its best", "held-out", "photographs"), strict=True)
@@ -521,7 +524,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=get_args(Precision), default="auto", help="of all recipes (default: %(default)s)"
     )
-    parser.add_argument("--passes", type=int, default=160, help="images through the model for a picture (default: 160)")
+    parser.add_argument(
+        "--passes", default="160", help="images through the model for a picture, such as 160,640 (default: %(default)s)"
+    )
     parser.add_argument("--per-layer", type=int, default=10, help="features of each of six layers (default: 10)")
     parser.add_argument(
         "--skip",
@@ -539,14 +544,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.recipes = list(dict.fromkeys(arguments.recipes.split(",")))
     if unknown := [name for name in arguments.recipes if name not in RECIPES]:
         parser.error(f"unknown recipe {unknown[0]!r}; recipes are {', '.join(RECIPES)}")
-    if not 0 < arguments.per_layer <= DRAWN - max(arguments.skip, 0) or arguments.skip < 0 or arguments.passes < 1:
-        parser.error(f"--per-layer must be at least 1 and with --skip at most {DRAWN}; --passes at least 1")
+    if not 0 < arguments.per_layer <= DRAWN - max(arguments.skip, 0) or arguments.skip < 0:
+        parser.error(f"--per-layer must be at least 1 and with --skip at most {DRAWN}")
+    passes = dict.fromkeys(arguments.passes.split(","))
+    if not all(text.isdecimal() and int(text) for text in passes):
+        parser.error(f"--passes must be numbers from 1 such as 160,640; got {arguments.passes!r}")
+    arguments.passes = list(map(int, passes))
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> Table:
     arguments = parse(argv)
-    out, seed, passes = arguments.out, arguments.seed, arguments.passes
+    out, seed = arguments.out, arguments.seed
     view = load_model(arguments.model)
     if arguments.size:
         view = at_size(view, parse_pair(arguments.size, "x", "--size must be HEIGHTxWIDTH such as 112x112"))
@@ -556,18 +565,18 @@ def main(argv: Sequence[str] | None = None) -> Table:
     photographs = read_once(arguments, view, judge)
     features = chosen_features(photographs, arguments.per_layer, arguments.skip)
     depths = next(iter(choose_depths(photographs)))
-    found = {}
-    for name in arguments.recipes:
+    found: dict[Run, Found] = {}
+    for name, passes in product(arguments.recipes, arguments.passes):
         pictures, seconds = pictures_of(name, passes, out, making, features, photographs, seed)
         judged = judge_pictures(view, judge, photographs, depths, pictures)
-        found[name] = Found(passes_of(name, passes), pictures, seconds, judged)
+        found[name, passes] = Found(passes_of(name, passes), pictures, seconds, judged)
     notes = [
         f"Agreement: share of right choices with 95 % intervals over features, of {len(photographs.keys):,} images of "
         f"{arguments.dataset}, by {arguments.judge} at {' + '.join(depths)}; alike: between photographs of like color "
         "and contrast; minus another's: less the share by the pictures of other features of the layer. Medians of "
         "transfer score (best image: 1), rank of the feature on its picture, and percentile of its score among the "
         f"images'. Made in {making.precision}, judged in float32. {view.device}, threads: {torch.get_num_threads()}.",
-        *(f"{name}: {RECIPES[name].note}" for name in found if RECIPES[name].note),
+        *(f"{name}: {RECIPES[name].note}" for name in arguments.recipes if RECIPES[name].note),
     ]
     table = table_of(found, judge, photographs, depths, seed, notes)
     save_sheets(out, photographs, found)
