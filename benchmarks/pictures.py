@@ -53,6 +53,7 @@ from vitviz_hf.experiments.pictures.agreement import (
 from vitviz_hf.experiments.pictures.judge import Judge, open_judge
 from vitviz_hf.experiments.pictures.realism import distance_to
 from vitviz_hf.experiments.pictures.trials import (
+    LEAST_IMAGES,
     Depths,
     Photographs,
     choose_depths,
@@ -546,6 +547,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown recipe {unknown[0]!r}; recipes are {', '.join(RECIPES)}")
     if not 0 < arguments.per_layer <= DRAWN - max(arguments.skip, 0) or arguments.skip < 0:
         parser.error(f"--per-layer must be at least 1 and with --skip at most {DRAWN}")
+    if arguments.limit is not None and arguments.limit < LEAST_IMAGES:
+        parser.error(f"--limit must be at least {LEAST_IMAGES}")
     passes = dict.fromkeys(arguments.passes.split(","))
     if not all(text.isdecimal() and int(text) for text in passes):
         parser.error(f"--passes must be numbers from 1 such as 160,640; got {arguments.passes!r}")

@@ -695,15 +695,30 @@ MUTANTS = [
         "ui/sheets",
         (
             "a tile does not tell what real images went in",
-            '("optimized picture", tell_images(read_recipe(path)))',
+            '("optimized picture", tell_images(read_result(path)))',
             '("optimized picture", "")',
-            "ui/sheets::a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing",
+            "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
         ),
         (
-            "a stranger's picture without a recipe takes the grid away",
-            "except RecipeError:",
-            "except AtlasError:",
-            "ui/sheets::a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing",
+            "a damaged picture takes a sheet away",
+            "            with suppress(ImageError):\n                return cover",
+            "            with suppress(RecipeError):\n                return cover",
+            "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
+        ),
+        (
+            "a picture that takes the place of another is not drawn anew",
+            "[(i, one.version) for i, one in self.made.items()]",
+            "len(self.made)",
+            "ui/sheets::a_picture_that_takes_the_place_of_another_is_drawn_anew",
+        ),
+    ),
+    *_of(
+        "atlas/store",
+        (
+            "a stranger's picture without a recipe takes pages and cards away",
+            "path.is_file() and read_result(path)",
+            "path.is_file()",
+            "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
         ),
     ),
     *_of(

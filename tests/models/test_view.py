@@ -450,6 +450,9 @@ def test_an_interpolated_view_at_its_own_size_is_the_same_view(view):
 def test_an_input_size_off_the_patch_grid_is_refused(vit):
     with pytest.raises(ConfigError, match="multiple of 8"):
         at_size(vit, (30, 32))
+    patch = tuple(side // n for side, n in zip(vit.input_size, vit.layers[0].patch_grid, strict=True))
+    with pytest.raises(ConfigError, match="leaves .* no grid of patches; take a larger one"):
+        at_size(vit, patch)
 
 
 def test_pixels_equal_the_repositorys_own_preprocessing(tiny_folder, tiny_view, photo):

@@ -157,7 +157,7 @@ def test_tiles_of_optimized_pictures_tell_that_they_are_and_of_what(page, url, h
 
     opened(page, url, "?tab=features&model=tiny/vit&atlas=tiny/pictured&site=1.mlp_act")
     page.get_by_label("optimized picture").check()
-    wait_for_text(page, "#grid-facts", "2 tiles show optimized pictures, 1 of them made from real images")
+    wait_for_text(page, "#grid-facts", "Optimized pictures: 2, of which 1 made from real images.")
     labels = [page.locator(f"#grid .tile[aria-label^='{feature}:']").get_attribute("aria-label") for feature in chosen]
 
     assert re.search(r"of patches; optimized picture, made from \d real images?$", labels[0]), labels

@@ -20,7 +20,7 @@ from vitviz_hf.reading.reference import load_reference
 from vitviz_hf.sites import file_stem
 from vitviz_hf.stream import builtin_paths, open_source
 from vitviz_hf.ui import sheets
-from vitviz_hf.ui.sheets import COLUMNS, ROWS, TILE, AtlasTiles, Grid, Sheets, photograph_tiles
+from vitviz_hf.ui.sheets import COLUMNS, ROWS, TILE, AtlasTiles, Grid, Sheets, made_tiles, photograph_tiles
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.statistics import atlas_statistics, model_statistics
 
@@ -102,7 +102,7 @@ def test_of_an_atlas_that_was_put_away_there_is_no_sheet(trained, tmp_path):
     make_atlas(trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a")
     atlas = open_atlas(str(tmp_path / "a"))
     known, kept = atlas_statistics(atlas, SITE), Sheets()
-    key = kept.put(Grid(known, known.order("index"), AtlasTiles(atlas, SITE, False)))
+    key = kept.put(Grid(known, known.order("index"), AtlasTiles(atlas, SITE)))
     shutil.rmtree(tmp_path / "a")
 
     assert kept.sheet(key, 0) == b""
@@ -115,7 +115,7 @@ def test_an_atlas_shows_its_own_peaks_and_optimized_pictures(trained, tmp_path):
     first, second = Feature(SITE, 3), Feature(SITE, 4)
     made = visualize(trained, [first], VisualizeConfig.preset("fast", steps=2, seed=0))[0]
     made.save(atlas.folder / "visualizations" / f"{file_stem(first)}.png")
-    patches, pictures = AtlasTiles(atlas, SITE, False), AtlasTiles(atlas, SITE, True)
+    patches, pictures = AtlasTiles(atlas, SITE), AtlasTiles(atlas, SITE, made_tiles(atlas, SITE))
 
     drawn, optimized = patches.draw([4, 3]), pictures.draw([4, 3])
 
@@ -123,23 +123,41 @@ def test_an_atlas_shows_its_own_peaks_and_optimized_pictures(trained, tmp_path):
     own = crop_tile(open_image(atlas.image(hit.row).jpeg), trained.layers[1].patch_grid, hit.place, TILE)
     assert drawn[0] == own == optimized[0] and drawn[1] != optimized[1]
     assert optimized[1] == cover(open_image(atlas.visualization(first)), (TILE, TILE))
-    assert pictures.n_made == 1 and patches.key != pictures.key
+    assert list(pictures.made) == [3] and patches.key != pictures.key
     assert patches.tell([4, 3]) == ["", ""] and pictures.tell([4, 3]) == ["", "optimized picture"]
     assert atlas_statistics(atlas, SITE).n_images == len(builtin_paths())
 
 
-def test_a_tile_tells_what_real_images_went_in_and_a_strangers_picture_breaks_nothing(trained, tmp_path):
+def test_a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none(trained, tmp_path):
     atlas = make_atlas(
         trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
     )
-    aligned, strange = Feature(SITE, 5), Feature(SITE, 6)
+    aligned, strange, damaged = (Feature(SITE, i) for i in (5, 6, 7))
     photographs = torch.cat([to_pixels(trained, open_image(path)) for path in builtin_paths().values()])
     guide = guide_by_images(trained, aligned, best_of(trained, aligned, photographs, 3))
     made = visualize(trained, [aligned], VisualizeConfig.preset("aligned", steps=2), [guide])[0]
     folder = atlas.folder / "visualizations"
     made.save(folder / f"{file_stem(aligned)}.png")
     made.image.save(folder / f"{file_stem(strange)}.png")
+    whole = (folder / f"{file_stem(aligned)}.png").read_bytes()
+    (folder / f"{file_stem(damaged)}.png").write_bytes(whole[: len(whole) - 4000])
 
-    told = AtlasTiles(atlas, SITE, True).tell([4, 5, 6])
+    tiles = AtlasTiles(atlas, SITE, made_tiles(atlas, SITE))
+    drawn = tiles.draw([5, 6, 7])
 
-    assert told == ["", "optimized picture, made from 3 real images", "picture without a recipe"]
+    assert tiles.tell([4, 5, 6]) == ["", "optimized picture, made from 3 real images", ""]
+    assert drawn[1] == AtlasTiles(atlas, SITE).draw([6])[0]
+    assert drawn[2].getextrema() == ((128, 128),) * 3 != drawn[0].getextrema()
+
+
+def test_a_picture_that_takes_the_place_of_another_is_drawn_anew(trained, tmp_path):
+    atlas = make_atlas(
+        trained, open_source("builtin"), SearchConfig(layers=(1,), kinds=("mlp_act",), k=2), tmp_path / "a"
+    )
+    feature, keys = Feature(SITE, 3), []
+    for seed in (0, 1):
+        made = visualize(trained, [feature], VisualizeConfig.preset("fast", steps=1, seed=seed))[0]
+        atlas.picture_path(feature).write_bytes(made.png())
+        keys.append(AtlasTiles(atlas, SITE, made_tiles(atlas, SITE)).key)
+
+    assert keys[0] != keys[1]

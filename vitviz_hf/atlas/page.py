@@ -4,6 +4,7 @@ One HTML fragment for the app and for a file of its own, and the papers' figure 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ from PIL import Image
 
 from vitviz_hf.atlas.parquet import QUANTILES
 from vitviz_hf.atlas.store import Atlas, Hit
-from vitviz_hf.errors import AtlasError
+from vitviz_hf.errors import AtlasError, ImageError, RecipeError
 from vitviz_hf.images import contact_sheet, image_to_pixels, map_range, open_image, overlay
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature
@@ -89,9 +90,8 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
     """
     top, bottom = map_hits(view, atlas, feature, n), map_hits(view, atlas, feature, n, bottom=True)
     scale = map_range(*(h.values for h in (*top, *bottom)))
-    table, i, picture = atlas.table(feature.site), feature.index, atlas.visualization(feature)
-    recipe = read_recipe(picture) if picture else {}
-    score = float(recipe["score"]) if recipe else None
+    table, i, made = atlas.table(feature.site), feature.index, optimized_picture(atlas, feature)
+    score = float(made[1]["score"]) if made else None
     return load_template(__package__, "page.html").render(
         feature=str(feature),
         called=atlas.called(feature),
@@ -104,12 +104,20 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
         how=atlas.words,
         words=atlas.feature_words(feature),
         agreement=atlas.agreement(feature),
-        picture=picture and _figure({_OPTIMIZED: open_image(picture)}, _told(recipe)),
+        picture=made and _figure({_OPTIMIZED: made[0]}, _told(made[1])),
         histogram=_histogram(*atlas.histogram(feature), score),
         top=[_tile(h, scale) for h in top],
         bottom=[_tile(h, scale) for h in bottom],
         scale=scale,
     )
+
+
+def optimized_picture(atlas: Atlas, feature: Feature) -> tuple[Image.Image, dict[str, Any]] | None:
+    """A feature's optimized picture and its recipe; None too where its file is damaged."""
+    if path := atlas.visualization(feature):
+        with suppress(ImageError, RecipeError):
+            return open_image(path), read_result(path)
+    return None
 
 
 def _told(recipe: Mapping[str, Any]) -> str:
@@ -134,17 +142,17 @@ def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
     Raises:
         AtlasError: there is no optimized picture, or the atlas is of another model.
     """
-    picture = atlas.visualization(feature)
-    if picture is None:
+    made = optimized_picture(atlas, feature)
+    if made is None:
         raise AtlasError(f"'{feature}' has no optimized picture; make it with 'vitviz atlas build ATLAS {feature}'.")
     best = map_hits(view, atlas, feature, 1)[0]
     tiles = [
-        open_image(picture).resize(best.crop.size),
+        made[0].resize(best.crop.size),
         best.crop,
         overlay(best.crop, best.values, map_range(best.values)),
     ]
-    made = ", ".join(filter(None, (str(feature), tell_images(read_recipe(picture)))))
-    return contact_sheet(tiles, [made, best.label or best.name, f"score {best.hit.score:.3g}"], 3)
+    told = ", ".join(filter(None, (str(feature), tell_images(made[1]))))
+    return contact_sheet(tiles, [told, best.label or best.name, f"score {best.hit.score:.3g}"], 3)
 
 
 def _tile(h: MappedHit, scale: tuple[float, float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Maps are not stored: they are computed from the crop when they are shown.
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from vitviz_hf.atlas.parquet import (
     version_of,
 )
 from vitviz_hf.config import check_texts
-from vitviz_hf.errors import AtlasError, FeatureError, SiteError, first_line
+from vitviz_hf.errors import AtlasError, FeatureError, RecipeError, SiteError, first_line
 from vitviz_hf.hub import ATLAS, TOO_LARGE, Token, download, is_hub_id, list_files, size_limit, upload_folder
+from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
 
 SCHEMA = 1
@@ -190,9 +192,15 @@ class Atlas:
         return [(Feature(feature.site, i), r) for i, r in pairs if i >= 0][:n]
 
     def visualization(self, feature: Feature) -> Path | None:
-        """The feature's optimized picture, if there is one."""
-        path = self.folder / "visualizations" / f"{file_stem(feature)}.png"
-        return path if path.is_file() else None
+        """The feature's optimized picture, if there is one that carries its recipe."""
+        path = self.picture_path(feature)
+        with suppress(RecipeError):
+            return path if path.is_file() and read_result(path) else None
+        return None
+
+    def picture_path(self, feature: Feature) -> Path:
+        """Where the feature's optimized picture lies, there or not."""
+        return self.folder / "visualizations" / f"{file_stem(feature)}.png"
 
     def agreement(self, feature: Feature) -> Agreement | None:
         """How well the feature's picture tells what it sees, if a second network was asked about this very picture."""
@@ -340,10 +348,14 @@ def missing_visualizations(atlas: Atlas, features: Sequence[Feature]) -> list[Fe
     Raises:
         SiteError: the atlas does not cover a site.
         FeatureError: no such feature.
+        AtlasError: in the place of one lies another file.
     """
     for feature in features:
         atlas.hits(feature)
-    return [f for f in features if atlas.visualization(f) is None]
+    missing = [f for f in features if atlas.visualization(f) is None]
+    if strange := [path for f in missing if (path := atlas.picture_path(f)).exists()]:
+        raise AtlasError(f"'{strange[0]}' is no picture that vitviz made, or is damaged; move it away.")
+    return missing
 
 
 def _spans(names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from vitviz_hf.config import IMAGENET
 from vitviz_hf.errors import ConfigError
 from vitviz_hf.manifest import check_absent, clear_left
 from vitviz_hf.optimize.config import VisualizeConfig
-from vitviz_hf.sites import KINDS, Feature, file_stem, parse_feature
+from vitviz_hf.sites import KINDS, Feature, parse_feature
 
 if TYPE_CHECKING:
     from vitviz_hf.atlas.store import Atlas
@@ -191,7 +191,7 @@ def _atlas_build(args: Any) -> None:
     together = 8  # features of one site share the batches
     groups = [missing[i : i + together] for i in range(0, len(missing), together)]
     for feature, result in progress_bar(_made(args, view, atlas, groups), len(missing), "optimizing", " pictures"):
-        path = atlas.folder / "visualizations" / f"{file_stem(feature)}.png"
+        path = atlas.picture_path(feature)
         result.save(path)
         print(f"{path}  {describe(result)}")
 

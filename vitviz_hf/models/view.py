@@ -213,7 +213,7 @@ def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
         size: (height, width) in pixels, multiples of the patch size.
 
     Raises:
-        ConfigError: not a multiple of the patch size, or the model does not take it.
+        ConfigError: not a multiple of the patch size, a single patch, or the model does not take it.
     """
     if size == view.input_size:
         return view
@@ -225,7 +225,12 @@ def at_size(view: ModelView, size: tuple[int, int]) -> ModelView:
             f"input size {size[0]}x{size[1]} does not fit {view.model_id!r}: height must be a multiple of {patch[0]} "
             f"and width of {patch[1]}, at most 4096."
         )
-    return _measured(view, size)
+    resized = _measured(view, size)
+    if view.layers and not resized.layers:
+        raise ConfigError(
+            f"input size {size[0]}x{size[1]} leaves {view.model_id!r} no grid of patches; take a larger one."
+        )
+    return resized
 
 
 def as_control(view: ModelView, control: str, seed: int = 0) -> ModelView:

@@ -121,12 +121,26 @@ def read_recipe(source: str | Path | Image.Image) -> dict[str, Any]:
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=["PNG"])
         recipe = json.loads(image.info[_CHUNK])
-    except (KeyError, ValueError, OSError, SyntaxError, RecursionError) as error:
+    except (KeyError, ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
         raise RecipeError(
             f"{source!s:.200} carries no vitviz recipe; give a PNG that 'vitviz visualize' saved, unchanged."
         ) from error
     if not isinstance(recipe, dict) or recipe.get("schema") != _SCHEMA:
         raise RecipeError("the recipe is of another version of vitviz_hf; update the package.")
+    return recipe
+
+
+def read_result(source: Path) -> dict[str, Any]:
+    """The recipe stored in a picture, with what came of it: it has a score, and tells how many real images went in.
+
+    Raises:
+        RecipeError: there is none, or these are no numbers.
+    """
+    recipe = read_recipe(source)
+    guide = recipe.get("guide", {"images": 0})
+    n = guide.get("images") if isinstance(guide, dict) else None
+    if type(recipe.get("score")) is not float or type(n) is not int or not 0 <= n < 1_000_000:
+        raise RecipeError("the recipe is incomplete or damaged: its score or its number of real images is missing.")
     return recipe
 
 

@@ -10,12 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from vitviz_hf.atlas.agreement import Agreement
-from vitviz_hf.atlas.page import tell_images
+from vitviz_hf.atlas.page import optimized_picture, tell_images
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.images import open_image
 from vitviz_hf.models.seen import Box
 from vitviz_hf.models.view import ModelView, check_feature, find_tap
-from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.reading.exemplars import Exemplar, crop_seen, list_exemplars
 from vitviz_hf.reading.maps import activation_map, usual_scores, usual_spread
 from vitviz_hf.reading.recording import Acts
@@ -205,8 +204,8 @@ def _atlas_exemplars(atlas: Atlas, feature: Feature, grid: tuple[int, int]) -> l
 
 def made_picture(atlas: Atlas | None, feature: Feature) -> Made | None:
     """The picture that was optimized for a feature, if the atlas has one."""
-    path = atlas.visualization(feature) if atlas else None
-    return Made(open_image(path), tell_images(read_recipe(path))) if path else None
+    made = optimized_picture(atlas, feature) if atlas else None
+    return Made(made[0], tell_images(made[1])) if made else None
 
 
 def feature_card(shelf: Shelf, view: ModelView, atlas: Atlas | None, feature: Feature, told: str = "") -> FeatureCard:

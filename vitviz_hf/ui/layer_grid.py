@@ -18,7 +18,7 @@ from vitviz_hf.templates import load_template
 from vitviz_hf.ui.events import one_word, whole_number
 from vitviz_hf.ui.link import Kept, one_of, or_else, whole
 from vitviz_hf.ui.page import Page, Values
-from vitviz_hf.ui.sheets import COLUMNS, ROWS, AtlasTiles, Grid, Sheets, Tiles, photograph_tiles
+from vitviz_hf.ui.sheets import COLUMNS, ROWS, AtlasTiles, Grid, Sheets, Tiles, made_tiles, photograph_tiles
 from vitviz_hf.ui.shelf import Shelf
 from vitviz_hf.ui.statistics import SORTS, Statistics, atlas_statistics, model_statistics
 
@@ -324,8 +324,8 @@ class SiteLook:
             reference = self._shelf.reference(view)
             known = model_statistics(view, reference, site)
             return Looked(sites, known, photograph_tiles(self._shelf, view, reference, site), None)
-        known, made = atlas_statistics(atlas, site), AtlasTiles(atlas, site, True)
-        return Looked(sites, known, AtlasTiles(atlas, site, False), made if made.n_made else None)
+        known, made = atlas_statistics(atlas, site), made_tiles(atlas, site)
+        return Looked(sites, known, AtlasTiles(atlas, site), AtlasTiles(atlas, site, made) if made else None)
 
 
 def _tell(known: Statistics, live: bool, told: Sequence[str]) -> str:
@@ -336,7 +336,7 @@ def _tell(known: Statistics, live: bool, told: Sequence[str]) -> str:
         else (f"**{n - n_live:,}** of {n:,} features of {known.site} fire on no patch")
     )
     made, real = sum(map(bool, told)), sum("real image" in text for text in told)
-    pictures = f" {made:,} tiles show optimized pictures, {real:,} of them made from real images." if made else ""
+    pictures = f" Optimized pictures: {made:,}, of which {real:,} made from real images." if made else ""
     return f"{which} on {html.escape(known.told)}.{pictures} Arrow keys move, Enter opens a feature's page."
 
 

@@ -33,9 +33,9 @@ def one_of(choices: Iterable[str], default: str | None) -> Callable[[str | None]
     return lambda text: text if text in known else default
 
 
-def whole(default: int) -> Callable[[str | None], int]:
-    """A whole number of at most nine digits."""
-    return lambda text: int(text) if text and text.isdecimal() and len(text) < 10 else default
+def whole(default: int, digits: int = 9) -> Callable[[str | None], int]:
+    """A whole number of at most so many digits."""
+    return lambda text: int(text) if text and text.isdecimal() and len(text) <= digits else default
 
 
 def link_js(keys: Mapping[str, str]) -> str:

@@ -133,7 +133,7 @@ class OptimizeTab:
             Kept("objective", self.objective, or_else(FIRST_FEATURE)),
             Kept("preset", self.preset, one_of(PRESETS, AUTO)),
             Kept("steps", self.steps, whole(0)),
-            Kept("seed", self.seed, whole(0)),
+            Kept("seed", self.seed, whole(0, 16)),
             Kept("pictures", self.pictures, lambda text: min(max(whole(1)(text), 1), MAX_PICTURES)),
         ]
 

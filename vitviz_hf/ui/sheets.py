@@ -1,12 +1,12 @@
 """Small tiles of all features of a site, in sheets that are made when they are first asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from threading import Condition, Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitviz_hf.atlas.page import tell_images
+from vitviz_hf.atlas.parquet import version_of
 from vitviz_hf.atlas.store import Atlas, Hit
-from vitviz_hf.errors import AtlasError, RecipeError
+from vitviz_hf.errors import AtlasError, ImageError, RecipeError
 from vitviz_hf.images import cover, encode, open_image
 from vitviz_hf.models.view import ModelView, find_tap
-from vitviz_hf.optimize.recipe import read_recipe
+from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.reading.exemplars import crop_tile
 from vitviz_hf.reading.reference import Reference
 from vitviz_hf.sites import Feature, Site
@@ -69,25 +70,30 @@ class PhotographTiles:
         return [""] * len(features)
 
 
+class MadeTile(NamedTuple):
+    """An optimized picture."""
+
+    path: Path
+    version: tuple[int, ...]
+    """See `version_of`."""
+    told: str
+    """What it is, and what real images went in."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AtlasTiles:
     """The strongest patch in the most activating image of each feature of an atlas; the whole image if unknown."""
 
     atlas: Atlas
     site: Site
-    made: bool
-    """Optimized pictures are wanted."""
+    made: Mapping[int, MadeTile] = field(default_factory=dict)
+    """By feature; shown in the place of the patch."""
 
     @property
     def key(self) -> str:
         """See `Tiles`."""
-        return f"{self.atlas.folder} {self.atlas.manifest['n_images']} {self.n_made if self.made else 0}"
-
-    @property
-    def n_made(self) -> int:
-        """Optimized pictures of the site."""
-        every = (Feature(self.site, i) for i in range(self.atlas.sites[self.site]))
-        return sum(self.atlas.visualization(f) is not None for f in every)
+        made = [(i, one.version) for i, one in self.made.items()]
+        return f"{self.atlas.folder} {self.atlas.manifest['n_images']} {made}"
 
     def draw(self, features: Sequence[int]) -> list[Image.Image]:
         """See `Tiles`."""
@@ -99,23 +105,28 @@ class AtlasTiles:
 
     def tell(self, features: Sequence[int]) -> list[str]:
         """See `Tiles`; also what real images went in."""
-        paths = [self.atlas.visualization(Feature(self.site, i)) if self.made else None for i in features]
-        return [_told(path) if path else "" for path in paths]
+        return [self.made[i].told if i in self.made else "" for i in features]
 
     def _tile(self, feature: Feature, hit: Hit) -> Image.Image:
-        if self.made and (path := self.atlas.visualization(feature)):
-            return cover(open_image(path), (TILE, TILE))
+        if made := self.made.get(feature.index):
+            with suppress(ImageError):
+                return cover(open_image(made.path), (TILE, TILE))
+            return Image.new("RGB", (TILE, TILE), "gray")
         image = open_image(self.atlas.image(hit.row).jpeg)
         if hit.place is None:
             return cover(image, (TILE, TILE))
         return crop_tile(image, tuple(self.atlas.manifest["grids"][str(self.site)]), hit.place, TILE)
 
 
-def _told(path: Path) -> str:
-    try:
-        return ", ".join(filter(None, ("optimized picture", tell_images(read_recipe(path)))))
-    except RecipeError:
-        return "picture without a recipe"
+def made_tiles(atlas: Atlas, site: Site) -> dict[int, MadeTile]:
+    """The optimized pictures of a site's features, by feature."""
+    found = {}
+    for i in range(atlas.sites[site]):
+        if path := atlas.visualization(Feature(site, i)):
+            with suppress(OSError, RecipeError):  # it has gone meanwhile
+                told = ", ".join(filter(None, ("optimized picture", tell_images(read_result(path)))))
+                found[i] = MadeTile(path, version_of(path)[1], told)
+    return found
 
 
 def photograph_tiles(shelf: Shelf, view: ModelView, reference: Reference, site: Site) -> PhotographTiles:

@@ -135,9 +135,51 @@ def test_the_first_features_are_left_out_and_are_the_same_however_many_are_wante
     assert benchmark.chosen_features(photographs, 2, 1) == kept
 
 
+def test_several_numbers_of_passes_stand_in_one_table_each_beside_its_own_reference(ran, benchmark):
+    _, out, arguments = ran
+    benchmark.main([*arguments, "--passes", "8,16"])
+    together = json.loads((out / "table.json").read_text())["rows"]
+    alone = {}
+    for passes in ("16", "8"):
+        benchmark.main([*arguments, "--passes", passes])
+        alone[passes] = json.loads((out / "table.json").read_text())["rows"]
+
+    assert [(row["recipe"], row["passes"]) for row in together[:4]] == [
+        ("fast", 8),
+        ("fast", 16),
+        ("paper", 8),
+        ("paper", 16),
+    ]
+    assert together[::2][:2] == alone["8"][:2] and together[1::2][:2] == alone["16"][:2]
+    assert together[4:] == alone["8"][2:] and together[0] != together[1]
+
+
+def test_all_recipes_compute_in_the_precision_that_is_asked_for(ran, benchmark, trained, monkeypatch, tmp_path):
+    _, _, arguments = ran
+    used, plain = [], benchmark.visualize
+
+    def ours(view, features, config, *rest):
+        used.append(config.precision)
+        return plain(view, features, config, *rest)
+
+    def theirs(view, feature, *rest):
+        used.append(benchmark.Tokens(view, feature.site).view.precision)
+        return torch.rand(3, *view.input_size)
+
+    monkeypatch.setattr(benchmark, "visualize", ours)
+    monkeypatch.setitem(benchmark.RECIPES, "lucent", benchmark.Recipe(theirs, 1))
+    short = [*arguments, "--passes", "1", "--per-layer", "1", "--recipes", "fast,lucent"]
+
+    for precision in ("bfloat16", "float32"):
+        used.clear()
+        table = benchmark.main([*short, "--precision", precision, "--out", str(tmp_path / precision)])
+        assert set(used) == {precision} and len(used) == 2 * len(trained.layers)
+        assert f"Made in {precision}, judged in float32." in table.notes[1]
+
+
 def test_sheets_show_every_picture(ran):
     _, out, _ = ran
-    recipe, layer = Image.open(out / "sheet-fast.jpg"), Image.open(out / "compare-1.mlp_act.jpg")
+    recipe, layer = Image.open(out / "sheet-fast-8.jpg"), Image.open(out / "compare-1.mlp_act.jpg")
 
     assert recipe.width == 2 * 158 + 8 and recipe.height == 8 + 178 * len(list(out.glob("compare-*")))
     assert layer.width == 6 * 184 + 8
@@ -147,11 +189,17 @@ def test_sheets_show_every_picture(ran):
 def test_another_model_a_missing_package_and_an_unknown_recipe_are_told(ran, benchmark, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "horama", None)
     _, _, arguments = ran
-    with pytest.raises(SystemExit, match="another model, dataset or seed"):
+    with pytest.raises(SystemExit, match="another model, precision, dataset or seed"):
         benchmark.main([*arguments, "--seed", "1"])
     with pytest.raises(SystemExit, match=r"horama-maco needs .*pip install horama==0.3.0"):
         benchmark.main([*arguments, "--recipes", "horama-maco"])
-    for wrong, text in ((["--recipes", "deep"], "unknown recipe 'deep'"), (["--skip", "19"], "at most 20")):
+    for wrong, text in (
+        (["--recipes", "deep"], "unknown recipe 'deep'"),
+        (["--skip", "19"], "at most 20"),
+        (["--passes", "8,0"], "numbers from 1 such as 160,640; got '8,0'"),
+        (["--limit", "199"], "at least 200"),
+        (["--precision", "half"], "invalid choice: 'half'"),
+    ):
         with pytest.raises(SystemExit):
             benchmark.main([*arguments, *wrong])
         assert text in capsys.readouterr().err
