@@ -413,7 +413,8 @@ def test_the_images_of_a_chosen_atlas_guide_a_picture_at_one_token_by_what_they_
         expected = guide_by_images(trained, f"{liked}{token}", crops, 5).to_json()
         guides.append(expected["start"])
         assert read_recipe(last[tab.downloads[0]]["value"])["guide"] == expected
-        assert "Made from the 8 most activating of 19 photographs of builtin." in last[tab.status]
+        ranked = ", ranked by all patches" if token else ""
+        assert f"Made from the 8 most activating of 19 photographs of builtin{ranked}." in last[tab.status]
     assert len(set(guides)) == 3
 
 

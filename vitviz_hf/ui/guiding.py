@@ -67,7 +67,7 @@ class Guiding:
         feature = feature_of(wanted, at_token=asked.preset == ALIGNED)
         atlas = fitting_atlas(self._shelf, view, feature.site, asked.atlas) if feature else None
         if atlas and feature:
-            whose = tell_atlas(atlas, feature.site)
+            whose = tell_atlas(atlas, feature.site) + ("" if feature_of(wanted) else ", ranked by all patches")
             try:
                 guides = guides_by_images(view, wanted, images_from_atlas(view, atlas, feature))
             except (OSError, ValueError) as error:  # a damaged atlas is one of these
