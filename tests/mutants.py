@@ -718,7 +718,55 @@ MUTANTS = [
             "a stranger's picture without a recipe takes pages and cards away",
             "path.is_file() and read_result(path)",
             "path.is_file()",
-            "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
+            "atlas/pictures::a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features",
+        ),
+        (
+            "an atlas is built over a stranger's picture",
+            "(path := atlas.picture_path(f)).exists()",
+            "(path := atlas.picture_path(f)) == atlas",
+            "atlas/pictures::a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features",
+        ),
+    ),
+    *_of(
+        "atlas/page",
+        (
+            "a damaged picture takes a page away",
+            "with suppress(ImageError, RecipeError):",
+            "with suppress(RecipeError):",
+            "atlas/pictures::a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is",
+        ),
+    ),
+    *_of(
+        "optimize/recipe",
+        (
+            "a far too large picture is asked for its recipe",
+            "RecursionError, Image.DecompressionBombError)",
+            "RecursionError)",
+            "atlas/pictures::a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is",
+        ),
+        (
+            "a recipe may tell anything of its images",
+            "type(n) is not int or not 0 <= n < 1_000_000",
+            "n is None",
+            "atlas/pictures::a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features",
+        ),
+    ),
+    *_of(
+        "models/view",
+        (
+            "at a single patch a model is said to have no features",
+            "if view.layers and not resized.layers:",
+            "if False:",
+            "models/view::an_input_size_off_the_patch_grid_is_refused",
+        ),
+    ),
+    *_of(
+        "ui/optimize_tab",
+        (
+            "a link forgets a long seed",
+            'Kept("seed", self.seed, whole(0, 16))',
+            'Kept("seed", self.seed, whole(0))',
+            "ui/tabs::what_a_link_says_is_restored_and_odd_values_give_the_default",
         ),
     ),
     *_of(

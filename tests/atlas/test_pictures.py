@@ -1,6 +1,7 @@
 """Optimized pictures in an atlas: what strangers put there, and damaged files, break no page."""
 
 import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -61,7 +62,8 @@ def test_a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is(vit, at
 
     path.write_bytes(whole[: len(whole) - 500])
     damaged = feature_page(vit, atlas, FEATURE), made_picture(atlas, FEATURE)
-    path.write_bytes(whole[:16] + struct.pack(">II", 60_000, 60_000) + whole[24:])
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
+    path.write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
 
     assert "No optimized picture yet." in damaged[0] and damaged[1] is None
     assert "No optimized picture yet." in feature_page(vit, atlas, FEATURE)
