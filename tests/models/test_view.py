@@ -451,7 +451,7 @@ def test_an_input_size_off_the_patch_grid_is_refused(vit):
     with pytest.raises(ConfigError, match="multiple of 8"):
         at_size(vit, (30, 32))
     patch = tuple(side // n for side, n in zip(vit.input_size, vit.layers[0].patch_grid, strict=True))
-    with pytest.raises(ConfigError, match="leaves .* no grid of patches; take a larger one"):
+    with pytest.raises(ConfigError, match=r"leaves .* no grid of patches; take a larger one"):
         at_size(vit, patch)
 
 
