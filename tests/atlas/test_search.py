@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.atlas.test_fold import nowhere
 from vitviz_hf import (
     Feature,
+    VisualizeConfig,
     activations,
     classify,
     load_model,
@@ -39,6 +40,7 @@ from vitviz_hf import (
     parse_feature,
     to_pixels,
     top_features,
+    visualize,
 )
 from vitviz_hf.atlas.card import find_atlases
 from vitviz_hf.atlas.config import SearchConfig
@@ -476,8 +478,9 @@ def test_what_a_build_left_that_was_killed_at_its_end_is_deleted(tiny_view, pict
     """A picture has its name before its writer gives up the other one."""
     atlas = atlas_of(tiny_view("vit"), pictures, tmp_path / "atlas", k=1)
     made = atlas.folder / "visualizations"
-    for name in ("1.mlp_act-4.png", ".1.mlp_act-4-kiyf2qoj.png", ".notes"):
-        (made / name).touch()
+    picture = visualize(tiny_view("vit"), ["1.mlp_act:4"], VisualizeConfig.preset("fast", steps=1))[0].png()
+    for name, data in (("1.mlp_act-4.png", picture), (".1.mlp_act-4-kiyf2qoj.png", picture), (".notes", b"")):
+        (made / name).write_bytes(data)
 
     assert main(["atlas", "build", str(atlas.folder), "1.mlp_act:4"]) == 0
 
