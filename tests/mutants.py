@@ -695,14 +695,14 @@ MUTANTS = [
         "ui/sheets",
         (
             "a tile does not tell what real images went in",
-            '("optimized picture", tell_images(read_result(path)))',
-            '("optimized picture", "")',
+            'with_images("optimized picture", recipe)',
+            '"optimized picture"',
             "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
         ),
         (
             "a damaged picture takes a sheet away",
             "            with suppress(ImageError):\n                return cover",
-            "            with suppress(RecipeError):\n                return cover",
+            "            with suppress(AtlasError):\n                return cover",
             "ui/sheets::a_tile_tells_what_real_images_went_in_and_strange_and_damaged_pictures_break_none",
         ),
         (
@@ -716,8 +716,8 @@ MUTANTS = [
         "atlas/store",
         (
             "a stranger's picture without a recipe takes pages and cards away",
-            "path.is_file() and read_result(path)",
-            "path.is_file()",
+            "return read_result(path) if path.is_file() else None",
+            "return {'score': 0.5} if path.is_file() else None",
             "atlas/pictures::a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features",
         ),
         (
@@ -731,8 +731,8 @@ MUTANTS = [
         "atlas/page",
         (
             "a damaged picture takes a page away",
-            "with suppress(ImageError, RecipeError):",
-            "with suppress(RecipeError):",
+            "with suppress(ImageError):",
+            "with suppress(AtlasError):",
             "atlas/pictures::a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is",
         ),
     ),
@@ -2016,8 +2016,8 @@ MUTANTS = [
         "experiments/pictures/choosing",
         (
             "pictures of other weights are taken",
-            "own = stored is not None and shows(read_recipe(stored), view, target)",
-            "own = stored is not None",
+            "if recipe and shows(recipe, view, target):",
+            "if recipe:",
             "models/identity::a_picture_in_an_atlas_of_other_weights_is_not_taken",
         ),
     ),
@@ -2079,8 +2079,8 @@ MUTANTS = [
         "experiments/pictures/agreement",
         (
             "pictures that images went into are judged by these images",
-            'if (own := atlas.visualization(f)) and "guide" not in read_recipe(own)]',
-            "if atlas.visualization(f)]",
+            'if (recipe := atlas.recipe(f)) and "guide" not in recipe]',
+            "if atlas.recipe(f)]",
             "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
         ),
         (

@@ -16,10 +16,9 @@ from PIL import Image
 
 from vitviz_hf.atlas.parquet import QUANTILES
 from vitviz_hf.atlas.store import Atlas, Hit
-from vitviz_hf.errors import AtlasError, ImageError, RecipeError
+from vitviz_hf.errors import AtlasError, ImageError
 from vitviz_hf.images import contact_sheet, image_to_pixels, map_range, open_image, overlay
 from vitviz_hf.models.view import ModelView
-from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.reading.maps import activation_map
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature
@@ -104,7 +103,7 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
         how=atlas.words,
         words=atlas.feature_words(feature),
         agreement=atlas.agreement(feature),
-        picture=made and _figure({_OPTIMIZED: made[0]}, _told(made[1])),
+        picture=made and _figure({_OPTIMIZED: made[0]}, with_images(f"optimized picture, score {score:.3g}", made[1])),
         histogram=_histogram(*atlas.histogram(feature), score),
         top=[_tile(h, scale) for h in top],
         bottom=[_tile(h, scale) for h in bottom],
@@ -114,21 +113,21 @@ def feature_page(view: ModelView, atlas: Atlas, feature: Feature, n: int = 8, ne
 
 def optimized_picture(atlas: Atlas, feature: Feature) -> tuple[Image.Image, dict[str, Any]] | None:
     """A feature's optimized picture and its recipe; None too where its file is damaged."""
-    if path := atlas.visualization(feature):
-        with suppress(ImageError, RecipeError):
-            return open_image(path), read_result(path)
+    if recipe := atlas.recipe(feature):
+        with suppress(ImageError):
+            return open_image(atlas.picture_path(feature)), recipe
     return None
-
-
-def _told(recipe: Mapping[str, Any]) -> str:
-    """Of an optimized picture, also what real images went in."""
-    return ", ".join(filter(None, (f"optimized picture, score {recipe['score']:.3g}", tell_images(recipe))))
 
 
 def tell_images(recipe: Mapping[str, Any]) -> str:
     """`made from 9 real images`; empty for a picture into which none went."""
     n = recipe.get("guide", {}).get("images", 0)
     return f"made from {n} real image{'s' * (n != 1)}" if n else ""
+
+
+def with_images(told: str, recipe: Mapping[str, Any]) -> str:
+    """What is told of a picture, and what real images went in."""
+    return ", ".join(filter(None, (told, tell_images(recipe))))
 
 
 def page_document(fragment: str, title: str) -> str:
@@ -151,8 +150,9 @@ def triplet(view: ModelView, atlas: Atlas, feature: Feature) -> Image.Image:
         best.crop,
         overlay(best.crop, best.values, map_range(best.values)),
     ]
-    told = ", ".join(filter(None, (str(feature), tell_images(made[1]))))
-    return contact_sheet(tiles, [told, best.label or best.name, f"score {best.hit.score:.3g}"], 3)
+    return contact_sheet(
+        tiles, [with_images(str(feature), made[1]), best.label or best.name, f"score {best.hit.score:.3g}"], 3
+    )
 
 
 def _tile(h: MappedHit, scale: tuple[float, float]) -> dict[str, Any]:

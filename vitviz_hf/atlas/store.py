@@ -193,9 +193,13 @@ class Atlas:
 
     def visualization(self, feature: Feature) -> Path | None:
         """The feature's optimized picture, if there is one that carries its recipe."""
+        return self.picture_path(feature) if self.recipe(feature) else None
+
+    def recipe(self, feature: Feature) -> dict[str, Any] | None:
+        """The recipe that the feature's optimized picture carries, if there is such a picture."""
         path = self.picture_path(feature)
         with suppress(RecipeError):
-            return path if path.is_file() and read_result(path) else None
+            return read_result(path) if path.is_file() else None
         return None
 
     def picture_path(self, feature: Feature) -> Path:

@@ -14,13 +14,12 @@ from cachetools.keys import hashkey
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitviz_hf.atlas.page import tell_images
+from vitviz_hf.atlas.page import with_images
 from vitviz_hf.atlas.parquet import version_of
 from vitviz_hf.atlas.store import Atlas, Hit
-from vitviz_hf.errors import AtlasError, ImageError, RecipeError
+from vitviz_hf.errors import AtlasError, ImageError
 from vitviz_hf.images import cover, encode, open_image
 from vitviz_hf.models.view import ModelView, find_tap
-from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.reading.exemplars import crop_tile
 from vitviz_hf.reading.reference import Reference
 from vitviz_hf.sites import Feature, Site
@@ -122,10 +121,11 @@ def made_tiles(atlas: Atlas, site: Site) -> dict[int, MadeTile]:
     """The optimized pictures of a site's features, by feature."""
     found = {}
     for i in range(atlas.sites[site]):
-        if path := atlas.visualization(Feature(site, i)):
-            with suppress(OSError, RecipeError):  # it has gone meanwhile
-                told = ", ".join(filter(None, ("optimized picture", tell_images(read_result(path)))))
-                found[i] = MadeTile(path, version_of(path)[1], told)
+        feature = Feature(site, i)
+        if recipe := atlas.recipe(feature):
+            with suppress(OSError):  # it has gone meanwhile
+                path, version = version_of(atlas.picture_path(feature))
+                found[i] = MadeTile(path, version, with_images("optimized picture", recipe))
     return found
 
 

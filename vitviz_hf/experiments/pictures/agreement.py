@@ -43,7 +43,6 @@ from vitviz_hf.models.view import ModelView, find_tap
 from vitviz_hf.optimize.config import VisualizeConfig
 from vitviz_hf.optimize.guides import N_IMAGES, Guide, guide_by, needed
 from vitviz_hf.optimize.objectives import to_objective
-from vitviz_hf.optimize.recipe import read_recipe
 from vitviz_hf.optimize.scores import transfer_scores
 from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site
@@ -178,7 +177,7 @@ def atlas_of(view: ModelView, name: str, ranked: bool) -> Atlas:
 def pictured(atlas: Atlas) -> list[Feature]:
     """Features with a picture into which no real image went: those could be among the ones that are asked about."""
     features = (Feature(site, i) for site, n in atlas.sites.items() for i in range(n))
-    return [f for f in features if (own := atlas.visualization(f)) and "guide" not in read_recipe(own)]
+    return [f for f in features if (recipe := atlas.recipe(f)) and "guide" not in recipe]
 
 
 def guide_of(view: ModelView, photographs: Photographs, feature: Feature, config: VisualizeConfig) -> Guide:

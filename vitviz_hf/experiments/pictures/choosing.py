@@ -119,9 +119,11 @@ def optimized(
     make_folder(folder)
 
     def path_of(target: Pictured) -> Path:
-        stored = known.visualization(target) if known and isinstance(target, Feature) else None
-        own = stored is not None and shows(read_recipe(stored), view, target)
-        return stored if stored and own else folder / f"{file_stem(target)}.png"
+        if known and isinstance(target, Feature):
+            recipe = known.recipe(target)
+            if recipe and shows(recipe, view, target):
+                return known.picture_path(target)
+        return folder / f"{file_stem(target)}.png"
 
     wanted = list(dict.fromkeys(targets))
     missing = [t for t in wanted if path_of(t).parent == folder and not _made(path_of(t), view, t, config)]
