@@ -716,9 +716,15 @@ MUTANTS = [
         "atlas/store",
         (
             "a stranger's picture without a recipe takes pages and cards away",
-            "return read_result(path) if path.is_file() else None",
-            "return {'score': 0.5} if path.is_file() else None",
+            "recipe = read_result(path)",
+            "recipe = {'score': 0.5, 'objective': to_objective(feature).to_json()}",
             "atlas/pictures::a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features",
+        ),
+        (
+            "the picture of another feature is shown as the feature's",
+            'return recipe if recipe.get("objective") == to_objective(feature).to_json() else None',
+            "return recipe",
+            "atlas/pictures::the_picture_of_another_feature_is_none_of_the_features",
         ),
         (
             "an atlas is built over a stranger's picture",

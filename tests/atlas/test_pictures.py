@@ -1,5 +1,6 @@
 """Optimized pictures in an atlas: what strangers put there, and damaged files, break no page."""
 
+import json
 import struct
 import zlib
 
@@ -13,11 +14,11 @@ from vitviz_hf.atlas.page import feature_page
 from vitviz_hf.atlas.store import missing_visualizations
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError
-from vitviz_hf.sites import file_stem
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.cards import made_picture
 
 FEATURE = Feature(Site(1, "mlp_act"), 0)
+WHOLE = {"schema": 1, "objective": [{"weight": 1.0, "target": "1.mlp_act:0"}], "score": 0.5}
 
 
 @pytest.fixture
@@ -27,35 +28,55 @@ def atlas(vit, tmp_path):
     )
 
 
+def save_red(atlas, recipe):
+    info = PngInfo()
+    if recipe:
+        info.add_text("vitviz", recipe if isinstance(recipe, str) else json.dumps(recipe))
+    Image.new("RGB", atlas.manifest["input_size"], "red").save(atlas.picture_path(FEATURE), pnginfo=info)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
         None,
         "{",
-        '{"schema": 1, "guide": null, "score": 0.5}',
-        '{"schema": 1, "guide": [1], "score": 0.5}',
-        '{"schema": 1, "guide": {"images": "<b>"}, "score": 0.5}',
-        '{"schema": 1, "guide": {"images": -5}, "score": 0.5}',
-        '{"schema": 1}',
-        '{"schema": 1, "score": "high"}',
-        '{"schema": 7, "score": 0.5}',
+        WHOLE | {"guide": None},
+        WHOLE | {"guide": [1]},
+        WHOLE | {"guide": {"images": "<b>"}},
+        WHOLE | {"guide": {"images": -5}},
+        WHOLE | {"objective": None},
+        {"schema": 1, "objective": WHOLE["objective"]},
+        WHOLE | {"score": "high"},
+        WHOLE | {"schema": 7},
     ],
 )
 def test_a_picture_that_does_not_tell_how_it_was_made_is_none_of_the_features(recipe, vit, atlas):
-    info = PngInfo()
-    if recipe:
-        info.add_text("vitviz", recipe)
-    path = atlas.folder / "visualizations" / f"{file_stem(FEATURE)}.png"
-    Image.new("RGB", vit.input_size, "red").save(path, pnginfo=info)
+    save_red(atlas, WHOLE)
+    assert atlas.visualization(FEATURE)
+
+    save_red(atlas, recipe)
 
     assert atlas.visualization(FEATURE) is made_picture(atlas, FEATURE) is None
-    with pytest.raises(AtlasError, match=r"1\.mlp_act-0\.png' is no picture that vitviz made"):
+    with pytest.raises(AtlasError, match=r"1\.mlp_act-0\.png' is no whole picture of its feature"):
         missing_visualizations(atlas, [FEATURE])
     assert "No optimized picture yet." in feature_page(vit, atlas, FEATURE)
 
 
+def test_the_picture_of_another_feature_is_none_of_the_features(vit, atlas):
+    other = Feature(FEATURE.site, 1)
+    made = visualize(vit, [other], VisualizeConfig.preset("fast", steps=1))[0]
+    for feature in (FEATURE, other):
+        made.save(atlas.picture_path(feature))
+
+    assert atlas.visualization(FEATURE) is made_picture(atlas, FEATURE) is None
+    assert atlas.visualization(other) and made_picture(atlas, other)
+    with pytest.raises(AtlasError, match=r"1\.mlp_act-0\.png' is no whole picture of its feature"):
+        missing_visualizations(atlas, [FEATURE, other])
+    assert "No optimized picture yet." in feature_page(vit, atlas, FEATURE)
+
+
 def test_a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is(vit, atlas):
-    path = atlas.folder / "visualizations" / f"{file_stem(FEATURE)}.png"
+    path = atlas.picture_path(FEATURE)
     visualize(vit, [FEATURE], VisualizeConfig.preset("fast", steps=1))[0].save(path)
     whole = path.read_bytes()
     assert "No optimized" not in feature_page(vit, atlas, FEATURE) and made_picture(atlas, FEATURE)
