@@ -73,7 +73,7 @@ from vitviz_hf.sites import Feature, Site, file_stem
 from vitviz_hf.stream import open_source
 
 DRAWN = 20
-"""Features of a layer for which candidates are drawn, however many are wanted: the first are always the same."""
+"""Features of a layer for which candidates are drawn, if no more are wanted, so that the judge's depth is the same."""
 BATCH = 64
 FOR_SPECTRUM = 512
 """Photographs whose mean spectrum is taken."""
@@ -387,13 +387,12 @@ def read_once(arguments: argparse.Namespace, view: ModelView, judge: Judge) -> P
     """The photographs, from OUT if they were read for this model, judge and dataset."""
     source = open_source(arguments.dataset)
     sites = [Site(layer, "mlp_act") for layer in layers_of(view, None)]
-    candidates = draw_candidates(view, sites, DRAWN, arguments.seed)
-    what = (source.dataset, source.revision, arguments.limit, view.identity.key, judge.view.identity.key)
+    n_drawn = max(DRAWN, arguments.skip + arguments.per_layer)
+    candidates = draw_candidates(view, sites, n_drawn, arguments.seed)
+    what = (source.dataset, source.revision, arguments.limit, n_drawn, view.identity.key, judge.view.identity.key)
     path = arguments.out / f"photographs-{sha256(repr(what).encode()).hexdigest()[:16]}.pickle"
     if path.exists():
-        photographs: Photographs = pickle.loads(path.read_bytes())
-        if set(candidates) <= set(photographs.features):
-            return photographs
+        return pickle.loads(path.read_bytes())
     photographs = read_photographs(view, judge, source, candidates, arguments.limit, BATCH, show)
     with replace_file(path) as part:
         part.write_bytes(pickle.dumps(photographs))
@@ -533,8 +532,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--skip",
         type=int,
         default=0,
-        help=f"first features of each layer to leave out, such as those that a recipe was chosen by; with --per-layer "
-        f"at most {DRAWN} (default: 0)",
+        help="first features of each layer to leave out, such as those that a recipe was chosen by (default: 0)",
     )
     parser.add_argument(
         "--recipes", default=",".join(PRESETS), help=f"of {', '.join(RECIPES)} (default: our presets, %(default)s)"
@@ -545,8 +543,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.recipes = list(dict.fromkeys(arguments.recipes.split(",")))
     if unknown := [name for name in arguments.recipes if name not in RECIPES]:
         parser.error(f"unknown recipe {unknown[0]!r}; recipes are {', '.join(RECIPES)}")
-    if not 0 < arguments.per_layer <= DRAWN - max(arguments.skip, 0) or arguments.skip < 0:
-        parser.error(f"--per-layer must be at least 1 and with --skip at most {DRAWN}")
+    if arguments.per_layer < 1 or arguments.skip < 0:
+        parser.error("--per-layer must be at least 1, --skip at least 0")
     if arguments.limit is not None and arguments.limit < LEAST_IMAGES:
         parser.error(f"--limit must be at least {LEAST_IMAGES}")
     passes = dict.fromkeys(arguments.passes.split(","))

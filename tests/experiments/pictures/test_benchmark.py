@@ -195,7 +195,7 @@ def test_another_model_a_missing_package_and_an_unknown_recipe_are_told(ran, ben
         benchmark.main([*arguments, "--recipes", "horama-maco"])
     for wrong, text in (
         (["--recipes", "deep"], "unknown recipe 'deep'"),
-        (["--skip", "19"], "at most 20"),
+        (["--skip", "-1"], "--skip at least 0"),
         (["--passes", "8,0"], "numbers from 1 such as 160,640; got '8,0'"),
         (["--limit", "199"], "at least 200"),
         (["--precision", "half"], "invalid choice: 'half'"),
@@ -203,6 +203,22 @@ def test_another_model_a_missing_package_and_an_unknown_recipe_are_told(ran, ben
         with pytest.raises(SystemExit):
             benchmark.main([*arguments, *wrong])
         assert text in capsys.readouterr().err
+
+
+def test_more_are_drawn_where_more_than_twenty_are_wanted_and_read_apart(
+    benchmark, trained, trained_other, shapes, tmp_path, monkeypatch
+):
+    drawn, judge = [], open_judge(trained_other.model_id, trained)
+    monkeypatch.setattr(
+        benchmark, "read_photographs", lambda view, judge, source, candidates, *_: drawn.append(candidates)
+    )
+    of_layer_1 = Site(1, "mlp_act")
+    for skip, per_layer in ((0, 5), (10, 10), (18, 5), (0, 20)):
+        arguments = [str(shapes), "--skip", str(skip), "--per-layer", str(per_layer), "--out", str(tmp_path)]
+        benchmark.read_once(benchmark.parse(arguments), trained, judge)
+
+    few, many = ([f for f in some if f.site == of_layer_1] for some in drawn)
+    assert (len(few), len(many)) == (40, 46) and many[:40] == few
 
 
 def test_boxes_are_cropped_as_by_one_sample_at_the_center_of_each_bin(benchmark):
