@@ -4,7 +4,8 @@ Neurons (mlp_act) are drawn at random from six layers among those that fire in a
 each, from as many passes: images that go through the model, forward and backward. A judge, which is another network,
 must then choose by the picture which of two photographs the neuron likes, as in `vitviz experiment agreement`. A
 picture and the photographs that were read are kept under --out as soon as they are there, so that an interrupted run
-goes on, and a later one with other recipes makes only these.
+goes on, and a later one with other recipes makes only these. Beside the table lie the figures of each feature, of which
+any other difference can be made.
 
     python benchmarks/pictures.py ILSVRC/imagenet-1k --limit 5000
     python benchmarks/pictures.py FOLDER --recipes fast,paper,horama-maco,lucent --skip 3 --passes 160,640
@@ -48,6 +49,7 @@ from vitviz_hf.experiments.pictures.agreement import (
     guide_of,
     judge_pictures,
     layers_of,
+    table_of_features,
     table_of_shares,
 )
 from vitviz_hf.experiments.pictures.judge import Judge, open_judge
@@ -581,6 +583,8 @@ def main(argv: Sequence[str] | None = None) -> Table:
     ]
     table = table_of(found, judge, photographs, depths, seed, notes)
     save_sheets(out, photographs, found)
+    for (name, passes), own in found.items():
+        (out / f"features-{name}-{passes}.json").write_text(table_of_features(own.judged).to_json(), "utf-8")
     (out / "table.md").write_text(table.to_markdown(), "utf-8")
     (out / "table.json").write_text(table.to_json(), "utf-8")
     print(table.to_markdown())

@@ -722,9 +722,15 @@ MUTANTS = [
         ),
         (
             "the picture of another feature is shown as the feature's",
-            'return recipe if recipe.get("objective") == to_objective(feature).to_json() else None',
-            "return recipe",
+            'same = recipe.get("objective") == to_objective(feature).to_json()',
+            'same = bool(recipe.get("objective"))',
             "atlas/pictures::the_picture_of_another_feature_is_none_of_the_features",
+        ),
+        (
+            "the picture of another model is shown as the feature's",
+            "return recipe if same and not model_difference(self.manifest, recipe) else None",
+            "return recipe if same else None",
+            "atlas/pictures::the_picture_of_another_model_is_none_of_the_features",
         ),
         (
             "an atlas is built over a stranger's picture",
@@ -1016,8 +1022,14 @@ MUTANTS = [
         "experiments/pictures/judge",
         (
             "the model judges itself at another size",
-            "if _network(view) == _network(model):",
+            "if _is_same(view.module, model.module):",
             "if view.identity == model.identity:",
+            "experiments/pictures/agreement::a_judge_is_another_network_than_the_model",
+        ),
+        (
+            "networks of one architecture are the same",
+            "return most and all(torch.equal(own[n].to(others[n]), others[n]) for n in common)",
+            "return most",
             "experiments/pictures/agreement::a_judge_is_another_network_than_the_model",
         ),
     ),
@@ -2094,6 +2106,48 @@ MUTANTS = [
             "known = atlas if seed == config.seed else None",
             "known = None",
             "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/agreement",
+        (
+            "pictures are asked about the images that went into them",
+            "known = atlas if given and seed == config.seed else None",
+            "known = atlas if seed == config.seed else None",
+            "experiments/pictures/judging::what_is_drawn_is_not_asked_about_by_pictures_that_images_went_into",
+        ),
+        (
+            "a feature that hardly varies is first on every picture",
+            "np.maximum(std, 0.1 * np.median(std) + 1e-30)",
+            "np.maximum(std, 1e-30)",
+            "experiments/pictures/agreement::a_feature_that_hardly_varies_takes_no_rank_from_others",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/trials",
+        (
+            "features that tell no images apart are asked about",
+            "if photographs.scores[:, i].max() > 0 and np.ptp(photographs.scores[:, i]) > 0]",
+            "if photographs.scores[:, i].max() > 0]",
+            "experiments/pictures/agreement::dead_features_are_passed_over",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/realism",
+        (
+            "a brighter picture has another spectrum",
+            "np.mean((apart - apart.mean()) ** 2)",
+            "np.mean(apart**2)",
+            "experiments/pictures/agreement::spectra_tell_waves_of_different_length_apart_and_not_brightness",
+        ),
+    ),
+    *_of(
+        "experiments/pictures/judging",
+        (
+            "a picture that came while another was judged gets its figure",
+            "{str(f): (digests[f], one) for f, one in found.items()}",
+            "{str(f): (digest_of(atlas.picture_path(f)), one) for f, one in found.items()}",
+            "experiments/pictures/judging::a_picture_that_takes_the_place_of_one_that_is_judged_gets_no_figure",
         ),
     ),
     *_of(

@@ -14,6 +14,7 @@ from vitviz_hf.atlas.page import feature_page
 from vitviz_hf.atlas.store import missing_visualizations
 from vitviz_hf.atlas.write import make_atlas
 from vitviz_hf.errors import AtlasError
+from vitviz_hf.models.view import as_control
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.cards import made_picture
 
@@ -73,6 +74,18 @@ def test_the_picture_of_another_feature_is_none_of_the_features(vit, atlas):
     with pytest.raises(AtlasError, match=r"1\.mlp_act-0\.png' is no whole picture of its feature"):
         missing_visualizations(atlas, [FEATURE, other])
     assert "No optimized picture yet." in feature_page(vit, atlas, FEATURE)
+
+
+def test_the_picture_of_another_model_is_none_of_the_features(vit, atlas):
+    found = []
+    for view in (vit, as_control(vit, "random-weights")):
+        made = visualize(view, [FEATURE], VisualizeConfig.preset("fast", steps=1))[0]
+        atlas.picture_path(FEATURE).write_bytes(made.png())
+        found.append(atlas.visualization(FEATURE))
+
+    assert found[0] and found[1] is None and atlas.visualization(FEATURE) is made_picture(atlas, FEATURE) is None
+    with pytest.raises(AtlasError, match=r"1\.mlp_act-0\.png' is no whole picture of its feature by this model"):
+        missing_visualizations(atlas, [FEATURE])
 
 
 def test_a_damaged_or_far_too_large_picture_is_not_shown_and_the_page_is(vit, atlas):

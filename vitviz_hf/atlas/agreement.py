@@ -28,20 +28,20 @@ class Agreement:
         )
 
 
-def write_agreements(path: Path, found: Mapping[str, tuple[Path, Agreement]]) -> None:
+def write_agreements(path: Path, found: Mapping[str, tuple[str, Agreement]]) -> None:
     """Keep figures; those of other pictures stay.
 
     Args:
         path: the atlas's agreement.json.
-        found: address -> the picture that was judged, and its figure.
+        found: address -> digest of the picture that was judged, and its figure.
     """
     features = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    for address, (picture, one) in found.items():
+    for address, (digest, one) in found.items():
         features[address] = {
             "judge": one.judge,
             "picture": one.picture,
             "exemplar": one.exemplar,
-            "sha256": digest_of(picture),
+            "sha256": digest,
         }
     with replace_file(path) as part:
         part.write_text(json.dumps(features, indent=1), "utf-8")

@@ -39,6 +39,7 @@ from vitviz_hf.atlas.parquet import (
 from vitviz_hf.config import check_texts
 from vitviz_hf.errors import AtlasError, FeatureError, RecipeError, SiteError, first_line
 from vitviz_hf.hub import ATLAS, TOO_LARGE, Token, download, is_hub_id, list_files, size_limit, upload_folder
+from vitviz_hf.models.view import model_difference
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.recipe import read_result
 from vitviz_hf.sites import Feature, Site, file_stem, parse_site
@@ -193,17 +194,18 @@ class Atlas:
         return [(Feature(feature.site, i), r) for i, r in pairs if i >= 0][:n]
 
     def visualization(self, feature: Feature) -> Path | None:
-        """The feature's optimized picture, if there is one that carries the recipe of this feature."""
+        """The feature's optimized picture, if there is one, see `recipe`."""
         return self.picture_path(feature) if self.recipe(feature) else None
 
     def recipe(self, feature: Feature) -> dict[str, Any] | None:
-        """The recipe that the feature's optimized picture carries, if there is such a picture, and of this feature."""
+        """The recipe that the feature's optimized picture carries, if there is one of this feature and this model."""
         path = self.picture_path(feature)
         if not path.is_file():
             return None
         with suppress(RecipeError):
             recipe = read_result(path)
-            return recipe if recipe.get("objective") == to_objective(feature).to_json() else None
+            same = recipe.get("objective") == to_objective(feature).to_json()
+            return recipe if same and not model_difference(self.manifest, recipe) else None
         return None
 
     def picture_path(self, feature: Feature) -> Path:
@@ -362,7 +364,7 @@ def missing_visualizations(atlas: Atlas, features: Sequence[Feature]) -> list[Fe
         atlas.hits(feature)
     missing = [f for f in features if atlas.visualization(f) is None]
     if strange := [path for f in missing if (path := atlas.picture_path(f)).exists()]:
-        raise AtlasError(f"'{strange[0]}' is no whole picture of its feature that vitviz made; move it away.")
+        raise AtlasError(f"'{strange[0]}' is no whole picture of its feature by this model; move it away.")
     return missing
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
 from operator import attrgetter
@@ -65,17 +65,20 @@ class Identity:
         return found
 
     def difference(self, made: Mapping[str, Any]) -> str:
-        """How the model of a manifest or recipe differs: `input size 168x168, not 224x224`; empty if it does not.
+        """How the model of a manifest or recipe differs, see `model_difference`."""
+        return model_difference(self.to_json(), made)
 
-        What is not written there (older ones have no digest) is not compared; a folder with the same digest may have
-        another path.
-        """
-        moved = self.weights is not None and self.weights == made.get("weights")
-        for name, own in self.to_json().items():
-            other = made.get(name, own)
-            if other != own and not (moved and name == "model_id"):
-                return f"{name.replace('_', ' ')} {_told(other)}, not {_told(own)}"
-        return ""
+
+def model_difference(own: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """How the model of one manifest or recipe differs from another's: `input size 168x168, not 224x224`; empty if not.
+
+    What either lacks (older ones have no digest) is not compared; folders of one digest may have other paths.
+    """
+    moved = own.get("weights") is not None and own["weights"] == made.get("weights")
+    for name in (f.name for f in fields(Identity) if f.name in own and f.name in made):
+        if own[name] != made[name] and not (moved and name == "model_id"):
+            return f"{name.replace('_', ' ')} {_told(made[name])}, not {_told(own[name])}"
+    return ""
 
 
 def _told(value: Any) -> str:

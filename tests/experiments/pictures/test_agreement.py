@@ -1,14 +1,16 @@
 """The experiment `agreement` over again in plain transformers and numpy, and what its measure says of known answers."""
 
 import json
+import shutil
 from dataclasses import replace
 from hashlib import sha256
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.by_hand import read_pictures
 from tests.conftest import draw_noise
@@ -17,13 +19,14 @@ from vitviz_hf.atlas.config import SearchConfig
 from vitviz_hf.errors import ConfigError, SiteError
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.pictures import judge as judging
-from vitviz_hf.experiments.pictures.agreement import embed_all, layers_of
+from vitviz_hf.experiments.pictures.agreement import embed_all, judge_pictures, layers_of
 from vitviz_hf.experiments.pictures.judge import open_judge
 from vitviz_hf.experiments.pictures.realism import kernel_distance, percentile, spectrum_distance
 from vitviz_hf.experiments.pictures.trials import (
     Photographs,
     ask,
     choose_depths,
+    draw_candidates,
     exemplars,
     live_features,
     look_of,
@@ -33,9 +36,11 @@ from vitviz_hf.experiments.pictures.trials import (
     spectrum_of,
 )
 from vitviz_hf.experiments.run import run_experiment
+from vitviz_hf.images import image_to_pixels
 from vitviz_hf.models.view import at_size
 from vitviz_hf.optimize.objectives import to_objective
 from vitviz_hf.optimize.scores import transfer_scores
+from vitviz_hf.reading.recording import activations
 from vitviz_hf.sites import Feature, Site, parse_feature
 from vitviz_hf.stream import open_source
 
@@ -271,10 +276,31 @@ def test_shares_count_ties_as_half_and_each_rival_with_its_own():
 def test_dead_features_are_passed_over():
     photographs, feature = made_up(np.zeros(10), {"a": np.ones((10, 2))})
     dead = Feature(feature.site, 8)
-    photographs.features.insert(0, dead)
-    photographs.scores = np.stack([np.full(10, -0.2), np.linspace(-1, 1, 10)], 1).astype(np.float32)
+    constant = Feature(feature.site, 9)
+    photographs.features[:0] = [dead, constant]
+    scores = np.full(10, -0.2), np.full(10, 0.7), np.linspace(-1, 1, 10)
+    photographs.scores = np.stack(scores, 1).astype(np.float32)
 
-    assert live_features(photographs, 2) == [feature]
+    assert live_features(photographs, 3) == [feature]
+
+
+def test_a_feature_that_hardly_varies_takes_no_rank_from_others(trained, trained_other, shapes):
+    site, judge = Site(1, "mlp_act"), open_judge(trained_other.model_id, trained)
+    photographs = read_photographs(
+        trained, judge, open_source(str(shapes)), draw_candidates(trained, [site], 4, 0), None, 64
+    )
+    feature, depths = live_features(photographs, 1)[0], next(iter(choose_depths(photographs)))
+    picture = {feature: image_to_pixels(photographs.image(int(exemplars(photographs, feature)[0])))[None]}
+    values = activations(trained, picture[feature], [site])[site].scores()[0].numpy()
+    before = judge_pictures(trained, judge, photographs, depths, picture)[0].rank
+    mean, std = (x.copy() for x in photographs.moments[site])
+    last = int(((values - mean) / std).argmin())
+    mean[last], std[last] = values[last] - 0.01 * np.median(std), 1e-9
+
+    photographs.moments[site] = (mean, std)
+
+    assert last != feature.index and before < 10
+    assert judge_pictures(trained, judge, photographs, depths, picture)[0].rank == before
 
 
 def test_the_kernel_distance_is_that_of_loops_and_zero_in_the_mean_for_one_distribution():
@@ -315,20 +341,32 @@ def test_spectra_tell_waves_of_different_length_apart_and_not_brightness():
     dim = spectrum_of(0.5 * slow).numpy()
     assert spectrum_distance(dim, spectrum_of(slow).numpy()) < 0.3
     assert spectrum_distance(spectra[0][None].numpy(), spectra[1][None].numpy()) > 2
+    ramp = np.arange(5.0)[None]
+    assert spectrum_distance(ramp + 7, ramp) == 0 and spectrum_distance(3 * ramp, ramp) == pytest.approx(8**0.5)
 
 
-def test_a_judge_is_another_network_than_the_model(trained, trained_other, monkeypatch):
+def test_a_judge_is_another_network_than_the_model(trained, trained_other, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="the judge is the model itself"):
         open_judge(trained.model_id, trained)
     with pytest.raises(ConfigError, match="the judge is the model itself"):
         open_judge(trained.model_id, at_size(trained, (80, 80)))
+    elsewhere, finer = (
+        Path(shutil.copytree(trained.snapshot.folder, tmp_path / name)) for name in ("elsewhere", "finer")
+    )
+    config = json.loads((elsewhere / "config.json").read_text())
+    (elsewhere / "config.json").write_text(json.dumps(config | {"_name_or_path": "elsewhere"}))
+    with pytest.raises(ConfigError, match="the judge is the model itself"):
+        open_judge(str(elsewhere), trained)
+    weights = load_file(finer / "model.safetensors")
+    name = next(n for n in weights if "layer.2" in n)
+    save_file(weights | {name: weights[name] + 1e-3}, finer / "model.safetensors", {"format": "pt"})
+    assert open_judge(str(finer), trained).view.model_id == str(finer)
     assert [str(s) for s in open_judge(trained_other.model_id, trained).sites] == ["0.resid", "1.resid"]
     asked = []
     monkeypatch.setattr(judging, "load_model", lambda name, device: asked.append(name) or trained_other)
     for reachable in (True, False):
         monkeypatch.setattr(judging, "hub_reachable", lambda is_there=reachable: is_there)
-        other = replace(trained.identity, weights="another's")
-        open_judge(None, SimpleNamespace(model_id="facebook/dinov2-base", device=None, identity=other))
+        open_judge(None, replace(trained, snapshot=replace(trained.snapshot, model_id="facebook/dinov2-base")))
     assert asked == ["openai/clip-vit-base-patch32", "builtin-cnn"]
 
 

@@ -90,6 +90,14 @@ def test_the_table_says_what_the_experiments_functions_give(ran, benchmark, trai
     apart = np.mean([100 * one.right["picture"].plain for one in paper]) - shares.mean()
     assert rows["paper"]["minus fast"] == pytest.approx(apart) and own["minus fast"] is None
     assert table.to_markdown() == (out / "table.md").read_text()
+    for name, found in (("fast", judged), ("paper", paper)):
+        each = {row["feature"]: row for row in json.loads((out / f"features-{name}-8.json").read_text())["rows"]}
+        assert set(each) == {str(one.feature) for one in found}
+        for one in found:
+            expected = 100 * one.right["picture"].plain, 100 * one.right["1 exemplar"].alike
+            row = each[str(one.feature)]
+            assert (row["picture"], row["1 exemplar, alike"]) == pytest.approx(expected)
+            assert row["transfer"] == pytest.approx(one.transfer, rel=1e-4)
 
 
 def test_what_reads_real_images_is_paid_in_passes(benchmark, trained):

@@ -20,6 +20,7 @@ from vitviz_hf.atlas.store import open_atlas
 from vitviz_hf.cli.main import main
 from vitviz_hf.errors import AtlasError, ConfigError
 from vitviz_hf.experiments.config import AgreementConfig
+from vitviz_hf.experiments.pictures import agreement
 from vitviz_hf.experiments.pictures.agreement import atlas_of
 from vitviz_hf.experiments.pictures.judge import open_judge
 from vitviz_hf.experiments.pictures.judging import judge_atlas
@@ -28,7 +29,7 @@ from vitviz_hf.experiments.pictures.trials import choose_depths, draw_candidates
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.images import open_image
 from vitviz_hf.optimize.recipe import read_recipe
-from vitviz_hf.sites import Feature, Site, file_stem
+from vitviz_hf.sites import Feature, Site, file_stem, parse_feature
 from vitviz_hf.stream import open_source
 from vitviz_hf.ui.beside import Beside
 from vitviz_hf.ui.cards import feature_card
@@ -140,6 +141,48 @@ def test_pages_and_cards_tell_the_figure_of_the_picture_that_was_judged(atlas, t
     assert told in html.unescape(cards_html(ranked, [""] * len(ranked.cards)))
     shutil.copyfile(atlas.visualization(own[1]), atlas.visualization(own[0]))
     assert atlas.agreement(own[0]) is None and told not in feature_page(trained, atlas, own[0])
+
+
+def test_what_is_drawn_is_not_asked_about_by_pictures_that_its_images_went_into(
+    atlas, trained, trained_other, tmp_path
+):
+    for picture in (atlas.folder / "visualizations").iterdir():
+        picture.unlink()
+    drawn = draw_candidates(trained, [SITE], 3, 0)
+    scores = atlas.table(SITE).top_scores[:, 0]
+    features = [f for f in drawn if scores[f.index] > 0]
+    config = VisualizeConfig.preset("aligned", steps=2)
+    for feature in features:
+        guide = guide_from_atlas(trained, atlas, feature, config)
+        visualize(trained, [feature], config, [guide])[0].save(atlas.picture_path(feature))
+    quick = AgreementConfig(
+        judge=trained_other.model_id, atlas=str(atlas.folder), layers=(1,), per_layer=3, preset="fast", steps=3
+    )
+
+    result = run_experiment("agreement", [trained], None, quick, tmp_path / "work")
+
+    asked = [parse_feature(row["feature"]) for row in result.data["features"].records()]
+    made = {path.name for path in (tmp_path / "work").rglob("*.png")}
+    assert asked and set(asked) <= set(features) and made == {f"{file_stem(f)}.png" for f in asked}
+    assert "taken from it" not in result.tables["table"].notes[0]
+
+
+def test_a_picture_that_takes_the_place_of_one_that_is_judged_gets_no_figure(
+    atlas, trained, trained_other, monkeypatch
+):
+    own, _, _ = chosen(atlas)
+    run = agreement.run
+
+    def replaced_meanwhile(*arguments):
+        result = run(*arguments)
+        made = visualize(trained, [own[0]], VisualizeConfig.preset("fast", steps=5))[0]
+        atlas.picture_path(own[0]).write_bytes(made.png())
+        return result
+
+    monkeypatch.setattr(agreement, "run", replaced_meanwhile)
+    judge_atlas(trained, atlas, trained_other.model_id)
+
+    assert atlas.visualization(own[0]) and atlas.agreement(own[0]) is None and atlas.agreement(own[1])
 
 
 def test_figures_of_other_pictures_stay(atlas, trained, trained_other):

@@ -113,7 +113,7 @@ def run(
     for seed in range(config.seed, config.seed + config.seeds):
         how = picture_config(config.preset, config.steps, seed)
         guide = partial(guide_of, view, photographs, config=how) if needed(how) else None
-        known = atlas if seed == config.seed else None
+        known = atlas if given and seed == config.seed else None  # what is drawn has none, or images went into it
         made_now = optimized(view, chosen, how, work / f"seed-{seed}", progress, known, guide)
         for feature, picture in made_now.items():
             made[feature].append(image_to_pixels(picture.image))
@@ -123,7 +123,7 @@ def run(
     judged = judge_pictures(view, judge, photographs, depths, pictures)
     how_made = f"Preset {config.preset}, {how.steps} steps, {how.copies} copies, seed {config.seed}."
     how_made += how_guided(how, "half that helps")
-    how_made += " Pictures that the atlas holds are taken from it." if atlas else ""
+    how_made += " Pictures that the atlas holds are taken from it." if atlas and given else ""
     notes = (how_made, *_notes(judge, images, photographs, found, config))
     return Result(
         "agreement",

@@ -6,7 +6,7 @@ from vitviz_hf import _torchvision  # noqa: F401  before anything that imports t
 
 # isort: split
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from vitviz_hf.config import BUILTIN_CNN
@@ -35,7 +35,7 @@ class Judge:
             pixels: [B, 3, H, W] in [0, 1], of any size; scaled to the judge's own.
         """
         view = self.view
-        sized = tv.resize(pixels.to(view.device), list(view.input_size), antialias=True).clamp(0, 1)
+        sized = tv.resize(pixels.to(view.device), list(view.input_size), antialias=True)
         if self.sites:
             found = activations(view, sized, self.sites)
             return {f"layer {s.layer}": found[s].scores().cpu() for s in self.sites}
@@ -58,17 +58,22 @@ def open_judge(name: str | None, model: ModelView) -> Judge:
     if name is None:
         name = next(n for n in _ON_THE_HUB if n != model.model_id) if hub_reachable() else BUILTIN_CNN
     view = load_model(name, device=model.device)
-    if _network(view) == _network(model):
+    if _is_same(view.module, model.module):
         raise ConfigError(
             f"the judge is the model itself, {name!r}: it would agree with its own mistakes. Name another."
         )
     return Judge(view, tuple(Site(layer, "resid") for layer in spread_layers(view)))
 
 
-def _network(view: ModelView) -> object:
-    """What makes it the network that it is, at whatever input size and dtype."""
-    own = view.identity
-    return own.weights or (own.model_id, own.revision), own.control
+def _is_same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether networks have the same weights, wherever they are kept, at any input size and dtype, with any head.
+
+    Compared are those of the same name and shape; the first that differ end it.
+    """
+    own, others = dict(one.named_parameters()), dict(other.named_parameters())
+    common = [n for n, weights in own.items() if n in others and weights.shape == others[n].shape]
+    most = 2 * len(common) > min(len(own), len(others))
+    return most and all(torch.equal(own[n].to(others[n]), others[n]) for n in common)
 
 
 def spread_layers(view: ModelView) -> list[int]:

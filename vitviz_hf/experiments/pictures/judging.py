@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vitviz_hf.atlas.agreement import Agreement, write_agreements
+from vitviz_hf.atlas.agreement import Agreement, digest_of, write_agreements
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.experiments.config import AgreementConfig
@@ -25,11 +25,12 @@ def judge_atlas(
         AtlasError: the atlas is of another model, or no picture can be judged.
         ConfigError: it stores too few images, or the judge is the model.
     """
-    if not agreement.pictured(atlas):
+    if not (pictured := agreement.pictured(atlas)):
         raise AtlasError(
             f"the atlas {atlas.name!r} has no picture that was made without its images; make some with 'vitviz atlas "
             "build'."
         )
+    digests = {f: digest_of(atlas.picture_path(f)) for f in pictured}
     config = AgreementConfig(atlas=str(atlas.folder), judge=judge)
     with TemporaryDirectory() as work:
         result = agreement.run([view], None, config, Path(work), progress)
@@ -38,6 +39,5 @@ def judge_atlas(
         parse_feature(row["feature"], None): Agreement(name, row["picture"], row["1 exemplar"])
         for row in result.data["features"].records()
     }
-    pictures = {f: atlas.visualization(f) for f in found}
-    write_agreements(atlas.agreements, {str(f): (path, found[f]) for f, path in pictures.items() if path})
+    write_agreements(atlas.agreements, {str(f): (digests[f], one) for f, one in found.items()})
     return found
