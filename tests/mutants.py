@@ -983,7 +983,7 @@ MUTANTS = [
         "experiments/pictures/agreement",
         (
             "the pictures of all seeds are the atlas's",
-            "known = atlas if seed == config.seed else None",
+            "known = atlas if given and seed == config.seed else None",
             "known = atlas",
             "experiments/pictures/agreement::beside_an_atlas_the_pictures_of_further_seeds_are_made",
         ),
@@ -2103,7 +2103,7 @@ MUTANTS = [
         ),
         (
             "pictures of an atlas are made anew",
-            "known = atlas if seed == config.seed else None",
+            "known = atlas if given and seed == config.seed else None",
             "known = None",
             "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
         ),
@@ -2114,7 +2114,7 @@ MUTANTS = [
             "pictures are asked about the images that went into them",
             "known = atlas if given and seed == config.seed else None",
             "known = atlas if seed == config.seed else None",
-            "experiments/pictures/judging::what_is_drawn_is_not_asked_about_by_pictures_that_images_went_into",
+            "experiments/pictures/judging::what_is_drawn_is_not_asked_about_by_pictures_that_its_images_went_into",
         ),
         (
             "a feature that hardly varies is first on every picture",
