@@ -2147,7 +2147,13 @@ MUTANTS = [
             "a picture that came while another was judged gets its figure",
             "{str(f): (digests[f], one) for f, one in found.items()}",
             "{str(f): (digest_of(atlas.picture_path(f)), one) for f, one in found.items()}",
-            "experiments/pictures/judging::a_picture_that_takes_the_place_of_one_that_is_judged_gets_no_figure",
+            "experiments/pictures/judging::pictures_that_come_while_others_are_judged_get_no_figure",
+        ),
+        (
+            "a picture that comes while others are judged ends the command",
+            "for f, one in found.items() if f in digests}",
+            "for f, one in found.items()}",
+            "experiments/pictures/judging::pictures_that_come_while_others_are_judged_get_no_figure",
         ),
     ),
     *_of(

@@ -167,22 +167,27 @@ def test_what_is_drawn_is_not_asked_about_by_pictures_that_its_images_went_into(
     assert "taken from it" not in result.tables["table"].notes[0]
 
 
-def test_a_picture_that_takes_the_place_of_one_that_is_judged_gets_no_figure(
-    atlas, trained, trained_other, monkeypatch
-):
+def test_pictures_that_come_while_others_are_judged_get_no_figure(atlas, trained, trained_other, monkeypatch):
     own, _, _ = chosen(atlas)
+    further = Feature(SITE, int(np.argsort(-atlas.table(SITE).top_scores[:, 0])[4]))
     run = agreement.run
 
-    def replaced_meanwhile(*arguments):
+    def make(feature):
+        made = visualize(trained, [feature], VisualizeConfig.preset("fast", steps=5))[0]
+        atlas.picture_path(feature).write_bytes(made.png())
+
+    def with_others(*arguments):
+        make(further)
         result = run(*arguments)
-        made = visualize(trained, [own[0]], VisualizeConfig.preset("fast", steps=5))[0]
-        atlas.picture_path(own[0]).write_bytes(made.png())
+        make(own[0])
         return result
 
-    monkeypatch.setattr(agreement, "run", replaced_meanwhile)
-    judge_atlas(trained, atlas, trained_other.model_id)
+    monkeypatch.setattr(agreement, "run", with_others)
+    found = judge_atlas(trained, atlas, trained_other.model_id)
 
-    assert atlas.visualization(own[0]) and atlas.agreement(own[0]) is None and atlas.agreement(own[1])
+    assert further not in own and set(found) == set(own)
+    assert all(atlas.visualization(f) and atlas.agreement(f) is None for f in (own[0], further))
+    assert atlas.agreement(own[1])
 
 
 def test_figures_of_other_pictures_stay(atlas, trained, trained_other):

@@ -39,5 +39,6 @@ def judge_atlas(
         parse_feature(row["feature"], None): Agreement(name, row["picture"], row["1 exemplar"])
         for row in result.data["features"].records()
     }
+    found = {f: one for f, one in found.items() if f in digests}  # others came meanwhile
     write_agreements(atlas.agreements, {str(f): (digests[f], one) for f, one in found.items()})
     return found
