@@ -2034,8 +2034,8 @@ MUTANTS = [
         "experiments/pictures/choosing",
         (
             "pictures of other weights are taken",
-            "if recipe and shows(recipe, view, target):",
-            "if recipe:",
+            "return recipe if recipe and shows(recipe, view, feature) else None",
+            "return recipe",
             "models/identity::a_picture_in_an_atlas_of_other_weights_is_not_taken",
         ),
     ),
@@ -2097,8 +2097,8 @@ MUTANTS = [
         "experiments/pictures/agreement",
         (
             "pictures that images went into are judged by these images",
-            'if (recipe := atlas.recipe(f)) and "guide" not in recipe]',
-            "if atlas.recipe(f)]",
+            'if (recipe := own_recipe(view, atlas, f)) and "guide" not in recipe]',
+            "if own_recipe(view, atlas, f)]",
             "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
         ),
         (
@@ -2107,9 +2107,6 @@ MUTANTS = [
             "known = None",
             "experiments/pictures/judging::an_atlas_is_judged_by_its_own_images_and_keeps_the_figures",
         ),
-    ),
-    *_of(
-        "experiments/pictures/agreement",
         (
             "pictures are asked about the images that went into them",
             "known = atlas if given and seed == config.seed else None",
@@ -2151,13 +2148,10 @@ MUTANTS = [
         ),
         (
             "a picture that comes while others are judged ends the command",
-            "for f, one in found.items() if f in digests}",
-            "for f, one in found.items()}",
+            ", judge=judge, features=tuple(digests))",
+            ", judge=judge)",
             "experiments/pictures/judging::pictures_that_come_while_others_are_judged_get_no_figure",
         ),
-    ),
-    *_of(
-        "experiments/pictures/judging",
         (
             "the best photograph counts as nine do",
             'row["1 exemplar"]',

@@ -13,6 +13,7 @@ from vitviz_hf.cli.main import main
 from vitviz_hf.config import CONTROLS, parse_features
 from vitviz_hf.errors import AtlasError, ConfigError, RecipeError
 from vitviz_hf.experiments.config import ProgressionConfig, SpatialConfig, TokenMixingConfig, TripletsConfig
+from vitviz_hf.experiments.pictures.agreement import pictured
 from vitviz_hf.experiments.result import Result, claim, with_control
 from vitviz_hf.experiments.run import run_experiment
 from vitviz_hf.experiments.tables import Table
@@ -222,7 +223,9 @@ def test_a_recipe_of_no_control_cannot_be_followed(control, told, vit, tmp_path)
         replay(tmp_path / "a.png")
 
 
-def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(moved, labelled, tmp_path):
+@pytest.mark.parametrize("has_digest", [True, False])
+def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(has_digest, moved, labelled, tmp_path):
+    """An atlas of an earlier version does not tell the weights of its model."""
     before = load_model(str(moved), device="cpu")
     how = VisualizeConfig.preset("fast", steps=1)
     stale = visualize(before, ["1.mlp_act:5"], how)[0]
@@ -230,6 +233,10 @@ def test_a_picture_in_an_atlas_of_other_weights_is_not_taken(moved, labelled, tm
     view = load_model(str(moved), device="cpu")
     atlas = make_atlas(view, open_source(str(labelled)), SearchConfig(k=1), tmp_path / "atlas")
     stale.save(atlas.folder / "visualizations" / "1.mlp_act-5.png")
+    if not has_digest:
+        del atlas.manifest["weights"]
+        (atlas.folder / "manifest.json").write_text(json.dumps(atlas.manifest))
+    assert pictured(view, atlas) == []
     config = TripletsConfig(atlas=str(tmp_path / "atlas"), features=parse_features("1.mlp_act:5"), steps=1)
     (row,) = run_experiment("triplets", [view], None, config, tmp_path / "work").tables["table"].records()
     assert row["picture's score"] == visualize(view, ["1.mlp_act:5"], how)[0].score != stale.score

@@ -205,6 +205,8 @@ def test_what_cannot_be_judged_is_told(atlas, trained, trained_other, tmp_path):
     config = AgreementConfig(judge=trained_other.model_id, atlas=str(atlas.folder), features=(guided,))
     with pytest.raises(ConfigError, match=f"went into its picture of {guided}"):
         run_experiment("agreement", [trained], None, config, tmp_path / "a")
+    with pytest.raises(AtlasError, match="is not of"):
+        judge_atlas(trained_other, atlas, trained.model_id)
     for feature in (*own, silent):
         atlas.visualization(feature).unlink()
     with pytest.raises(AtlasError, match="has no picture that was made without its images"):

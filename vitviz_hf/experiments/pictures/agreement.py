@@ -16,7 +16,14 @@ from vitviz_hf.errors import ConfigError
 from vitviz_hf.experiments.bootstrap import bootstrap
 from vitviz_hf.experiments.config import AgreementConfig
 from vitviz_hf.experiments.figures import picture_grid
-from vitviz_hf.experiments.pictures.choosing import check_features, how_guided, one_model, optimized, picture_config
+from vitviz_hf.experiments.pictures.choosing import (
+    check_features,
+    how_guided,
+    one_model,
+    optimized,
+    own_recipe,
+    picture_config,
+)
 from vitviz_hf.experiments.pictures.judge import Judge, open_judge, spread_layers
 from vitviz_hf.experiments.pictures.realism import distance_to, mean_of_pairs, percentile, spectrum_distance
 from vitviz_hf.experiments.pictures.trials import (
@@ -101,8 +108,8 @@ def run(
     judge = open_judge(config.judge, view)
     check_features(view, config.features or ())
     sites = [Site(layer, "mlp_act") for layer in layers_of(view, config.layers)]
-    given = list(config.features or (pictured(atlas) if atlas else ()))
-    if guided := [str(f) for f in given if atlas and atlas.visualization(f) and f not in pictured(atlas)]:
+    given = list(config.features or (pictured(view, atlas) if atlas else ()))
+    if guided := [str(f) for f in given if atlas and "guide" in (atlas.recipe(f) or {})]:
         raise ConfigError(
             f"images of the atlas went into its picture of {guided[0]}, and could be asked about; leave it out."
         )
@@ -174,10 +181,10 @@ def atlas_of(view: ModelView, name: str, ranked: bool) -> Atlas:
     return atlas
 
 
-def pictured(atlas: Atlas) -> list[Feature]:
+def pictured(view: ModelView, atlas: Atlas) -> list[Feature]:
     """Features with a picture into which no real image went: those could be among the ones that are asked about."""
     features = (Feature(site, i) for site, n in atlas.sites.items() for i in range(n))
-    return [f for f in features if (recipe := atlas.recipe(f)) and "guide" not in recipe]
+    return [f for f in features if (recipe := own_recipe(view, atlas, f)) and "guide" not in recipe]
 
 
 def guide_of(view: ModelView, photographs: Photographs, feature: Feature, config: VisualizeConfig) -> Guide:

@@ -119,10 +119,8 @@ def optimized(
     make_folder(folder)
 
     def path_of(target: Pictured) -> Path:
-        if known and isinstance(target, Feature):
-            recipe = known.recipe(target)
-            if recipe and shows(recipe, view, target):
-                return known.picture_path(target)
+        if known and isinstance(target, Feature) and own_recipe(view, known, target):
+            return known.picture_path(target)
         return folder / f"{file_stem(target)}.png"
 
     wanted = list(dict.fromkeys(targets))
@@ -140,6 +138,12 @@ def optimized(
             if progress:
                 progress(done, len(wanted))
     return {t: _read(path_of(t)) for t in wanted}
+
+
+def own_recipe(view: ModelView, atlas: Atlas, feature: Feature) -> dict[str, Any] | None:
+    """As `Atlas.recipe`, of this very model: an atlas of an earlier version has no digest of its model's weights."""
+    recipe = atlas.recipe(feature)
+    return recipe if recipe and shows(recipe, view, feature) else None
 
 
 def _made(path: Path, view: ModelView, target: Pictured, config: VisualizeConfig) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitviz_hf.atlas.agreement import Agreement, digest_of, write_agreements
+from vitviz_hf.atlas.page import check_model
 from vitviz_hf.atlas.store import Atlas
 from vitviz_hf.errors import AtlasError
 from vitviz_hf.experiments.config import AgreementConfig
@@ -25,13 +26,14 @@ def judge_atlas(
         AtlasError: the atlas is of another model, or no picture can be judged.
         ConfigError: it stores too few images, or the judge is the model.
     """
-    if not (pictured := agreement.pictured(atlas)):
+    check_model(view, atlas)
+    digests = {f: digest_of(atlas.picture_path(f)) for f in agreement.pictured(view, atlas)}
+    if not digests:
         raise AtlasError(
             f"the atlas {atlas.name!r} has no picture that was made without its images; make some with 'vitviz atlas "
             "build'."
         )
-    digests = {f: digest_of(atlas.picture_path(f)) for f in pictured}
-    config = AgreementConfig(atlas=str(atlas.folder), judge=judge)
+    config = AgreementConfig(atlas=str(atlas.folder), judge=judge, features=tuple(digests))
     with TemporaryDirectory() as work:
         result = agreement.run([view], None, config, Path(work), progress)
     name = str(result.manifest["judge"]["model_id"])
@@ -39,6 +41,5 @@ def judge_atlas(
         parse_feature(row["feature"], None): Agreement(name, row["picture"], row["1 exemplar"])
         for row in result.data["features"].records()
     }
-    found = {f: one for f, one in found.items() if f in digests}  # others came meanwhile
     write_agreements(atlas.agreements, {str(f): (digests[f], one) for f, one in found.items()})
     return found
